@@ -1,0 +1,32 @@
+"""Every error that m40llm raises on purpose. Each says what was wanted, what came, and where.
+
+The kinds answer one question: whose turn is it to act?
+"""
+
+
+class M40LLMError(Exception):
+    """Base of all errors below; the command line prints its text and exits with 1."""
+
+
+class ModelFileError(M40LLMError):
+    """The user's model file is broken: the text names the offset, key or tensor."""
+
+
+class UnsupportedModelError(ModelFileError):
+    """The model file is sound, but it holds something that m40llm does not run."""
+
+
+class RequestError(M40LLMError):
+    """The caller's request cannot be honoured: a bad parameter, too long a prompt."""
+
+
+class DeviceError(M40LLMError):
+    """The device is missing, unfit, out of memory or failed."""
+
+
+class PullError(M40LLMError):
+    """A model could not be fetched: no network, no such file, a wrong checksum."""
+
+
+class KernelContractError(M40LLMError):
+    """A bug in m40llm: an op was called with arguments that break its contract."""
