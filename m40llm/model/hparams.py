@@ -1,0 +1,258 @@
+"""Hyper-parameters of a model: the numbers of its metadata, checked, under this project's names.
+
+Key names and defaults are llama.cpp's (llama-arch.cpp, llama-model.cpp). What depends on the
+architecture (which way RoPE pairs dimensions, which tensors there are) is not here but in the
+table of model/arch.py; these fields mean the same for every architecture.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+import numpy as np
+
+from m40llm.errors import UnsupportedModelError
+from m40llm.gguf import REQUIRED, GGUFFile, Metadata
+from m40llm.gguf.cursor import shown
+
+# Limits far above any model that exists, so low that the products of them which size buffers
+# stay below 2^63: n_layers * n_kv_heads * head_dim * context_length is at most 2^61.
+MAX_LAYERS = 2**12  # the deepest models have a few hundred
+MAX_HEADS = 2**12  # 128 in Llama 3 405B
+MAX_HEAD_DIM = 2**11  # 512 at most so far
+MAX_EMBD = 2**18  # 16,384 in Llama 3 405B
+MAX_FF = 2**20  # 53,248 in Llama 3 405B
+MAX_VOCAB = 2**24  # 262,144 in Gemma 3
+MAX_CONTEXT = 2**26  # 10 million tokens in Llama 4 Scout
+MAX_FACTOR = 1e6  # of RoPE's scaling numbers: the context grows no more than that
+MIN_FACTOR = 1e-3  # of those that RoPE divides by
+MIN_THETA = 1.5  # at 1 all pairs turn alike, and YaRN divides by the logarithm
+MAX_THETA = 1e12  # 10 million in the models with the longest contexts
+
+RopeScaling = Literal["none", "linear", "yarn", "llama3", "longrope"]
+
+
+@dataclass(frozen=True)
+class RopeParams:
+    """Rotary position embedding: the first `rope_dim` of a head's dimensions turn with `pos`.
+
+    Dimension pair p turns by pos * theta^(-2 p / rope_dim), before `scaling` changes that.
+    llama.cpp has no "llama3": its converter writes a tensor `rope_freqs.weight` instead, with
+    scaling "none"; the name is taken for files of other writers.
+    """
+
+    rope_dim: int  # even, at most head_dim
+    theta: float = 10000.0
+    scaling: RopeScaling = "none"
+    factor: float = 1.0  # how many times the original context was stretched
+    original_context_length: int = 2048
+    attn_factor: float = 1.0  # multiplies the cosines and sines (yarn, longrope)
+    ext_factor: float = 0.0  # yarn: share of extrapolation; 1 in yarn files that do not say
+    beta_fast: float = 32.0  # yarn: full turns from which a pair is left as it was
+    beta_slow: float = 1.0  # yarn: full turns up to which a pair is stretched by `factor`
+    yarn_attn_factor: float = 1.0  # llama.cpp replaces it by a function of `factor`
+    yarn_log_multiplier: float = 0.0  # 0: not given
+    low_freq_factor: float = 1.0  # llama3
+    high_freq_factor: float = 4.0  # llama3
+
+
+@dataclass(frozen=True)
+class HParams:
+    """What shapes a model. All counts are at least 1; see the limits above for their ends."""
+
+    arch: str
+    context_length: int  # tokens
+    vocab_size: int
+    n_layers: int
+    n_embd: int
+    n_ff: int
+    n_heads: int
+    n_kv_heads: int  # divides n_heads
+    head_dim: int  # of K and V; need not be n_embd / n_heads
+    norm_eps: float
+    rope: RopeParams
+    sliding_window: int | None = None  # tokens that a token sees, itself included
+
+    @property
+    def group_size(self) -> int:
+        """Query heads that share a K/V head."""
+        return self.n_heads // self.n_kv_heads
+
+    @property
+    def q_dim(self) -> int:
+        """Width of all query heads, which is attn_output's input."""
+        return self.n_heads * self.head_dim
+
+    @property
+    def kv_dim(self) -> int:
+        """Width of all key (or value) heads."""
+        return self.n_kv_heads * self.head_dim
+
+    @property
+    def value_length(self) -> int:
+        """Width of a value head: `head_dim`, since `from_gguf` refuses anything else."""
+        return self.head_dim
+
+    @classmethod
+    def from_gguf(cls, file: GGUFFile) -> "HParams":
+        """Reads and checks the hyper-parameters of an open file, whatever its architecture.
+
+        Raises ModelFileError for a number that is missing, of the wrong type, NaN or absurd, or
+        that contradicts another; UnsupportedModelError for what is sound but not run here.
+        """
+        metadata = file.metadata
+        arch = metadata.get_str("general.architecture")
+        context_length = _count(metadata, f"{arch}.context_length", MAX_CONTEXT)
+        n_layers = _count(metadata, f"{arch}.block_count", MAX_LAYERS)
+        n_embd = _count(metadata, f"{arch}.embedding_length", MAX_EMBD)
+        n_heads, n_kv_heads = _heads(metadata, arch, n_layers)
+        head_dim = _head_dim(metadata, arch, n_embd, n_heads)
+        window = metadata.get_int(
+            f"{arch}.attention.sliding_window", 0, minimum=0, maximum=2**32 - 1
+        )
+        return cls(
+            arch=arch,
+            context_length=context_length,
+            vocab_size=_vocab_size(metadata, arch),
+            n_layers=n_layers,
+            n_embd=n_embd,
+            n_ff=_per_layer(metadata, f"{arch}.feed_forward_length", n_layers, MAX_FF),
+            n_heads=n_heads,
+            n_kv_heads=n_kv_heads,
+            head_dim=head_dim,
+            norm_eps=_norm_eps(metadata, arch),
+            rope=_rope(metadata, arch, head_dim, context_length),
+            sliding_window=window or None,
+        )
+
+
+def _count(metadata: Metadata, key: str, limit: int) -> int:
+    return metadata.get_int(key, minimum=1, maximum=limit)
+
+
+def _per_layer(
+    metadata: Metadata, key: str, n_layers: int, limit: int, default: int | None = None
+) -> int:
+    """A count that a file may give once, or once a layer; the layers must agree."""
+    if metadata.n_items(key) is None:
+        return metadata.get_int(
+            key, REQUIRED if default is None else default, minimum=1, maximum=limit
+        )
+    counts = metadata.get_ints(key)
+    if counts.size != n_layers:
+        metadata.refuse(key, f"a number or {n_layers} of them, one a layer", f"{counts.size}")
+    span = f"{counts.min()} to {counts.max()}"
+    if counts.min() < 1 or counts.max() > limit:
+        metadata.refuse(key, f"integers from 1 to {limit}", span)
+    if np.any(counts != counts[0]):
+        metadata.refuse(key, "the same number in every layer", span, UnsupportedModelError)
+    return int(counts[0])
+
+
+def _vocab_size(metadata: Metadata, arch: str) -> int:
+    """The vocabulary's length; without a vocabulary, what the architecture's key says."""
+    key = "tokenizer.ggml.tokens"
+    if key not in metadata:
+        return _count(metadata, f"{arch}.vocab_size", MAX_VOCAB)
+    n_tokens = metadata.n_strings(key)
+    if not 1 <= n_tokens <= MAX_VOCAB:
+        metadata.refuse(key, f"an array of 1 to {MAX_VOCAB} strings", f"{n_tokens}")
+    return n_tokens
+
+
+def _heads(metadata: Metadata, arch: str, n_layers: int) -> tuple[int, int]:
+    key = f"{arch}.attention.head_count"
+    n_heads = _per_layer(metadata, key, n_layers, MAX_HEADS)
+    n_kv_heads = _per_layer(metadata, f"{key}_kv", n_layers, MAX_HEADS, default=n_heads)
+    if n_heads % n_kv_heads:
+        metadata.refuse(f"{key}_kv", f"a divisor of the {n_heads} heads", f"{n_kv_heads}")
+    return n_heads, n_kv_heads
+
+
+def _head_dim(metadata: Metadata, arch: str, n_embd: int, n_heads: int) -> int:
+    key = f"{arch}.attention.key_length"
+    if key not in metadata and n_embd % n_heads:
+        wanted = f"a multiple of the {n_heads} heads, {key} being absent"
+        metadata.refuse(f"{arch}.embedding_length", wanted, f"{n_embd}")
+    default = n_embd // n_heads
+    head_dim = metadata.get_int(key, default, minimum=1, maximum=MAX_HEAD_DIM)
+    if head_dim > MAX_HEAD_DIM:
+        wanted = f"at most {MAX_HEAD_DIM} for each of the {n_heads} heads"
+        metadata.refuse(f"{arch}.embedding_length", wanted, f"{n_embd}, which is {head_dim} a head")
+    value_key = f"{arch}.attention.value_length"
+    value_length = metadata.get_int(value_key, default, minimum=1, maximum=MAX_HEAD_DIM)
+    if value_length != head_dim:
+        wanted = f"value heads as wide as key heads, {head_dim}"
+        metadata.refuse(value_key, wanted, f"{value_length}", UnsupportedModelError)
+    return head_dim
+
+
+def _norm_eps(metadata: Metadata, arch: str) -> float:
+    key = f"{arch}.attention.layer_norm_rms_epsilon"
+    plain = f"{arch}.attention.layer_norm_epsilon"  # LayerNorm architectures
+    if key not in metadata and plain in metadata:
+        key = plain
+    eps = metadata.get_float(key)
+    if not 0.0 < eps < 1.0:
+        metadata.refuse(key, "a number between 0 and 1", f"{eps:g}")
+    return eps
+
+
+def _rope(metadata: Metadata, arch: str, head_dim: int, context_length: int) -> RopeParams:
+    prefix = f"{arch}.rope.scaling"
+    factor = _scaling_factor(metadata, arch)
+    scaling = _scaling_type(metadata, arch, factor)
+
+    def number(name: str, default: float, *, minimum: float = 0.0) -> float:
+        return metadata.get_float(f"{prefix}.{name}", default, minimum=minimum, maximum=MAX_FACTOR)
+
+    ext_factor = number("yarn_ext_factor", -1.0, minimum=-1.0)
+    if ext_factor < 0.0:  # llama.cpp's way of saying "not set"
+        ext_factor = 1.0 if scaling == "yarn" else 0.0
+    return RopeParams(
+        rope_dim=_rope_dim(metadata, arch, head_dim),
+        theta=metadata.get_float(
+            f"{arch}.rope.freq_base", 10000.0, minimum=MIN_THETA, maximum=MAX_THETA
+        ),
+        scaling=scaling,
+        factor=1.0 if scaling == "none" else factor,
+        original_context_length=metadata.get_int(
+            f"{prefix}.original_context_length", context_length, minimum=1, maximum=MAX_CONTEXT
+        ),
+        attn_factor=number("attn_factor", 1.0),
+        ext_factor=ext_factor,
+        beta_fast=number("yarn_beta_fast", 32.0, minimum=MIN_FACTOR),
+        beta_slow=number("yarn_beta_slow", 1.0, minimum=MIN_FACTOR),
+        yarn_attn_factor=number("yarn_attn_factor", 1.0),
+        yarn_log_multiplier=number("yarn_log_multiplier", 0.0),
+        low_freq_factor=number("low_freq_factor", 1.0),
+        high_freq_factor=number("high_freq_factor", 4.0),
+    )
+
+
+def _rope_dim(metadata: Metadata, arch: str, head_dim: int) -> int:
+    key = f"{arch}.rope.dimension_count"
+    rope_dim = metadata.get_int(key, head_dim)
+    if rope_dim % 2 or not 2 <= rope_dim <= head_dim:
+        metadata.refuse(key, f"an even number from 2 to the head's {head_dim}", f"{rope_dim}")
+    return rope_dim
+
+
+def _scaling_factor(metadata: Metadata, arch: str) -> float:
+    """`rope.scaling.factor`, or its older name; 0 and absent mean 1."""
+    key = f"{arch}.rope.scaling.factor"
+    if key not in metadata:
+        key = f"{arch}.rope.scale_linear"
+    factor = metadata.get_float(key, 0.0, minimum=0.0, maximum=MAX_FACTOR) or 1.0
+    if factor < MIN_FACTOR:
+        metadata.refuse(key, f"0 or a number of at least {MIN_FACTOR}", f"{factor:g}")
+    return factor
+
+
+def _scaling_type(metadata: Metadata, arch: str, factor: float) -> RopeScaling:
+    """What the file says; where it says nothing, a factor alone means linear (llama.cpp)."""
+    key = f"{arch}.rope.scaling.type"
+    name = metadata.get_str(key, "none" if factor == 1.0 else "linear")
+    if name not in get_args(RopeScaling):
+        wanted = f"one of {', '.join(get_args(RopeScaling))}"
+        metadata.refuse(key, wanted, shown(name), UnsupportedModelError)
+    return cast(RopeScaling, name)
