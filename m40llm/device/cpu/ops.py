@@ -1,0 +1,124 @@
+"""The ops of the `cpu` device: FP32 throughout, FP32 cache, weights read in the file's blocks."""
+
+import os
+from typing import Any
+
+import numpy as np
+from gguf import GGMLQuantizationType as GGMLType
+from numpy.typing import NDArray
+
+from m40llm.device.cpu import elementwise
+from m40llm.device.cpu.attention import attention
+from m40llm.device.cpu.formats import FORMATS, UNIT
+from m40llm.device.cpu.matmul import DenseMatrix, PackedMatrix, gather_rows, matmul
+from m40llm.device.ops import RopeTable
+from m40llm.gguf.blocks import dequantize
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int32]
+Matrix = PackedMatrix | DenseMatrix
+
+
+class CpuOps:
+    """Implements `device.ops.Ops` with NumPy, its BLAS and Numba's CPU JIT. Buffers are arrays."""
+
+    name = "cpu"
+    cache_dtype = np.dtype(np.float32)
+
+    def free_bytes(self) -> int:
+        return _available_bytes()
+
+    def matrix_bytes(self, ggml_type: GGMLType, n_rows: int, n_cols: int) -> int:
+        """What formats.py knows is read from the file's mapping; the rest becomes float32."""
+        return 0 if _is_packed(ggml_type, n_cols) else 4 * n_rows * n_cols
+
+    def matrix(
+        self, ggml_type: GGMLType, n_rows: int, n_cols: int, data: NDArray[np.uint8]
+    ) -> Matrix:
+        if _is_packed(ggml_type, n_cols):
+            return PackedMatrix(ggml_type, n_rows, n_cols, data)
+        weights = dequantize(ggml_type, data.reshape(n_rows, -1))
+        if n_cols % UNIT:
+            return DenseMatrix(weights)
+        memory = weights.reshape(-1).view(np.uint8)
+        memory.flags.writeable = False  # as the mapping: one type, one compiled product
+        return PackedMatrix(GGMLType.F32, n_rows, n_cols, memory)
+
+    def empty(self, shape: tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
+        return np.empty(shape, dtype)
+
+    def write(self, buffer: NDArray[Any], values: NDArray[Any]) -> None:
+        buffer[...] = values
+
+    def read(self, buffer: NDArray[Any]) -> NDArray[Any]:
+        return buffer.copy()
+
+    def embedding(self, table: Matrix, token_ids: Ints, *, out: Floats) -> None:
+        gather_rows(table, token_ids, out)
+
+    def rms_norm(self, x: Floats, weight: Floats, eps: float, *, out: Floats) -> None:
+        elementwise.rms_norm(x, weight, eps, out)
+
+    def matmul(
+        self,
+        w: Matrix,
+        x: Floats,
+        *,
+        out: Floats,
+        bias: Floats | None = None,
+        accumulate: bool = False,
+    ) -> None:
+        matmul(w, x, out, accumulate=accumulate)
+        if bias is not None:
+            out += bias
+
+    def rope(self, x: Floats, pos: Ints, table: RopeTable) -> None:
+        stride, partner = (2, 1) if table.layout == "interleaved" else (1, table.cos.shape[1])
+        elementwise.rotate(x, pos, table.cos, table.sin, stride, partner)
+
+    def append(
+        self, k: Floats, v: Floats, k_cache: Floats, v_cache: Floats, seq: Ints, pos: Ints
+    ) -> None:
+        elementwise.append(k, v, k_cache, v_cache, seq, pos)
+
+    def attention(
+        self,
+        q: Floats,
+        k_cache: Floats,
+        v_cache: Floats,
+        seq: Ints,
+        pos: Ints,
+        *,
+        scale: float,
+        window: int,
+        out: Floats,
+    ) -> None:
+        attention(q, k_cache, v_cache, seq, pos, scale, out, window=window)
+
+    def swiglu(self, gate: Floats, up: Floats, *, out: Floats) -> None:
+        elementwise.swiglu(gate, up, out)
+
+    def take_rows(self, x: Floats, rows: Ints, *, out: Floats) -> None:
+        np.take(x, rows, axis=0, out=out)
+
+
+def _is_packed(ggml_type: GGMLType, n_cols: int) -> bool:
+    return ggml_type in FORMATS and n_cols % UNIT == 0
+
+
+def _available_bytes() -> int:
+    """What the kernel says a new program could take without swapping, within the cgroup's limit."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as meminfo:
+            fields = dict(line.split(":", 1) for line in meminfo)
+        available = int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):  # not Linux
+        pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 1 << 21
+        available = pages * 4096
+    try:
+        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as limit:
+            text = limit.read().strip()
+        with open("/sys/fs/cgroup/memory.current", encoding="ascii") as current:
+            return min(available, int(text) - int(current.read())) if text != "max" else available
+    except (OSError, ValueError):
+        return available

@@ -1,0 +1,119 @@
+"""Ops: what a device must be able to do. The transformer is written once, over this protocol.
+
+Buffers are the device's own arrays (NumPy on `cpu`); all activations are float32, row-major, and
+slicing a prefix of rows gives a view. No op allocates on the device or returns a value: results go
+to `out`. Integers that say which row is what (`token_ids`, `seq`, `pos`, `rows`) are int32 buffers.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from gguf import GGMLQuantizationType as GGMLType
+from numpy.typing import NDArray
+
+Buffer = Any
+Matrix = Any
+RopeLayout = Literal["interleaved", "half"]
+
+
+@dataclass(frozen=True)
+class RopeTable:
+    """Cosines and sines of every position, computed in FP64 on the host.
+
+    cos, sin  float32[max_seq_len, rope_dim / 2]
+    layout    which two elements of a head form pair d: (2d, 2d+1) or (d, d + rope_dim/2)
+    """
+
+    cos: Buffer
+    sin: Buffer
+    layout: RopeLayout
+
+
+class Ops(Protocol):
+    """One device's operations; `cpu` has its own, `cuda` and `emulator` share the kernels."""
+
+    name: str
+    cache_dtype: np.dtype[Any]
+
+    def free_bytes(self) -> int:
+        """Memory that a model could still take."""
+        ...
+
+    def matrix_bytes(self, ggml_type: GGMLType, n_rows: int, n_cols: int) -> int:
+        """What `matrix` would allocate for such a tensor."""
+        ...
+
+    def matrix(
+        self, ggml_type: GGMLType, n_rows: int, n_cols: int, data: NDArray[np.uint8]
+    ) -> Matrix:
+        """A weight matrix from the file's bytes: uint8[n_rows * row_bytes]."""
+        ...
+
+    def empty(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Buffer:
+        """An uninitialised buffer."""
+        ...
+
+    def write(self, buffer: Buffer, values: NDArray[Any]) -> None:
+        """Host -> device, same shape and type."""
+        ...
+
+    def read(self, buffer: Buffer) -> NDArray[Any]:
+        """Device -> host: a copy, after all work that was enqueued."""
+        ...
+
+    def embedding(self, table: Matrix, token_ids: Buffer, *, out: Buffer) -> None:
+        """out[t] = table[token_ids[t]]   float32[t, n_embd]"""
+        ...
+
+    def rms_norm(self, x: Buffer, weight: Buffer, eps: float, *, out: Buffer) -> None:
+        """out[t, c] = weight[c] x[t, c] / sqrt(mean(x[t]^2) + eps); out may be x."""
+        ...
+
+    def matmul(
+        self,
+        w: Matrix,
+        x: Buffer,
+        *,
+        out: Buffer,
+        bias: Buffer | None = None,
+        accumulate: bool = False,
+    ) -> None:
+        """out (+)= x W^T (+ bias)   x [t, n_cols], out [t, n_rows]"""
+        ...
+
+    def rope(self, x: Buffer, pos: Buffer, table: RopeTable) -> None:
+        """Rotate x [t, n_heads, head_dim] in place to positions pos[t]."""
+        ...
+
+    def append(
+        self, k: Buffer, v: Buffer, k_cache: Buffer, v_cache: Buffer, seq: Buffer, pos: Buffer
+    ) -> None:
+        """cache[seq[t], h, pos[t]] = k[t, h]; k, v [t, n_kv_heads, head_dim]; one layer's cache."""
+        ...
+
+    def attention(
+        self,
+        q: Buffer,
+        k_cache: Buffer,
+        v_cache: Buffer,
+        seq: Buffer,
+        pos: Buffer,
+        *,
+        scale: float,
+        window: int,
+        out: Buffer,
+    ) -> None:
+        """out[t, h] = softmax_p(scale q[t, h] . k[p]) v[p] over p <= pos[t] (last `window`; 0: all)
+
+        The rows of one sequence stand together and in order.
+        """
+        ...
+
+    def swiglu(self, gate: Buffer, up: Buffer, *, out: Buffer) -> None:
+        """out = silu(gate) up; out may be gate."""
+        ...
+
+    def take_rows(self, x: Buffer, rows: Buffer, *, out: Buffer) -> None:
+        """out[i] = x[rows[i]]"""
+        ...

@@ -1,0 +1,49 @@
+"""Batch: the rows of one forward pass, of several sequences, prefill and decode together."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m40llm.errors import KernelContractError
+
+Ints = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Token ids with their sequence and position; the rows of a sequence stand together.
+
+    token_ids, seq, pos  int32[n_tokens]
+    logit_rows           int32[n_logits]  the rows whose logits are wanted
+    """
+
+    token_ids: Ints
+    seq: Ints
+    pos: Ints
+    logit_rows: Ints
+
+    def __post_init__(self) -> None:
+        shapes = {self.token_ids.shape, self.seq.shape, self.pos.shape}
+        if len(shapes) != 1 or self.token_ids.ndim != 1 or not self.token_ids.size:
+            raise KernelContractError(f"batch: expected three int32[n >= 1], got {shapes}")
+
+    @property
+    def n_tokens(self) -> int:
+        return int(self.token_ids.size)
+
+    @classmethod
+    def of(cls, *pieces: tuple[int, int, list[int]], logits: str = "last") -> Self:
+        """From (seq, first position, token ids) pieces; logits of the `last` row each, or `all`."""
+        ids = [np.asarray(piece, np.int32) for _, _, piece in pieces]
+        seq = [np.full(len(a), s, np.int32) for (s, _, _), a in zip(pieces, ids, strict=True)]
+        pos = [
+            np.arange(first, first + len(a), dtype=np.int32)
+            for (_, first, _), a in zip(pieces, ids, strict=True)
+        ]
+        ends = np.cumsum([len(a) for a in ids])
+        rows = ends - 1 if logits == "last" else np.arange(ends[-1])
+        return cls(
+            np.concatenate(ids), np.concatenate(seq), np.concatenate(pos), rows.astype(np.int32)
+        )

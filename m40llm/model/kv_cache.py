@@ -1,0 +1,50 @@
+"""The KV cache: keys (after RoPE) and values of every token so far, one layout for all devices.
+
+k, v  float16 (float32 on cpu)[n_layers, n_seqs, n_kv_heads, max_seq_len, head_dim], C order
+offset(layer, seq, head, pos, d) =
+    ((((layer * n_seqs + seq) * n_kv_heads + head) * max_seq_len + pos) * head_dim + d
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m40llm.device.ops import Buffer, Ops
+from m40llm.errors import RequestError
+from m40llm.model.hparams import HParams
+
+
+def cache_bytes(hp: HParams, n_seqs: int, max_seq_len: int, itemsize: int) -> int:
+    """Bytes of K and V together; `itemsize` is 2 for float16, 4 for float32."""
+    return 2 * hp.n_layers * n_seqs * hp.kv_dim * max_seq_len * itemsize
+
+
+class KVCache:
+    """Cache of `n_seqs` sequences of up to `max_seq_len` tokens.
+
+    What lies beyond `seq_lens[seq]` belongs to nobody: rolling a sequence back is setting its
+    length, and nothing needs to be cleared.
+    """
+
+    def __init__(self, ops: Ops, hp: HParams, n_seqs: int, max_seq_len: int) -> None:
+        shape = (hp.n_layers, n_seqs, hp.n_kv_heads, max_seq_len, hp.head_dim)
+        self._ops = ops
+        self.k: Buffer = ops.empty(shape, ops.cache_dtype)
+        self.v: Buffer = ops.empty(shape, ops.cache_dtype)
+        self.n_seqs = n_seqs
+        self.max_seq_len = max_seq_len
+        self.seq_lens = np.zeros(n_seqs, np.int32)
+
+    def read(self, layer: int, seq: int, pos: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """One token's (K, V), each [n_kv_heads, head_dim]. RequestError beyond what is cached."""
+        if not (0 <= layer < self.k.shape[0] and 0 <= seq < self.n_seqs):
+            raise RequestError(f"kv.read: no layer {layer} of sequence {seq}")
+        if not 0 <= pos < self.seq_lens[seq]:
+            raise RequestError(f"kv.read: pos {pos}: the cache holds {self.seq_lens[seq]} tokens")
+        k, v = self.k[layer, seq, :, pos], self.v[layer, seq, :, pos]
+        return self._ops.read(k), self._ops.read(v)
+
+    def truncate(self, seq: int, seq_len: int) -> None:
+        """Forget the tokens of a sequence from position `seq_len` on."""
+        self.seq_lens[seq] = min(self.seq_lens[seq], seq_len)

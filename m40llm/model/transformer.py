@@ -1,0 +1,118 @@
+"""The decoder-only transformer, written once over `Ops`: one op a line, its shape at the right."""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m40llm.device.ops import Buffer, Ops
+from m40llm.errors import KernelContractError
+from m40llm.model.arch import Architecture
+from m40llm.model.batch import Batch
+from m40llm.model.hparams import HParams
+from m40llm.model.kv_cache import KVCache
+from m40llm.model.rope import rope_table
+from m40llm.model.weights import LayerWeights, Weights
+from m40llm.model.workspace import Rows, Workspace
+
+
+class Transformer:
+    """A model on a device: weights, cache and workspace; `forward` is all it does."""
+
+    def __init__(
+        self,
+        ops: Ops,
+        arch: Architecture,
+        hp: HParams,
+        weights: Weights,
+        *,
+        n_seqs: int,
+        max_seq_len: int,
+        max_tokens: int,
+        max_logits: int,
+        freq_factors: NDArray[np.float32] | None = None,
+    ) -> None:
+        self.ops, self.arch, self.hp, self.weights = ops, arch, hp, weights
+        self.kv = KVCache(ops, hp, n_seqs, max_seq_len)
+        self.workspace = Workspace(ops, hp, max_tokens, max_logits)
+        self._rope = rope_table(ops, hp.rope, arch.rope_layout, max_seq_len, freq_factors)
+        self._window = (hp.sliding_window or 0) if arch.has_sliding_window else 0
+
+    def forward(self, batch: Batch) -> Buffer:
+        """Logits of the batch's `logit_rows`: float32[n_logits, vocab_size], on the device.
+
+        Each row attends to its sequence's cache up to its own position, which it extends; the
+        result is a view of the workspace, good until the next call.
+        """
+        self._check(batch)
+        ws = self._load(batch)
+        self.ops.embedding(self.weights.token_embd, ws.token_ids, out=ws.x)  # [t, n_embd]
+        for layer, w in enumerate(self.weights.layers):
+            self._attention_block(layer, w, ws)
+            self._ffn_block(w, ws)
+        np.maximum.at(self.kv.seq_lens, batch.seq, batch.pos + 1)
+        return self._logits(batch, ws)
+
+    def _check(self, batch: Batch) -> None:
+        ws = self.workspace
+        if batch.n_tokens > ws.max_tokens or batch.logit_rows.size > ws.max_logits:
+            raise KernelContractError(
+                f"batch: {batch.n_tokens} rows and {batch.logit_rows.size} logits, "
+                f"the workspace holds {ws.max_tokens} and {ws.max_logits}"
+            )
+        ranges = (
+            ("token_ids", batch.token_ids, self.hp.vocab_size),
+            ("seq", batch.seq, self.kv.n_seqs),
+            ("pos", batch.pos, self.kv.max_seq_len),
+        )
+        for name, values, end in ranges:
+            if values.min() < 0 or values.max() >= end:
+                raise KernelContractError(f"batch.{name}: expected 0 to {end - 1}, got {values}")
+
+    def _load(self, batch: Batch) -> Rows:
+        ws = self.workspace.rows(batch.n_tokens)
+        self.ops.write(ws.token_ids, batch.token_ids)
+        self.ops.write(ws.seq, batch.seq)
+        self.ops.write(ws.pos, batch.pos)
+        return ws
+
+    def _attention_block(self, layer: int, w: LayerWeights, ws: Rows) -> None:
+        ops, k_cache, v_cache = self.ops, self.kv.k[layer], self.kv.v[layer]
+        ops.rms_norm(ws.x, w.attn_norm, self.hp.norm_eps, out=ws.x_norm)  # [t, n_embd]
+        ops.matmul(w.attn_q, ws.x_norm, out=ws.q, bias=w.attn_q_bias)  # [t, q_dim]
+        ops.matmul(w.attn_k, ws.x_norm, out=ws.k, bias=w.attn_k_bias)  # [t, kv_dim]
+        ops.matmul(w.attn_v, ws.x_norm, out=ws.v, bias=w.attn_v_bias)  # [t, kv_dim]
+        ops.rope(ws.q_heads, ws.pos, self._rope)  # in place
+        ops.rope(ws.k_heads, ws.pos, self._rope)  # in place
+        ops.append(ws.k_heads, ws.v_heads, k_cache, v_cache, ws.seq, ws.pos)
+        ops.attention(
+            ws.q_heads,
+            k_cache,
+            v_cache,
+            ws.seq,
+            ws.pos,
+            scale=1 / math.sqrt(self.hp.head_dim),
+            window=self._window,
+            out=ws.attn_heads,
+        )  # [t, n_heads, head_dim]
+        ops.matmul(w.attn_output, ws.attn, out=ws.x, bias=w.attn_output_bias, accumulate=True)
+
+    def _ffn_block(self, w: LayerWeights, ws: Rows) -> None:
+        ops = self.ops
+        ops.rms_norm(ws.x, w.ffn_norm, self.hp.norm_eps, out=ws.x_norm)  # [t, n_embd]
+        ops.matmul(w.ffn_gate, ws.x_norm, out=ws.gate, bias=w.ffn_gate_bias)  # [t, n_ff]
+        ops.matmul(w.ffn_up, ws.x_norm, out=ws.up, bias=w.ffn_up_bias)  # [t, n_ff]
+        ops.swiglu(ws.gate, ws.up, out=ws.gate)  # in place
+        ops.matmul(w.ffn_down, ws.gate, out=ws.x, bias=w.ffn_down_bias, accumulate=True)
+
+    def _logits(self, batch: Batch, ws: Rows) -> Buffer:
+        """Only the rows that somebody wants go through the output matrix."""
+        ops, n_logits = self.ops, batch.logit_rows.size
+        rows = self.workspace.logit_rows[:n_logits]
+        x_last = self.workspace.x_last[:n_logits]
+        logits = self.workspace.logits[:n_logits]
+        ops.write(rows, batch.logit_rows)
+        ops.take_rows(ws.x, rows, out=x_last)  # [n_logits, n_embd]
+        ops.rms_norm(x_last, self.weights.output_norm, self.hp.norm_eps, out=x_last)
+        ops.matmul(self.weights.output, x_last, out=logits)  # [n_logits, vocab_size]
+        return logits

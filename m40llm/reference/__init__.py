@@ -1,0 +1,25 @@
+"""The oracle: every op as one obvious NumPy function in FP64, slow on purpose.
+
+What the kernels and the cpu ops compute fast is compared with these. Each takes what its op takes
+and returns a new array; float32 inputs are widened first and nothing is rounded on the way.
+"""
+
+from m40llm.reference.append import append
+from m40llm.reference.attention import attention
+from m40llm.reference.embedding import embedding
+from m40llm.reference.matmul import matmul
+from m40llm.reference.rms_norm import rms_norm
+from m40llm.reference.rope import rope
+from m40llm.reference.softmax import softmax
+from m40llm.reference.swiglu import swiglu
+
+__all__ = [
+    "append",
+    "attention",
+    "embedding",
+    "matmul",
+    "rms_norm",
+    "rope",
+    "softmax",
+    "swiglu",
+]

@@ -1,0 +1,18 @@
+"""Append to the KV cache: cache[seq[t], head, pos[t]] = k[t, head], rounded to the cache's type."""
+
+from typing import Any
+
+from numpy.typing import NDArray
+
+
+def append(
+    k: NDArray[Any], cache: NDArray[Any], seq: NDArray[Any], pos: NDArray[Any]
+) -> NDArray[Any]:
+    """k [n_tokens, n_kv_heads, head_dim], cache [n_seqs, n_kv_heads, max_seq_len, head_dim]
+
+    Returns the cache after the append, in its own type.
+    """
+    cache = cache.copy()
+    for t in range(k.shape[0]):
+        cache[seq[t], :, pos[t]] = k[t].astype(cache.dtype)
+    return cache

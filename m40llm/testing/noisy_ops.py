@@ -1,0 +1,80 @@
+"""NoisyOps: the reference run with every op's rounding errors drawn at the size of their bounds.
+
+How far FP32 may stray in a whole model has no useful closed bound, but each op's bound is known:
+an FP32 sum of n products errs by at most gamma_n * sum |w| |x|, gamma_n = n u / (1 - n u) with
+u = 2^-24 (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1). This runs the
+model in FP64 and adds, to each op's result, uniform noise within that op's bound. The spread of
+a few such runs is what a correct FP32 implementation may show; a wrong index shows a thousand
+times more.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m40llm.device.ops import RopeTable
+from m40llm.testing.reference_ops import ReferenceOps
+
+Array = NDArray[Any]
+UNIT_ROUNDOFF = 2.0**-24
+
+
+def gamma(n_terms: int) -> float:
+    """Relative error bound of an FP32 sum of n_terms products, any order."""
+    return n_terms * UNIT_ROUNDOFF / (1 - n_terms * UNIT_ROUNDOFF)
+
+
+class NoisyOps(ReferenceOps):
+    """ReferenceOps whose float results carry noise of the size of FP32's rounding bounds."""
+
+    def __init__(self, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+
+    def _disturb(self, out: Array, bound: Any) -> None:
+        out += bound * self._rng.uniform(-1.0, 1.0, out.shape)
+
+    def rms_norm(self, x: Array, weight: Array, eps: float, *, out: Array) -> None:
+        super().rms_norm(x, weight, eps, out=out)
+        self._disturb(out, gamma(x.shape[1] + 4) * np.abs(out))
+
+    def matmul(
+        self,
+        w: Array,
+        x: Array,
+        *,
+        out: Array,
+        bias: Array | None = None,
+        accumulate: bool = False,
+    ) -> None:
+        magnitude = np.abs(x) @ np.abs(w).T.astype(np.float64)
+        super().matmul(w, x, out=out, bias=bias, accumulate=accumulate)
+        self._disturb(out, gamma(w.shape[1]) * magnitude + UNIT_ROUNDOFF * np.abs(out))
+
+    def rope(self, x: Array, pos: Array, table: RopeTable) -> None:
+        super().rope(x, pos, table)
+        length = np.sqrt((x * x).sum(axis=-1, keepdims=True))
+        self._disturb(x, gamma(4) * length)
+
+    def attention(
+        self,
+        q: Array,
+        k_cache: Array,
+        v_cache: Array,
+        seq: Array,
+        pos: Array,
+        *,
+        scale: float,
+        window: int,
+        out: Array,
+    ) -> None:
+        super().attention(q, k_cache, v_cache, seq, pos, scale=scale, window=window, out=out)
+        head_dim, n = q.shape[2], int(pos.max()) + 1
+        largest_k = np.abs(k_cache[seq[0], :, :n]).max()
+        largest_v = np.abs(v_cache[seq[0], :, :n]).max()
+        score_error = gamma(head_dim + 4) * scale * np.abs(q).sum(axis=-1).max() * largest_k
+        self._disturb(out, (2 * score_error + gamma(n + 8)) * largest_v)
+
+    def swiglu(self, gate: Array, up: Array, *, out: Array) -> None:
+        super().swiglu(gate, up, out=out)
+        self._disturb(out, gamma(8) * np.abs(out))

@@ -1,0 +1,89 @@
+"""ReferenceOps: the Ops protocol over reference/, so that the transformer itself has an oracle.
+
+The same layers run in FP64 throughout, cache included, on weights dequantised by `gguf.quants`.
+"""
+
+from typing import Any
+
+import numpy as np
+from gguf import GGMLQuantizationType as GGMLType
+from numpy.typing import NDArray
+
+from m40llm import reference
+from m40llm.device.ops import RopeTable
+from m40llm.gguf.blocks import dequantize
+
+Array = NDArray[Any]
+
+
+class ReferenceOps:
+    """Every op is the reference function of its name, stored into `out`."""
+
+    name = "reference"
+    cache_dtype = np.dtype(np.float64)
+
+    def free_bytes(self) -> int:
+        return 1 << 40
+
+    def matrix_bytes(self, ggml_type: GGMLType, n_rows: int, n_cols: int) -> int:
+        return 4 * n_rows * n_cols
+
+    def matrix(self, ggml_type: GGMLType, n_rows: int, n_cols: int, data: Array) -> Array:
+        return dequantize(ggml_type, data.reshape(n_rows, -1))
+
+    def empty(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
+        is_float = np.issubdtype(np.dtype(dtype), np.floating)
+        return np.full(shape, np.nan, np.float64) if is_float else np.zeros(shape, dtype)
+
+    def write(self, buffer: Array, values: Array) -> None:
+        buffer[...] = values
+
+    def read(self, buffer: Array) -> Array:
+        return buffer.copy()
+
+    def embedding(self, table: Array, token_ids: Array, *, out: Array) -> None:
+        out[...] = reference.embedding(table, token_ids)
+
+    def rms_norm(self, x: Array, weight: Array, eps: float, *, out: Array) -> None:
+        out[...] = reference.rms_norm(x, weight, eps)
+
+    def matmul(
+        self,
+        w: Array,
+        x: Array,
+        *,
+        out: Array,
+        bias: Array | None = None,
+        accumulate: bool = False,
+    ) -> None:
+        product = reference.matmul(w, x, bias)
+        out[...] = out + product if accumulate else product
+
+    def rope(self, x: Array, pos: Array, table: RopeTable) -> None:
+        x[...] = reference.rope(x, pos, table.cos, table.sin, table.layout)
+
+    def append(
+        self, k: Array, v: Array, k_cache: Array, v_cache: Array, seq: Array, pos: Array
+    ) -> None:
+        k_cache[...] = reference.append(k, k_cache, seq, pos)
+        v_cache[...] = reference.append(v, v_cache, seq, pos)
+
+    def attention(
+        self,
+        q: Array,
+        k_cache: Array,
+        v_cache: Array,
+        seq: Array,
+        pos: Array,
+        *,
+        scale: float,
+        window: int,
+        out: Array,
+    ) -> None:
+        out[...] = reference.attention(q, k_cache, v_cache, seq, pos, scale, window)
+
+    def swiglu(self, gate: Array, up: Array, *, out: Array) -> None:
+        out[...] = reference.swiglu(gate, up)
+
+    def take_rows(self, x: Array, rows: Array, *, out: Array) -> None:
+        out[...] = x[rows]

@@ -1,0 +1,78 @@
+"""Norm, rotation, gate and append on the CPU against the reference."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from m40llm import reference
+from m40llm.device.cpu.ops import CpuOps
+from m40llm.device.ops import RopeTable
+from m40llm.testing.noisy_ops import gamma
+
+OPS = CpuOps()
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+@given(n_tokens=st.integers(1, 5), n_embd=st.integers(1, 700), seed=SEEDS)
+def test_rms_norm(n_tokens: int, n_embd: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((n_tokens, n_embd)).astype(np.float32)
+    weight, out = rng.standard_normal(n_embd).astype(np.float32), np.full_like(x, np.nan)
+    OPS.rms_norm(x, weight, 1e-5, out=out)
+    expected = reference.rms_norm(x, weight, 1e-5)
+    assert (np.abs(out - expected) <= gamma(n_embd + 6) * np.abs(expected)).all()
+    OPS.rms_norm(x, weight, 1e-5, out=x)  # in place gives the same bits
+    np.testing.assert_array_equal(x, out)
+
+
+@given(n_tokens=st.integers(1, 5), n_ff=st.integers(1, 300), seed=SEEDS)
+def test_swiglu(n_tokens: int, n_ff: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    gate = (30 * rng.standard_normal((n_tokens, n_ff))).astype(np.float32)
+    up = rng.standard_normal((n_tokens, n_ff)).astype(np.float32)
+    expected = reference.swiglu(gate, up)
+    OPS.swiglu(gate, up, out=gate)
+    # FP32's exp(-gate) overflows below -88.72, where |silu| < 88.8 exp(-88.72) = 2.7e-37
+    bound = gamma(8) * np.abs(expected) + 2.7e-37 * np.abs(up)
+    assert (np.abs(gate - expected) <= bound).all()
+
+
+@pytest.mark.parametrize("gate", [-200.0, -88.0, 0.0, 200.0])
+def test_swiglu_at_the_ends_of_exp(gate: float) -> None:
+    out = np.full((1, 1), gate, np.float32)
+    OPS.swiglu(out, np.ones((1, 1), np.float32), out=out)
+    assert out[0, 0] == pytest.approx(gate if gate > 0 else 0.0, abs=1e-30)
+
+
+@pytest.mark.parametrize("layout", ["interleaved", "half"])
+@given(
+    n_tokens=st.integers(1, 4),
+    n_heads=st.integers(1, 3),
+    n_pairs=st.integers(1, 32),
+    n_rest=st.sampled_from([0, 2, 16]),
+    seed=SEEDS,
+)
+def test_rope(
+    layout: str, n_tokens: int, n_heads: int, n_pairs: int, n_rest: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((n_tokens, n_heads, 2 * n_pairs + n_rest)).astype(np.float32)
+    angles = rng.uniform(0, 1000, (50, n_pairs))
+    cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    pos = rng.integers(0, 50, n_tokens).astype(np.int32)
+    expected = reference.rope(x, pos, cos, sin, layout)
+    magnitude = np.abs(x).max()
+    OPS.rope(x, pos, RopeTable(cos, sin, layout))
+    assert np.abs(x - expected).max() <= gamma(3) * 2 * magnitude
+
+
+def test_append_touches_only_its_place() -> None:
+    rng = np.random.default_rng(0)
+    caches = [np.full((3, 2, 10, 4), np.nan, np.float32) for _ in "kv"]
+    k, v = (rng.standard_normal((4, 2, 4)).astype(np.float32) for _ in "kv")
+    seq, pos = np.array([0, 0, 2, 2], np.int32), np.array([3, 4, 0, 9], np.int32)
+    expected = [reference.append(a, c, seq, pos) for a, c in zip((k, v), caches, strict=True)]
+    OPS.append(k, v, *caches, seq, pos)
+    for cache, wanted in zip(caches, expected, strict=True):
+        np.testing.assert_array_equal(cache, wanted)

@@ -1,0 +1,57 @@
+"""Models on two devices at once: the cpu ops and the FP64 oracle, from one tiny file."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from m40llm.device.cpu.ops import CpuOps
+from m40llm.device.ops import Ops
+from m40llm.gguf import open_gguf
+from m40llm.model.arch import architecture_of
+from m40llm.model.hparams import HParams
+from m40llm.model.transformer import Transformer
+from m40llm.model.weights import check_tensors, load_weights, read_vector
+from m40llm.testing import write_tiny_gguf
+
+
+def build(path: Path, ops: Ops, n_seqs: int = 1, max_tokens: int = 64) -> Transformer:
+    """The file's model on these ops, with room for `max_tokens` rows and as many logits."""
+    with open_gguf(path) as file:
+        arch, hp = architecture_of(file), HParams.from_gguf(file)
+        check_tensors(file, arch, hp)
+        has_factors = "rope_freqs.weight" in file.tensors
+        return Transformer(
+            ops,
+            arch,
+            hp,
+            load_weights(ops, file, arch, hp),
+            n_seqs=n_seqs,
+            max_seq_len=hp.context_length,
+            max_tokens=max_tokens,
+            max_logits=max_tokens,
+            freq_factors=read_vector(file, "rope_freqs.weight") if has_factors else None,
+        )
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Callable[..., Transformer]:
+    """tiny(ops, n_seqs=..., **what write_tiny_gguf takes): one file for equal arguments."""
+
+    def make(ops: Ops | None = None, *, n_seqs: int = 1, **shape: Any) -> Transformer:
+        path = tmp_path / f"{abs(hash(repr(sorted(shape.items()))))}.gguf"
+        if not path.exists():
+            write_tiny_gguf(path, **shape)
+        return build(path, ops or CpuOps(), n_seqs)
+
+    return make
+
+
+@pytest.fixture
+def drawn_ids() -> Callable[..., list[int]]:
+    def draw(n: int, vocab_size: int, seed: int = 0) -> list[int]:
+        return np.random.default_rng(seed).integers(0, vocab_size, n).tolist()
+
+    return draw
