@@ -1,0 +1,200 @@
+"""The engine: token ids in, token ids out. It knows no text; stop strings are matched in llm.py."""
+
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m40llm.engine.sampling import SamplingParams, choose, log_softmax
+from m40llm.errors import ModelFileError, RequestError
+from m40llm.model.batch import Batch
+from m40llm.model.transformer import Transformer
+
+StopReason = Literal["stop", "length", "context", "cancelled"]
+Progress = Callable[[str, float], None]  # (what is going on, fraction done from 0 to 1)
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """What the unmodified model thought of one chosen token, and of the likeliest others."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()  # (token_id, logprob), likeliest first
+
+
+@dataclass(frozen=True)
+class Step:
+    """One generated token; `stop_reason` is set on the last."""
+
+    token: TokenLogprob
+    stop_reason: StopReason | None = None
+
+
+@dataclass
+class Clock:
+    """Seconds that the parts of one request took."""
+
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    ttft_s: float = 0.0
+
+
+class Engine:
+    """Runs requests on a model, one at a time, in the cache's sequence 0."""
+
+    def __init__(self, model: Transformer, stop_ids: frozenset[int] = frozenset()) -> None:
+        self.model = model
+        self.stop_ids = stop_ids
+        self._cached_ids: list[int] = []  # what the cache holds of sequence 0
+
+    @property
+    def max_seq_len(self) -> int:
+        return self.model.kv.max_seq_len
+
+    def check_ids(self, ids: Sequence[int], name: str = "prompt") -> list[int]:
+        """The ids as a list of ints. RequestError for none, too many, or one out of range."""
+        try:
+            checked = [int(token_id) for token_id in ids]
+        except (TypeError, ValueError):
+            raise RequestError(f"{name}: expected token ids, got {ids!r}") from None
+        if not checked:
+            raise RequestError(f"{name}: empty; a model needs at least one token to go on from")
+        if len(checked) > self.max_seq_len:
+            raise RequestError(
+                f"{name}: {len(checked)} tokens; the context holds {self.max_seq_len} (max_seq_len)"
+            )
+        vocab_size = self.model.hp.vocab_size
+        for token_id in (min(checked), max(checked)):
+            if not 0 <= token_id < vocab_size:
+                raise RequestError(f"{name}: token id {token_id}: expected 0 to {vocab_size - 1}")
+        return checked
+
+    def logits(
+        self, ids: Sequence[int], progress: Progress | None = None
+    ) -> Iterator[NDArray[np.float32]]:
+        """Logits of every position, in pieces float32[n, vocab_size] that follow one another."""
+        checked = self.check_ids(ids, "ids")
+        step = self.model.workspace.max_logits
+        self._cached_ids = []
+        for first in range(0, len(checked), step):
+            piece = checked[first : first + step]
+            batch = Batch.of((0, first, piece), logits="all")
+            yield self.model.ops.read(self.model.forward(batch))
+            if progress:
+                progress("reading", (first + len(piece)) / len(checked))
+
+    def prefill(
+        self, prompt_ids: list[int], n_cached: int, progress: Progress | None = None
+    ) -> NDArray[np.float32]:
+        """Logits float32[vocab_size] after the prompt, whose first n_cached tokens are cached."""
+        step = self.model.workspace.max_tokens
+        self._cached_ids = prompt_ids[:n_cached]
+        for first in range(n_cached, len(prompt_ids), step):
+            piece = prompt_ids[first : first + step]
+            logits = self.model.forward(Batch.of((0, first, piece)))
+            self._cached_ids = prompt_ids[: first + len(piece)]
+            if progress:
+                progress("reading the prompt", (first + len(piece)) / len(prompt_ids))
+        return self._read_logits(logits)
+
+    def generate(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        clock: Clock | None = None,
+        *,
+        reuse_prefix: bool = False,
+        progress: Progress | None = None,
+    ) -> Iterator[Step]:
+        """One step a token, until a stop token, max_tokens or the context's end.
+
+        A stop token is the last step, if it is one of the model's or of params.stop_ids. With
+        `reuse_prefix` the tokens that the prompt shares with what is cached are not computed
+        again; results may then differ in the last bits, since decode and prefill round apart.
+        """
+        prompt = self.check_ids(prompt_ids)
+        self.check_params(params)
+        clock = clock if clock is not None else Clock()
+        seed = params.seed if params.seed is not None else secrets.randbits(63)
+        begin = time.perf_counter()
+        logits = self.prefill(prompt, self._n_shared(prompt) if reuse_prefix else 0, progress)
+        clock.prefill_s = time.perf_counter() - begin
+        ids: list[int] = []
+        while True:
+            token = self._choose(logits, params, prompt, ids, seed)
+            ids.append(token.token_id)
+            now = time.perf_counter() - begin
+            clock.ttft_s = clock.ttft_s or now
+            clock.decode_s = now - clock.prefill_s
+            reason = self._stop_reason(params, prompt, ids)
+            yield Step(token, reason)
+            if reason:
+                return
+            logits = self._decode(token.token_id, len(prompt) + len(ids) - 1)
+
+    def _n_shared(self, prompt: list[int]) -> int:
+        """Leading tokens that are cached already; the last one must be computed for its logits."""
+        n_shared = 0
+        for cached, wanted in zip(self._cached_ids, prompt[:-1], strict=False):
+            if cached != wanted:
+                break
+            n_shared += 1
+        return n_shared
+
+    def _decode(self, token_id: int, pos: int) -> NDArray[np.float32]:
+        logits = self.model.forward(Batch.of((0, pos, [token_id])))
+        self._cached_ids = [*self._cached_ids[:pos], token_id]
+        return self._read_logits(logits)
+
+    def _read_logits(self, logits: object) -> NDArray[np.float32]:
+        row: NDArray[np.float32] = self.model.ops.read(logits)[0]
+        if not np.isfinite(row).all():
+            raise ModelFileError(
+                "the model's logits are not finite numbers: its weights are damaged or overflow"
+            )
+        return row
+
+    def _choose(
+        self,
+        logits: NDArray[np.float32],
+        params: SamplingParams,
+        prompt: list[int],
+        ids: list[int],
+        seed: int,
+    ) -> TokenLogprob:
+        token_id = choose(logits, params, prompt, ids, seed)
+        logprobs = log_softmax(logits)
+        top: tuple[tuple[int, float], ...] = ()
+        if params.logprobs:
+            order = np.argsort(-logprobs, kind="stable")[: params.logprobs]
+            top = tuple((int(i), float(logprobs[i])) for i in order)
+        return TokenLogprob(token_id, float(logprobs[token_id]), top)
+
+    def _stop_reason(
+        self, params: SamplingParams, prompt: list[int], ids: list[int]
+    ) -> StopReason | None:
+        is_model_end = ids[-1] in self.stop_ids and not params.ignore_eos
+        if is_model_end or ids[-1] in params.stop_ids:
+            return "stop"
+        if params.max_tokens is not None and len(ids) >= params.max_tokens:
+            return "length"
+        if len(prompt) + len(ids) > self.max_seq_len:  # the last token cannot be fed back
+            return "context"
+        return None
+
+    def check_params(self, params: SamplingParams) -> None:
+        """RequestError for a token id, or a count of them, beyond the vocabulary."""
+        vocab_size = self.model.hp.vocab_size
+        for name, ids in (("stop_ids", params.stop_ids), ("logit_bias", params.logit_bias)):
+            for token_id in ids:
+                if token_id >= vocab_size:
+                    raise RequestError(
+                        f"{name}: token id {token_id}: expected 0 to {vocab_size - 1}"
+                    )
+        if params.logprobs is not None and params.logprobs > vocab_size:
+            raise RequestError(f"logprobs: expected at most {vocab_size}, got {params.logprobs}")

@@ -1,0 +1,252 @@
+"""LLM: load a model file, then generate, stream, chat, or look at its logits."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m40llm import hub
+from m40llm.device import open_device
+from m40llm.engine.engine import Engine
+from m40llm.engine.sampling import SamplingParams
+from m40llm.errors import RequestError
+from m40llm.gguf import open_gguf
+from m40llm.llm.plan import Plan, plan_memory
+from m40llm.llm.results import Completion
+from m40llm.llm.stream import TextStream
+from m40llm.model.arch import architecture_of
+from m40llm.model.hparams import HParams
+from m40llm.model.transformer import Transformer
+from m40llm.model.weights import check_tensors, load_weights, read_vector
+from m40llm.text import Tokenizer, build_tokenizer
+
+Progress = Callable[[str, float], None]  # (what is going on, fraction done from 0 to 1)
+Prompt = str | Sequence[int]
+Messages = Sequence[Mapping[str, Any]]
+
+
+class LLM:
+    """A loaded model. Make one with `LLM.load`; close it, or use `with`.
+
+    hparams        HParams
+    tokenizer      Tokenizer
+    max_seq_len    tokens that prompt and answer may have together
+    device_name    "cpu", ...; device_reason says why this one
+    plan           what it takes of the device's memory
+    path           the file
+
+    Requests run one at a time: a second thread waits its turn.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        plan: Plan,
+        path: Path,
+        device_reason: str,
+        load_s: float,
+    ) -> None:
+        self._engine: Engine | None = engine
+        self._turn = threading.Lock()
+        self._turn_of: int | None = None  # the thread whose turn it is
+        self._load_s = load_s
+        self.hparams: HParams = engine.model.hp
+        self.tokenizer = tokenizer
+        self.plan = plan
+        self.max_seq_len = plan.max_seq_len
+        self.path = path
+        self.device_name = engine.model.ops.name
+        self.device_reason = device_reason
+
+    @classmethod
+    def load(
+        cls,
+        path_or_alias: str | Path,
+        device: str = "auto",
+        max_seq_len: int | None = None,
+        progress: Progress | None = None,
+    ) -> "LLM":
+        """Loads a model file.
+
+        path_or_alias  a .gguf file, an alias such as "smollm2", or hf:OWNER/REPO/FILE.gguf;
+                       what is not here yet is pulled
+        device         auto, cpu, cuda, cuda:N or emulator
+        max_seq_len    None: the model's whole context, or as much of it as fits in memory
+        progress       called with what is going on and the fraction done
+
+        Raises ModelFileError (the file is broken), UnsupportedModelError (sound, but not run
+        here), DeviceError (no such device, or it does not fit), PullError, RequestError.
+        """
+        begin = time.perf_counter()
+        path = hub.resolve(str(path_or_alias), progress=progress)
+        file = open_gguf(path)
+        try:
+            arch, hp = architecture_of(file), HParams.from_gguf(file)
+            check_tensors(file, arch, hp)
+            tokenizer = build_tokenizer(file)
+            ops, reason = open_device(device)
+            plan = plan_memory(ops, file, hp, max_seq_len)
+            has_factors = "rope_freqs.weight" in file.tensors
+            model = Transformer(
+                ops,
+                arch,
+                hp,
+                load_weights(ops, file, arch, hp, progress),
+                n_seqs=1,
+                max_seq_len=plan.max_seq_len,
+                max_tokens=plan.max_tokens,
+                max_logits=plan.max_logits,
+                freq_factors=read_vector(file, "rope_freqs.weight") if has_factors else None,
+            )
+        finally:
+            file.close()  # the mapping itself lives as long as the weights that view it
+        engine = Engine(model, tokenizer.stop_ids)
+        return cls(engine, tokenizer, plan, path, reason, time.perf_counter() - begin)
+
+    def close(self) -> None:
+        """Gives the memory back; any later request is a RequestError."""
+        self._engine = None
+
+    def __enter__(self) -> "LLM":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<LLM {self.path.name}: {self.hparams.arch} on {self.device_name}>"
+
+    @overload
+    def generate(  # type: ignore[overload-overlap]  # a str is a sequence of str, too
+        self, prompt: Prompt, params: SamplingParams | None = None
+    ) -> Completion: ...
+    @overload
+    def generate(
+        self, prompt: Sequence[Prompt], params: SamplingParams | None = None
+    ) -> list[Completion]: ...
+    def generate(self, prompt: Any, params: SamplingParams | None = None) -> Any:
+        """Continues a prompt: a text (encoded as the file says, no chat template) or token ids.
+
+        A list of prompts gives a list of completions, in the same order.
+        """
+        if _is_many(prompt):
+            return [self.generate(one, params) for one in prompt]
+        with self.stream(prompt, params) as stream:
+            for _ in stream:
+                pass
+            return stream.completion
+
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        progress: Progress | None = None,
+    ) -> TextStream:
+        """As `generate`, one StreamItem a token as it comes."""
+        prompt_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        return self._start(prompt_ids, params, reuse_prefix=False, progress=progress)
+
+    @overload
+    def chat(
+        self,
+        messages: Messages,
+        params: SamplingParams | None = ...,
+        *,
+        stream: Literal[False] = ...,
+        **variables: Any,
+    ) -> Completion: ...
+    @overload
+    def chat(
+        self,
+        messages: Messages,
+        params: SamplingParams | None = ...,
+        *,
+        stream: Literal[True],
+        **variables: Any,
+    ) -> TextStream: ...
+    def chat(
+        self,
+        messages: Messages,
+        params: SamplingParams | None = None,
+        *,
+        stream: bool = False,
+        **variables: Any,
+    ) -> Completion | TextStream:
+        """Answers a conversation: [{"role": "user", "content": "..."}, ...].
+
+        The file's chat template makes the prompt; `variables` are what else it reads. What the
+        conversation shares with the one before is not computed again.
+        """
+        prompt_ids = self.tokenizer.encode_chat(messages, **variables)
+        answer = self._start(prompt_ids, params, reuse_prefix=True, progress=None)
+        if stream:
+            return answer
+        with answer:
+            for _ in answer:
+                pass
+            return answer.completion
+
+    def logits(
+        self, ids: Sequence[int], *, progress: Progress | None = None
+    ) -> NDArray[np.float32]:
+        """Raw logits after each of the ids: float32[n, vocab_size]."""
+        engine = self._open_engine()
+        with self._take_turn():
+            checked = engine.check_ids(ids, "ids")
+            out = np.empty((len(checked), self.hparams.vocab_size), np.float32)
+            at = 0
+            for piece in engine.logits(checked, progress):
+                out[at : at + len(piece)] = piece
+                at += len(piece)
+            return out
+
+    def _open_engine(self) -> Engine:
+        if self._engine is None:
+            raise RequestError("the model was closed")
+        return self._engine
+
+    def _start(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams | None,
+        *,
+        reuse_prefix: bool,
+        progress: Progress | None,
+    ) -> TextStream:
+        engine = self._open_engine()
+        params = params or SamplingParams()
+        checked = engine.check_ids(prompt_ids)
+        engine.check_params(params)
+        steps = partial(
+            engine.generate, checked, params, reuse_prefix=reuse_prefix, progress=progress
+        )
+        continues_text = not self.tokenizer.is_special(checked[-1])
+        decoder = self.tokenizer.stream_decoder(continuing=continues_text)
+        return TextStream(steps, decoder, checked, params, self._take_turn, self._load_s)
+
+    @contextmanager
+    def _take_turn(self) -> Iterator[None]:
+        me = threading.get_ident()
+        if self._turn_of == me:
+            raise RequestError("another stream of this model is open; end or close it first")
+        with self._turn:
+            self._turn_of = me
+            try:
+                yield
+            finally:
+                self._turn_of = None
+
+
+def _is_many(prompt: Any) -> bool:
+    """Whether a prompt is a list of prompts rather than one text or one list of ids."""
+    if isinstance(prompt, str) or not isinstance(prompt, Sequence):
+        return False
+    return bool(prompt) and not isinstance(prompt[0], int | np.integer)

@@ -1,0 +1,53 @@
+"""What a request returns."""
+
+from dataclasses import dataclass
+
+from m40llm.engine.engine import StopReason, TokenLogprob
+
+__all__ = ["Completion", "StopReason", "StreamItem", "Timings", "TokenLogprob"]
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Where the time of a request went; seconds."""
+
+    prompt_tokens: int
+    generated_tokens: int
+    load_s: float  # of the model, once
+    prefill_s: float
+    decode_s: float
+    ttft_s: float  # time to first token, from the request on
+    tokens_per_s: float  # of decode; 0 where there was none
+
+
+@dataclass(frozen=True)
+class StreamItem:
+    """One generated token, as it comes.
+
+    text is what this token made certain: "" while a character is unfinished or a stop string may
+    still be coming, and for stop tokens.
+    """
+
+    token_id: int
+    text: str
+    logprob: float  # natural log, under the unmodified model
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The answer to one prompt.
+
+    text         without special tokens and without the stop string
+    ids          every generated token, the stop token included where one ended the answer
+    prompt_ids   what the model was given
+    stop_reason  "stop" (a stop token, id or string), "length" (max_tokens), "context" (the
+                 context is full) or "cancelled"
+    logprobs     one entry a token of ids, if SamplingParams.logprobs asked for it
+    """
+
+    text: str
+    ids: list[int]
+    prompt_ids: list[int]
+    stop_reason: StopReason
+    logprobs: list[TokenLogprob] | None
+    timings: Timings

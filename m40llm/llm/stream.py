@@ -1,0 +1,145 @@
+"""TextStream: the tokens of one request turned into text while they come."""
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager
+
+from m40llm.engine.engine import Clock, Step, StopReason
+from m40llm.engine.sampling import SamplingParams
+from m40llm.errors import RequestError
+from m40llm.llm.results import Completion, StreamItem, Timings, TokenLogprob
+from m40llm.text import StreamDecoder
+
+
+class StopStrings:
+    """Finds stop strings in text that comes in pieces, also where one straddles pieces."""
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._stop = stop
+        self._held = ""  # the end of the text so far that could still begin a stop string
+
+    def push(self, piece: str) -> tuple[str, bool]:
+        """(text that is certain now, whether a stop string was found behind it)."""
+        text = self._held + piece
+        found = [at for at in map(text.find, self._stop) if at >= 0]
+        if found:
+            self._held = ""
+            return text[: min(found)], True
+        n_held = max((_overlap(text, stop) for stop in self._stop), default=0)
+        self._held = text[len(text) - n_held :]
+        return text[: len(text) - n_held], False
+
+    def flush(self) -> str:
+        """What was held back, once no more text comes."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that begins `stop`."""
+    for n in range(min(len(text), len(stop) - 1), 0, -1):
+        if text.endswith(stop[:n]):
+            return n
+    return 0
+
+
+class TextStream:
+    """Iterate over it for one StreamItem a token; afterwards `completion` holds the whole.
+
+    `cancel()` (from any thread) ends it after the token in hand; `close()`, or leaving a `with`
+    block, ends it at once. Either way what was made so far is the completion.
+    """
+
+    def __init__(
+        self,
+        steps: Callable[[Clock], Iterator[Step]],
+        decoder: StreamDecoder,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        turn: Callable[[], AbstractContextManager[None]],
+        load_s: float,
+    ) -> None:
+        self._prompt_ids = prompt_ids
+        self._params = params
+        self._load_s = load_s
+        self._decoder = decoder
+        self._stops = StopStrings(params.stop)
+        self._clock = Clock()
+        self._texts: list[str] = []
+        self._tokens: list[TokenLogprob] = []
+        self._reason: StopReason | None = None
+        self._is_cancelled = False
+        self._items = self._run(steps, turn)
+
+    def __iter__(self) -> Iterator[StreamItem]:
+        return self
+
+    def __next__(self) -> StreamItem:
+        return next(self._items)
+
+    def __enter__(self) -> "TextStream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def cancel(self) -> None:
+        """End the stream after the token in hand, with stop_reason "cancelled"."""
+        self._is_cancelled = True
+
+    def close(self) -> None:
+        """End the stream now; does nothing where it has ended."""
+        self._items.close()
+        self._reason = self._reason or "cancelled"
+
+    @property
+    def completion(self) -> Completion:
+        """The whole answer. RequestError while the stream is still running."""
+        if self._reason is None:
+            raise RequestError("completion: the stream has not ended; iterate to its end or close")
+        return Completion(
+            text="".join(self._texts),
+            ids=[token.token_id for token in self._tokens],
+            prompt_ids=self._prompt_ids,
+            stop_reason=self._reason,
+            logprobs=self._tokens if self._params.logprobs is not None else None,
+            timings=self._timings(),
+        )
+
+    def _timings(self) -> Timings:
+        clock, n_decoded = self._clock, len(self._tokens) - 1  # the first came from the prefill
+        return Timings(
+            prompt_tokens=len(self._prompt_ids),
+            generated_tokens=len(self._tokens),
+            load_s=self._load_s,
+            prefill_s=clock.prefill_s,
+            decode_s=clock.decode_s,
+            ttft_s=clock.ttft_s,
+            tokens_per_s=n_decoded / clock.decode_s if n_decoded > 0 else 0.0,
+        )
+
+    def _run(
+        self,
+        steps: Callable[[Clock], Iterator[Step]],
+        turn: Callable[[], AbstractContextManager[None]],
+    ) -> Generator[StreamItem, None, None]:
+        with turn():
+            for step in steps(self._clock):
+                yield self._item(step)
+                if self._reason:
+                    return
+
+    def _item(self, step: Step) -> StreamItem:
+        """Books one step; sets the stop reason where this was the last."""
+        token = step.token
+        self._tokens.append(token)
+        is_stop_token = step.stop_reason == "stop"
+        piece = "" if is_stop_token else self._decoder.push(token.token_id)
+        text, found = self._stops.push(piece)
+        self._reason = "stop" if found else step.stop_reason
+        if self._is_cancelled and not self._reason:
+            self._reason = "cancelled"
+        if self._reason and not found:
+            last, found = self._stops.push(self._decoder.flush())
+            text += last if found else last + self._stops.flush()
+        self._texts.append(text)
+        return StreamItem(token.token_id, text, token.logprob)
