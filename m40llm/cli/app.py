@@ -1,0 +1,62 @@
+"""The verbs, put together."""
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from m40llm import __version__
+from m40llm.cli.chat import chat
+from m40llm.cli.doctor import doctor
+from m40llm.cli.generate import generate
+from m40llm.cli.info import info
+from m40llm.cli.logits import logits
+from m40llm.cli.perplexity import perplexity
+from m40llm.cli.pull import pull
+from m40llm.cli.tokenize import tokenize
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich's help costs 0.3 s
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+VERBS: dict[Callable[..., None], str] = {
+    generate: "Continue a text.",
+    chat: "Talk with a model.",
+    info: "Show what a model file holds and needs.",
+    tokenize: "Turn text into tokens, or back.",
+    perplexity: "Measure how well a model predicts a text.",
+    logits: "Show the likeliest next tokens.",
+    pull: "Fetch a model, or list them.",
+    doctor: "Show what this machine has and lacks.",
+}
+for verb, summary in VERBS.items():
+    app.command(short_help=summary)(verb)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"m40llm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Run GGUF language models: on the CPU, or on GPU kernels written in Python.
+
+    \b
+    Start here:
+      m40llm generate smollm2 -p "The capital of France is" -n 16
+      m40llm chat smollm2
+      m40llm doctor
+    """

@@ -1,0 +1,123 @@
+"""The options that several verbs share, each written once: its flag, its type, its help.
+
+Sampling defaults repeat those of `SamplingParams`, so that --help shows them without loading
+NumPy; a test compares the two.
+"""
+
+import re
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from m40llm.errors import RequestError
+
+if TYPE_CHECKING:
+    from m40llm.engine.sampling import SamplingParams
+
+_DEVICE = re.compile(r"auto|cpu|emulator|cuda(:-?\d+)?")
+
+
+def _check_device(value: str) -> str:
+    if not _DEVICE.fullmatch(value):
+        raise typer.BadParameter(f"expected auto, cpu, cuda, cuda:N or emulator, got {value!r}")
+    return value
+
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A GGUF file, a known name (m40llm pull --list) or hf:OWNER/REPO/FILE.gguf.",
+        show_default=False,
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|cpu|cuda|cuda:N|emulator",
+        help="Where to compute; auto takes a usable GPU, else the CPU.",
+        callback=_check_device,
+    ),
+]
+MaxSeqLen = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Tokens of context to make room for.  [default: as the model was trained]",
+        show_default=False,
+    ),
+]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document (docs/cli.md lists its keys).")
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")]
+Prompt = Annotated[
+    str | None,
+    typer.Option("-p", "--prompt", metavar="TEXT", help="The text; - reads it from stdin."),
+]
+PromptFile = Annotated[
+    str | None, typer.Option("-f", "--file", metavar="FILE", help="Read the text from a file.")
+]
+
+MaxTokens = Annotated[
+    int | None,
+    typer.Option(
+        "-n",
+        "--max-tokens",
+        metavar="N",
+        help="Most tokens to generate.  [default: to the context's end]",
+        show_default=False,
+    ),
+]
+Temperature = Annotated[
+    float,
+    typer.Option("--temp", "--temperature", help="0 always takes the likeliest token (greedy)."),
+]
+TopK = Annotated[int, typer.Option(help="Keep the K likeliest tokens; 0 keeps all.")]
+TopP = Annotated[float, typer.Option(help="Keep the likeliest tokens of this total probability.")]
+MinP = Annotated[
+    float, typer.Option(help="Drop tokens below this share of the likeliest one's probability.")
+]
+TypicalP = Annotated[float, typer.Option(help="Locally typical sampling; 1 turns it off.")]
+RepetitionPenalty = Annotated[
+    float, typer.Option(help="Above 1 makes tokens already seen less likely.")
+]
+PresencePenalty = Annotated[
+    float, typer.Option(help="Subtracted from the logit of each token already generated.")
+]
+FrequencyPenalty = Annotated[
+    float, typer.Option(help="The same, for each time that it was generated.")
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="The same seed gives the same text.", show_default=False),
+]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option(metavar="TEXT", help="Stop before this text; may be given several times."),
+]
+IgnoreEos = Annotated[
+    bool, typer.Option("--ignore-eos", help="Go on when the model says that it is done.")
+]
+
+DEFAULTS: dict[str, Any] = {
+    "temperature": 0.8,
+    "top_k": 40,
+    "top_p": 0.95,
+    "min_p": 0.05,
+    "typical_p": 1.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
+
+
+def sampling_params(stop: list[str] | None, **fields: Any) -> "SamplingParams":
+    """The `SamplingParams` of the options given; a bad value is a usage error (exit code 2)."""
+    from m40llm.engine.sampling import SamplingParams
+
+    try:
+        return SamplingParams(stop=tuple(stop or ()), **fields)
+    except RequestError as error:
+        raise typer.BadParameter(str(error)) from error

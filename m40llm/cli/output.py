@@ -1,0 +1,112 @@
+"""What verbs print: results on stdout, everything else on stderr, one document with --json."""
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from m40llm.llm import LLM, Timings
+    from m40llm.text import Tokenizer
+
+Progress = Callable[[str, float], None]  # (stage, fraction of it done, 0..1)
+
+
+def status(line: str) -> None:
+    """Print a line that is not the result: to stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """Print the one JSON document of a verb, in ASCII: safe whatever stdout's encoding is."""
+    print(json.dumps(document), flush=True)
+
+
+def write_text(text: str, *, to_stderr: bool = False) -> None:
+    """Print text as it comes, at once."""
+    stream = sys.stderr if to_stderr else sys.stdout
+    stream.write(text)
+    stream.flush()
+
+
+def table(rows: Iterable[Sequence[object]], *, indent: int = 2) -> str:
+    """Rows in aligned columns; numbers to the right, the rest to the left.
+
+    Args:
+        rows: cells, shown by `str`; every row has the same number of them.
+        indent: spaces before each row.
+    """
+    cells = [list(row) for row in rows]
+    widths = [max(len(str(cell)) for cell in column) for column in zip(*cells, strict=True)]
+    lines = []
+    for row in cells:
+        shown = [
+            f"{cell:>{width}}" if isinstance(cell, int | float) else f"{cell!s:<{width}}"
+            for cell, width in zip(row, widths, strict=True)
+        ]
+        lines.append(" " * indent + "  ".join(shown).rstrip())
+    return "\n".join(lines)
+
+
+def human_bytes(n_bytes: float) -> str:
+    """A size for people: 98.4 MB, 1.2 GB (powers of 1,000)."""
+    for unit in ("bytes", "kB", "MB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} {unit}" if unit == "bytes" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:,.1f} GB"
+
+
+def piece_of(tokenizer: "Tokenizer", token_id: int) -> str:
+    """The text that a token stands for; bytes that are no UTF-8 by themselves become U+FFFD."""
+    return tokenizer.token_bytes(token_id).decode("utf-8", errors="replace")
+
+
+def shown_token(text: str) -> str:
+    """A token for one cell of a table: quoted, with its spaces and control characters visible."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def speed_line(timings: "Timings", stop_reason: str) -> str:
+    """The closing line of an answer: tokens, seconds, tokens a second, and why it ended."""
+    return (
+        f"{timings.generated_tokens} tokens, {timings.tokens_per_s:.1f} tokens/s "
+        f"(prompt: {timings.prompt_tokens} tokens in {timings.prefill_s:.2f} s; first token after "
+        f"{timings.ttft_s:.2f} s; ended by: {stop_reason})"
+    )
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A bar on stderr, gone when done; where stderr is no terminal, nothing."""
+    if not sys.stderr.isatty():
+        yield lambda stage, fraction: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task("", total=1.0, visible=False)
+
+        def report(stage: str, fraction: float) -> None:
+            bars.update(task, description=stage, completed=fraction, visible=True)
+
+        yield report
+
+
+@contextmanager
+def loaded(model: str, device: str, max_seq_len: int | None) -> Iterator["LLM"]:
+    """Load `model` with a progress bar, say which device was chosen and why, close it at the end.
+
+    Raises:
+        M40LLMError: what `LLM.load` raises.
+    """
+    from m40llm.llm import LLM
+
+    with progress_bar() as progress:
+        llm = LLM.load(model, device=device, max_seq_len=max_seq_len, progress=progress)
+    with llm:
+        status(f"device: {llm.device_name} ({llm.device_reason})")
+        yield llm

@@ -1,0 +1,38 @@
+"""Reading the text that a verb works on: from -p TEXT, from stdin (-p -) or from -f FILE."""
+
+import sys
+from pathlib import Path
+
+import typer
+
+from m40llm.errors import RequestError
+
+
+def read_text(prompt: str | None, file: str | None) -> str:
+    """The text that -p or -f names; exactly one of them must be given.
+
+    Raises:
+        typer.BadParameter: none or both were given, or -p is not UTF-8.
+        RequestError: the file or stdin cannot be read, or is not UTF-8.
+    """
+    if (prompt is None) == (file is None):
+        raise typer.BadParameter("give the text by either -p TEXT (- reads stdin) or -f FILE")
+    if prompt == "-":
+        return _decoded(sys.stdin.buffer.read(), "stdin")
+    if prompt is not None:
+        # Python hides bytes of an argument that are not UTF-8 behind lone surrogates.
+        if any("\ud800" <= char <= "\udfff" for char in prompt):
+            raise typer.BadParameter("-p: the text is not valid UTF-8")
+        return prompt
+    assert file is not None
+    try:
+        return _decoded(Path(file).read_bytes(), file)
+    except OSError as error:
+        raise RequestError(f"-f: cannot read {file}: {error.strerror}") from error
+
+
+def _decoded(data: bytes, where: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{where}: not UTF-8 text, at byte {error.start}") from error

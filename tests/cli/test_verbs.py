@@ -1,0 +1,197 @@
+"""Each verb: what it prints, its JSON document, its usage errors."""
+
+import inspect
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from m40llm.cli import options
+from m40llm.cli.perplexity import windows
+from m40llm.engine.sampling import SamplingParams
+
+Run = Callable[..., Any]
+
+
+def document(result: Any) -> dict[str, Any]:
+    """The one JSON document on stdout."""
+    assert result.exit_code == 0, result.output
+    parsed: dict[str, Any] = json.loads(result.stdout)
+    return parsed
+
+
+def test_defaults_are_those_of_sampling_params() -> None:
+    fields = inspect.signature(SamplingParams).parameters
+    assert {name: fields[name].default for name in options.DEFAULTS} == options.DEFAULTS
+
+
+def test_generate_streams_text(run: Run, fake_llm: Any, tiny_model: str) -> None:
+    result = run("generate", tiny_model, "-p", "hello", "-n", "7", "--stop", "x", "--stop", "y")
+    assert result.exit_code == 0
+    assert result.stdout == "a b c\n"
+    assert "device: cpu (no NVIDIA driver was found)" in result.stderr
+    assert "4.0 tokens/s" in result.stderr
+    assert fake_llm.asked["prompt"] == "hello"
+    assert fake_llm.asked["params"].max_tokens == 7
+    assert fake_llm.asked["params"].stop == ("x", "y")
+
+
+def test_generate_json(run: Run, fake_llm: Any, tiny_model: str) -> None:
+    made = document(run("generate", tiny_model, "-p", "hello", "--json"))
+    keys = {"model", "device", "prompt_ids", "ids", "text", "stop_reason", "timings"}
+    assert set(made) == keys
+    assert made["text"] == "a b c"
+    assert made["prompt_ids"] == [1, 2, 3]
+
+
+def test_text_from_stdin_and_file(run: Run, fake_llm: Any, tiny_model: str, tmp_path: Path) -> None:
+    run("generate", tiny_model, "-p", "-", input="piped wörds\n")
+    assert fake_llm.asked["prompt"] == "piped wörds\n"
+    (tmp_path / "text").write_bytes("Grüße".encode())
+    run("generate", tiny_model, "-f", str(tmp_path / "text"))
+    assert fake_llm.asked["prompt"] == "Grüße"
+    (tmp_path / "latin").write_bytes("Grüße".encode("latin-1"))
+    result = run("generate", tiny_model, "-f", str(tmp_path / "latin"))
+    assert result.exit_code == 1
+    assert "latin: not UTF-8 text, at byte 2" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["generate", "m.gguf"], "either -p TEXT"),
+        (["generate", "m.gguf", "-p", "a", "-f", "b"], "either -p TEXT"),
+        (["generate", "m.gguf", "-p", "a", "--temp", "-1"], "temperature"),
+        (["generate", "m.gguf", "-p", "a", "--temp", "warm"], "--temp"),
+        (["generate", "m.gguf", "-p", "a", "--device", "tpu"], "expected auto, cpu, cuda"),
+        (["generate", "m.gguf", "-p", "a", "--max-seq-len", "0"], "--max-seq-len"),
+        (["generate", "m.gguf", "-p", "\udcff"], "not valid UTF-8"),
+        (["generate"], "MODEL"),
+        (["tokenize", "m.gguf", "12"], "ids need --decode"),
+        (["tokenize", "m.gguf", "--decode"], "at least one token id"),
+        (["tokenize", "m.gguf", "--decode", "one"], "expected a token id, got 'one'"),
+        (["tokenize", "m.gguf", "--decode", "1", "-p", "a"], "not -p or -f"),
+        (["pull"], "NAME of a model or --list"),
+        (["pull", "smollm2", "--list"], "NAME of a model or --list"),
+        (["frobnicate"], "frobnicate"),
+    ],
+)
+def test_usage_errors(run: Run, args: list[str], told: str) -> None:
+    result = run(*args, "--json") if args[0] != "frobnicate" else run(*args)
+    assert result.exit_code == 2
+    assert told in result.stderr
+    assert result.stdout == ""
+
+
+def test_tokenize_and_back(run: Run, tiny_model: str) -> None:
+    made = document(run("tokenize", tiny_model, "-p", "hello there", "--no-bos", "--json"))
+    assert "".join(made["pieces"]).strip() == "hello there"
+    assert made["text"] == "hello there"
+    result = run("tokenize", tiny_model, "--decode", *map(str, made["ids"]))
+    assert result.stdout == "hello there\n"
+    shown = run("tokenize", tiny_model, "-p", "hello there", "--no-bos")
+    assert len(shown.stdout.splitlines()) == len(made["ids"])
+    assert f"{len(made['ids'])} tokens" in shown.stderr
+
+
+def test_logits(run: Run, fake_llm: Any, tiny_model: str) -> None:
+    made = document(run("logits", tiny_model, "-p", "hello", "--top", "3", "--json"))
+    best = made["top"][0]
+    assert [token["logit"] for token in made["top"]] == [5, 0, 0]
+    assert best["id"] == made["prompt_ids"][-1] + 1
+    lse = math.log(math.exp(5) + 511)
+    assert best["logprob"] == pytest.approx(5 - lse, rel=1e-12)
+    shown = run("logits", tiny_model, "-p", "hello", "--top", "3").stdout.splitlines()
+    assert len(shown) == 4
+    assert shown[0].split() == ["id", "token", "logit", "logprob", "probability"]
+
+
+@pytest.mark.parametrize(("chunk", "stride"), [(64, 32), (10, 9), (10, 1), (2, 1), (7, 3)])
+@pytest.mark.parametrize("n_ids", [2, 3, 10, 11, 64, 65, 200])
+def test_windows_score_each_token_once(n_ids: int, chunk: int, stride: int) -> None:
+    scored = []
+    for begin, first, end in windows(n_ids, chunk, stride):
+        assert begin < first < end <= begin + chunk
+        scored += range(first, end)
+    assert scored == list(range(1, n_ids))
+
+
+def test_perplexity(run: Run, fake_llm: Any, tiny_model: str) -> None:
+    args = ("perplexity", tiny_model, "-p", "hello there " * 30, "--json", "--per-token")
+    made = document(run(*args))
+    assert made["chunk"] == 64
+    assert made["stride"] == 32
+    assert made["n_tokens"] == len(made["ids"]) == len(made["nll"]) > 64
+    lse = math.log(math.exp(5) + 511)
+    before = [*run_ids(run, tiny_model, "hello there " * 30)[:1], *made["ids"]]
+    wanted = [
+        lse - 5 * (after == token_id + 1)
+        for token_id, after in zip(before, made["ids"], strict=False)
+    ]
+    assert made["nll"] == pytest.approx(wanted, rel=1e-12)
+    assert made["mean_nll"] == pytest.approx(math.fsum(wanted) / len(wanted), rel=1e-12)
+    assert made["perplexity"] == pytest.approx(math.exp(made["mean_nll"]), rel=1e-12)
+    few = document(run(*args, "--max-tokens", "5"))
+    assert few["nll"] == made["nll"][:4]
+
+
+def run_ids(run: Run, model: str, text: str) -> list[int]:
+    ids: list[int] = document(run("tokenize", model, "-p", text, "--json"))["ids"]
+    return ids
+
+
+@pytest.mark.parametrize(
+    ("extra", "told"),
+    [
+        (["--chunk", "65"], "--chunk: expected at most 64"),
+        (["--chunk", "8", "--stride", "8"], "--stride: expected less than the chunk"),
+    ],
+)
+def test_perplexity_refuses(
+    run: Run, fake_llm: Any, tiny_model: str, extra: list[str], told: str
+) -> None:
+    result = run("perplexity", tiny_model, "-p", "hello there", *extra)
+    assert result.exit_code == 1
+    assert told in result.stderr
+
+
+def test_info(run: Run, tiny_model: str) -> None:
+    made = document(run("info", tiny_model, "--json"))
+    assert made["runs"]
+    assert made["n_bytes"] == Path(tiny_model).stat().st_size
+    assert made["hparams"]["arch"] == "llama"
+    assert made["tensors"]["n_bytes"] == sum(row["n_bytes"] for row in made["tensors"]["types"])
+    full = str(made["hparams"]["context_length"])
+    cpu, cuda = made["needs"]["cpu"], made["needs"]["cuda"]
+    assert cpu["kv_bytes"][full] == 2 * cuda["kv_bytes"][full]
+    shown = run("info", tiny_model).stdout
+    assert "n_layers" in shown
+    assert "memory needed" in shown
+
+
+def test_info_of_files_that_do_not_run(run: Run, shared_data: Path) -> None:
+    vocab = shared_data / "vocab" / "ggml-vocab-gpt-2.gguf"
+    made = document(run("info", str(vocab), "--json"))
+    assert not made["runs"]
+    assert "vocabulary" in made["problem"]
+    assert made["tokenizer"]["vocab_size"] == 50257
+    assert "m40llm cannot run it" in run("info", str(vocab)).stdout
+
+
+def test_pull_list(run: Run, tmp_path: Path) -> None:
+    made = document(run("pull", "--list", "--json"))
+    assert made["cache_dir"] == str(tmp_path / "cache")
+    assert made["models"][0]["name"] == "smollm2"
+    assert made["models"][0]["path"] is None
+    assert "not pulled yet" in run("pull", "--list").stdout
+
+
+def test_doctor(run: Run) -> None:
+    made = document(run("doctor", "--json"))
+    assert made["packages"]["numpy"]
+    assert made["cache"]["is_writable"]
+    assert any(item["command"] == "m40llm pull smollm2" for item in made["advice"])
+    assert "NVIDIA driver" in run("doctor").stdout
