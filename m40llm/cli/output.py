@@ -2,15 +2,16 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from m40llm.progress import Progress
 
 if TYPE_CHECKING:
     from m40llm.llm import LLM, Timings
     from m40llm.text import Tokenizer
-
-Progress = Callable[[str, float], None]  # (stage, fraction of it done, 0..1)
 
 
 def status(line: str) -> None:
@@ -77,11 +78,26 @@ def speed_line(timings: "Timings", stop_reason: str) -> str:
     )
 
 
+class _LongStages:
+    """Names each stage of some work once, if it is not done within two seconds."""
+
+    def __init__(self) -> None:
+        self._stage, self._begin, self._is_named = "", 0.0, False
+
+    def report(self, stage: str, fraction: float) -> None:
+        if stage != self._stage:
+            self._stage, self._begin, self._is_named = stage, time.monotonic(), False
+        is_long = time.monotonic() - self._begin > 2.0
+        if is_long and fraction < 1.0 and not self._is_named:
+            status(f"{stage} ...")
+            self._is_named = True
+
+
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """A bar on stderr, gone when done; where stderr is no terminal, nothing."""
+    """A bar on stderr, gone when done; where stderr is no terminal, a line for what takes long."""
     if not sys.stderr.isatty():
-        yield lambda stage, fraction: None
+        yield _LongStages().report
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn

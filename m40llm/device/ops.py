@@ -12,6 +12,8 @@ import numpy as np
 from gguf import GGMLQuantizationType as GGMLType
 from numpy.typing import NDArray
 
+from m40llm.progress import Progress
+
 Buffer = Any
 Matrix = Any
 RopeLayout = Literal["interleaved", "half"]
@@ -38,6 +40,10 @@ class Ops(Protocol):
 
     def free_bytes(self) -> int:
         """Memory that a model could still take."""
+        ...
+
+    def prepare(self, progress: Progress | None = None) -> None:
+        """Compiles what the ops need, so that no request waits for it."""
         ...
 
     def matrix_bytes(self, ggml_type: GGMLType, n_rows: int, n_cols: int) -> int:

@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,9 +13,9 @@ from m40llm.engine.sampling import SamplingParams, choose, log_softmax
 from m40llm.errors import ModelFileError, RequestError
 from m40llm.model.batch import Batch
 from m40llm.model.transformer import Transformer
+from m40llm.progress import Progress
 
 StopReason = Literal["stop", "length", "context", "cancelled"]
-Progress = Callable[[str, float], None]  # (what is going on, fraction done from 0 to 1)
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,12 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from m40llm.errors import PullError
-
-Progress = Callable[[str, float], None]  # (stage, fraction of it done, 0..1)
+from m40llm.progress import Progress
 
 CHUNK_BYTES = 1 << 20
 LOCK_POLL_S = 0.2

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from m40llm.errors import M40LLMError, PullError, RequestError
-from m40llm.hub.cache import Progress, cache_dir, pull_lock, sha256_of, writing_to
+from m40llm.hub.cache import cache_dir, pull_lock, sha256_of, writing_to
+from m40llm.progress import Progress
 
 PREFIX = "hf:"
 _NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?")  # of an owner, a repository

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from m40llm.errors import RequestError
 from m40llm.hub.aliases import ALIASES
-from m40llm.hub.cache import Progress
 from m40llm.hub.huggingface import PREFIX, cached_files, pull_hf
 from m40llm.hub.pull_alias import alias_path, is_pulled, pull_alias
+from m40llm.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def pull(name: str, *, force: bool = False, progress: Progress | None = None) ->
         RequestError: the name is neither.
         PullError: it could not be fetched.
     """
-    report = progress or _silent
+    report = progress or silent
     if name in ALIASES:
         return pull_alias(ALIASES[name], force=force, progress=report)
     if name.startswith(PREFIX):
@@ -73,10 +73,6 @@ def list_models() -> list[KnownModel]:
     for name, path in cached_files():
         models.append(KnownModel(name, path, path.stat().st_size, licence=None, about=None))
     return models
-
-
-def _silent(stage: str, fraction: float) -> None:
-    """Progress that nobody asked for."""
 
 
 def _looks_like_path(model: str) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from m40llm.errors import PullError
 from m40llm.hub.aliases import Part
-from m40llm.hub.cache import Progress
+from m40llm.progress import Progress
 
 POLL_S = 0.1
 KILL_AFTER_S = 2.0

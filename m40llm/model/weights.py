@@ -1,6 +1,5 @@
 """The model's tensors on a device: checked against the architecture first, then uploaded once."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +10,7 @@ from m40llm.gguf import GGUFFile, TensorInfo
 from m40llm.gguf.blocks import can_dequantize, dequantize
 from m40llm.model.arch import Architecture, TensorSpec, layer_specs, tensor_specs
 from m40llm.model.hparams import HParams
-
-Progress = Callable[[str, float], None]  # (what is going on, fraction done from 0 to 1)
+from m40llm.progress import Progress
 
 # Old converters stored what the model computes anyway.
 _DERIVED = {"rope_freqs.weight", "attn_rot_embd.weight", "attn.rotary_emb.inv_freq"}

@@ -5,21 +5,28 @@ and returns a new array; float32 inputs are widened first and nothing is rounded
 """
 
 from m40llm.reference.append import append
+from m40llm.reference.argmax import argmax
 from m40llm.reference.attention import attention
+from m40llm.reference.cast import cast
 from m40llm.reference.embedding import embedding
 from m40llm.reference.matmul import matmul
 from m40llm.reference.rms_norm import rms_norm
 from m40llm.reference.rope import rope
 from m40llm.reference.softmax import softmax
-from m40llm.reference.swiglu import swiglu
+from m40llm.reference.swiglu import geglu, swiglu
+from m40llm.reference.top_k import top_k
 
 __all__ = [
     "append",
+    "argmax",
     "attention",
+    "cast",
     "embedding",
+    "geglu",
     "matmul",
     "rms_norm",
     "rope",
     "softmax",
     "swiglu",
+    "top_k",
 ]

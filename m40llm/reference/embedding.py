@@ -8,4 +8,4 @@ from numpy.typing import NDArray
 
 def embedding(table: NDArray[Any], token_ids: NDArray[Any]) -> NDArray[np.float64]:
     """table [vocab_size, n_embd], token_ids int[n_tokens] -> float64[n_tokens, n_embd]"""
-    return table[token_ids].astype(np.float64)
+    return np.asarray(table[token_ids], np.float64)

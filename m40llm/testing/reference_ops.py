@@ -25,6 +25,9 @@ class ReferenceOps:
     def free_bytes(self) -> int:
         return 1 << 40
 
+    def prepare(self, progress: Any = None) -> None:
+        """Nothing to compile."""
+
     def matrix_bytes(self, ggml_type: GGMLType, n_rows: int, n_cols: int) -> int:
         return 4 * n_rows * n_cols
 

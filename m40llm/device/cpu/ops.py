@@ -11,8 +11,10 @@ from m40llm.device.cpu import elementwise
 from m40llm.device.cpu.attention import attention
 from m40llm.device.cpu.formats import FORMATS, UNIT
 from m40llm.device.cpu.matmul import DenseMatrix, PackedMatrix, gather_rows, matmul
+from m40llm.device.cpu.prepare import prepare
 from m40llm.device.ops import RopeTable
 from m40llm.gguf.blocks import dequantize
+from m40llm.progress import Progress
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
@@ -27,6 +29,9 @@ class CpuOps:
 
     def free_bytes(self) -> int:
         return _available_bytes()
+
+    def prepare(self, progress: Progress | None = None) -> None:
+        prepare(progress)
 
     def matrix_bytes(self, ggml_type: GGMLType, n_rows: int, n_cols: int) -> int:
         """What formats.py knows is read from the file's mapping; the rest becomes float32."""

@@ -1,0 +1,52 @@
+"""Every compiled function of the CPU, called once on a few numbers.
+
+Numba compiles at the first call: some 20 s in all, once a machine, and 0.2 s from its cache after
+that. Done here, before the weights load, it can be shown as progress instead of a silent wait.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+from gguf import GGMLQuantizationType as GGMLType
+
+from m40llm.device.cpu import elementwise
+from m40llm.device.cpu.attention import SHORT_RUN, attention
+from m40llm.device.cpu.formats import UNIT
+from m40llm.device.cpu.matmul import MAX_VECTORS, PackedMatrix, gather_rows, matmul
+from m40llm.progress import Progress
+
+
+def prepare(progress: Progress | None = None) -> None:
+    """Compiles whatever is not in Numba's cache yet."""
+    calls = _calls()
+    for done, call in enumerate(calls):
+        if progress:
+            progress("compiling for this CPU (once)", done / len(calls))
+        call()
+    if progress:
+        progress("compiling for this CPU (once)", 1.0)
+
+
+def _calls() -> list[Callable[[], None]]:
+    memory = np.zeros(4 * UNIT, np.uint8)
+    memory.flags.writeable = False  # as a mapped file is: the type that is compiled for
+    w = PackedMatrix(GGMLType.F32, 1, UNIT, memory)
+    n = MAX_VECTORS + 1
+    x, y = np.ones((n, UNIT), np.float32), np.empty((n, 1), np.float32)
+    heads, seq, pos = x.reshape(n, 1, UNIT), np.zeros(n, np.int32), np.arange(n, dtype=np.int32)
+    out = np.empty_like(heads)
+    cache = np.ones((1, 1, max(n, SHORT_RUN), UNIT), np.float32)
+    turn = np.ones((n, UNIT // 2), np.float32)
+    attend = partial(attention, heads, cache, cache.copy(), seq, pos, 1.0, out)
+    return [
+        partial(elementwise.rms_norm, x, x[0].copy(), 1e-5, x.copy()),
+        partial(elementwise.rotate, heads.copy(), pos, turn, turn, 2, 1),
+        partial(elementwise.append, heads, heads, cache, cache, seq, pos),
+        partial(elementwise.swiglu, x, x, x.copy()),
+        partial(gather_rows, w, seq, x.copy()),
+        partial(matmul, w, x[:1], y[:1], accumulate=False),
+        partial(matmul, w, x, y, accumulate=False),
+        attend,
+        partial(attention, heads[:1], cache, cache, seq[:1], pos[:1], 1.0, out[:1]),
+    ]
