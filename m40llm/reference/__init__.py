@@ -12,6 +12,7 @@ from m40llm.reference.embedding import embedding
 from m40llm.reference.matmul import matmul
 from m40llm.reference.rms_norm import rms_norm
 from m40llm.reference.rope import rope
+from m40llm.reference.sampling import distribution, penalised
 from m40llm.reference.softmax import softmax
 from m40llm.reference.swiglu import geglu, swiglu
 from m40llm.reference.top_k import top_k
@@ -21,9 +22,11 @@ __all__ = [
     "argmax",
     "attention",
     "cast",
+    "distribution",
     "embedding",
     "geglu",
     "matmul",
+    "penalised",
     "rms_norm",
     "rope",
     "softmax",
