@@ -1,0 +1,160 @@
+"""From host IR to machine code: link, optimise, split into a coroutine, assemble, cache on disk."""
+
+import hashlib
+import json
+import os
+import tempfile
+import threading
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import llvmlite.binding as llvm
+import platformdirs
+
+from m40llm.device.emulator.compiled import SOURCE_STAMP
+from m40llm.device.emulator.coroutine import ENTRY, coroutine
+from m40llm.device.emulator.host_ir import TRIPLE, HostIR
+from m40llm.device.emulator.libdevice import c_declarations, libdevice
+from m40llm.device.emulator.prelude import prelude
+from m40llm.device.emulator.source_lines import Line, Location
+
+_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Code:
+    """A kernel's machine code and what the scheduler and the error texts need to know of it."""
+
+    address: int  # of the function that starts a thread
+    sites: tuple[Location, ...]
+    polls: bool
+    atomics: bool
+    engine: Any  # keeps the code in memory
+
+
+def build(host: HostIR, *, checks: bool, steps: bool) -> Code:
+    """Machine code of the kernel, from the cache on disk if it is there and sound."""
+    path = _cache_folder() / f"{_key(host, checks, steps)}.kernel"
+    with _lock:
+        stored = _read(path)
+        if stored is None:
+            stored = _compile(host, checks, steps)
+            _write(path, *stored)
+        header, machine_code = stored
+        engine = _load(machine_code)
+    sites = tuple(
+        Location(tuple(Line(path, number) for path, number in lines)) for lines in header["sites"]
+    )
+    address = engine.get_function_address(ENTRY)
+    return Code(address, sites, header["polls"], header["atomics"], engine)
+
+
+# ------------------------------------------------------------- compiling
+def _compile(host: HostIR, checks: bool, steps: bool) -> tuple[dict[str, Any], bytes]:
+    machine = _target_machine()
+    module = _linked(host, machine)
+    _optimise(module, machine, speed=2, vectorise=not (checks or steps))
+    result = coroutine(str(module), host, checks=checks, steps=steps)
+    module = llvm.parse_assembly(result.text)
+    module.verify()
+    _optimise(module, machine, speed=2 if checks or steps else 3, vectorise=True)
+    header = {
+        "sites": [location.lines for location in result.sites],
+        "polls": result.polls,
+        "atomics": result.atomics,
+    }
+    return header, machine.emit_object(module)
+
+
+def _linked(host: HostIR, machine: llvm.TargetMachine) -> llvm.ModuleRef:
+    """One module: the kernel, its device functions, and the GPU's own functions."""
+    library = libdevice(host.modules)
+    library = f'target triple = "{TRIPLE}"\n' + prelude() + c_declarations(library) + library
+    module = llvm.parse_assembly(host.modules[0])
+    module.data_layout = str(machine.target_data)
+    for text in (*host.modules[1:], library):
+        part = llvm.parse_assembly(text)
+        part.data_layout = module.data_layout
+        module.link_in(part)
+    module.verify()
+    return module
+
+
+def _optimise(
+    module: llvm.ModuleRef, machine: llvm.TargetMachine, *, speed: int, vectorise: bool
+) -> None:
+    options = llvm.create_pipeline_tuning_options(speed_level=speed)
+    options.loop_vectorization = options.slp_vectorization = vectorise
+    passes = llvm.create_pass_builder(machine, options)
+    passes.getModulePassManager().run(module, passes)
+
+
+@cache
+def _initialise() -> None:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+
+
+def _target_machine() -> llvm.TargetMachine:
+    _initialise()
+    return llvm.Target.from_default_triple().create_target_machine(
+        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3
+    )
+
+
+def _load(machine_code: bytes) -> Any:
+    machine = _target_machine()
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    engine.add_object_file(llvm.ObjectFileRef.from_data(machine_code))
+    engine.finalize_object()
+    return engine
+
+
+# ------------------------------------------------------------- the cache on disk
+@cache
+def _toolchain() -> str:
+    """All that decides what IR becomes, other than the IR."""
+    llvm_version = ".".join(map(str, llvm.llvm_version_info))
+    cpu = llvm.get_host_cpu_name() + llvm.get_host_cpu_features().flatten()
+    return f"{SOURCE_STAMP} {llvmlite.__version__} {llvm_version} {version('numba-cuda')} {cpu}"
+
+
+def _key(host: HostIR, checks: bool, steps: bool) -> str:
+    text = "\0".join((_toolchain(), *host.modules, str(host.shared), f"{checks} {steps}"))
+    return hashlib.sha256(text.encode()).hexdigest()[:40]
+
+
+def _cache_folder() -> Path:
+    home = os.environ.get("M40LLM_HOME")
+    return (Path(home) if home else Path(platformdirs.user_cache_dir("m40llm"))) / "emulator"
+
+
+def _read(path: Path) -> tuple[dict[str, Any], bytes] | None:
+    """A stored kernel: a digest of the rest, a line of JSON, the object file. None if unsound."""
+    try:
+        digest, header, machine_code = path.read_bytes().split(b"\n", 2)
+    except (OSError, ValueError):
+        return None
+    if digest != _digest(header, machine_code):
+        return None
+    return json.loads(header), machine_code
+
+
+def _write(path: Path, header: dict[str, Any], machine_code: bytes) -> None:
+    """Store a kernel so that a reader sees all of it or nothing; a full disk is no error."""
+    line = json.dumps(header).encode()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(b"\n".join((_digest(line, machine_code), line, machine_code)))
+        os.replace(file.name, path)
+    except OSError:
+        return
+
+
+def _digest(header: bytes, machine_code: bytes) -> bytes:
+    return hashlib.sha256(header + b"\n" + machine_code).hexdigest().encode()

@@ -1,0 +1,55 @@
+"""The emulator as a card: the same launch wrappers run here and on a GPU."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m40llm.device.emulator.emulator import Emulator
+from m40llm.kernels.contract import Dim, Kernel
+
+Buffer = NDArray[Any]
+
+
+class EmulatedCard:
+    """Implements `device.gpu.card.Card`. `settings` are the emulator's: order, seed, checks, ..."""
+
+    name = "emulator"
+    n_sms = 2  # few blocks an attention row: a core runs them one after another
+
+    def __init__(self, **settings: Any) -> None:
+        self.emulator = Emulator(**settings)
+
+    @property
+    def n_launches(self) -> int:
+        return self.emulator.n_launches
+
+    def free_bytes(self) -> int:
+        from m40llm.device.cpu.ops import available_bytes
+
+        return available_bytes()
+
+    def launch(
+        self, kernel: Kernel, grid: Dim, block: Dim, *args: Any, shared_bytes: int = 0
+    ) -> None:
+        self.emulator.launch(_Jitted(kernel), grid, block, args, shared_bytes=shared_bytes)
+
+    def alloc(self, shape: tuple[int, ...], dtype: Any) -> Buffer:
+        return self.emulator.alloc(shape, dtype)
+
+    def upload(self, values: NDArray[Any]) -> Buffer:
+        return self.emulator.upload(values, read_only=True)
+
+    def write(self, buffer: Buffer, values: NDArray[Any]) -> None:
+        self.emulator.write(buffer, values)
+
+    def read(self, buffer: Buffer) -> NDArray[Any]:
+        return np.array(buffer)
+
+
+class _Jitted:
+    """A kernel in the form of a `@cuda.jit` one: the function and its options."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.py_func = kernel.function
+        self.targetoptions = {"fastmath": kernel.fastmath}

@@ -1,0 +1,67 @@
+"""Compiled kernels, kept for as long as the function lives: one a signature and set of options."""
+
+import inspect
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from m40llm.device.emulator.build import Code, build
+from m40llm.device.emulator.frontend import argument_key, argument_type, numba_ir, python_function
+from m40llm.device.emulator.host_ir import HostIR, host_ir
+from m40llm.device.emulator.records import BLOCK, THREAD
+from m40llm.device.emulator.scheduler import measure
+
+
+@dataclass(frozen=True)
+class Program:
+    """A kernel ready to run."""
+
+    name: str
+    parameters: tuple[str, ...]
+    host: HostIR
+    code: Code
+    frame_bytes: int  # of a thread's coroutine
+    spare_pools: dict[Any, list[Any]] = field(default_factory=dict, compare=False)
+
+
+@dataclass
+class _Compiled:
+    """What has been made of one function: its IR by signature, then code by variant as well."""
+
+    host: dict[Any, HostIR] = field(default_factory=dict)
+    programs: dict[Any, Program] = field(default_factory=dict)
+
+
+_programs: WeakKeyDictionary[Callable[..., Any], _Compiled] = WeakKeyDictionary()
+_lock = threading.RLock()
+
+
+def program(kernel: Any, args: tuple[Any, ...], *, checks: bool, steps: bool) -> Program:
+    """The kernel compiled for these arguments, now or before."""
+    py_func, options = python_function(kernel)
+    signature = (*map(argument_key, args), str(options.get("fastmath", False)))
+    with _lock:
+        known = _programs.setdefault(py_func, _Compiled())
+        if signature not in known.host:
+            arg_types = tuple(map(argument_type, args))
+            known.host[signature] = host_ir(numba_ir(py_func, arg_types, options))
+        key = (signature, checks, steps)
+        if key not in known.programs:
+            host = known.host[signature]
+            code = build(host, checks=checks, steps=steps)
+            parameters = tuple(inspect.signature(py_func).parameters)
+            name = py_func.__name__
+            known.programs[key] = Program(name, parameters, host, code, _frame_bytes(code))
+        return known.programs[key]
+
+
+def _frame_bytes(code: Code) -> int:
+    """Ask the coroutine how much memory it needs: it tells when it is given none."""
+    thread, block = np.zeros(1, THREAD), np.zeros(1, BLOCK)
+    thread["block"] = block.ctypes.data
+    measure(np.uint64(code.address), np.uint64(thread.ctypes.data))
+    return int(thread["frame_bytes"][0])
