@@ -1,0 +1,275 @@
+"""Matrix x vector, for 1 to 8 vectors at once: the weights are read once for all of them.
+
+gemv         out[t, r] = sum_c W[r, c] * x[t, c]  (+ bias[r]) (+ out[t, r] as it was)
+gemv_swiglu  out[t, r] = silu(gate) * up, gate = sum_c W[r, c] * x[t, c], up the same of row
+             n_out + r; W is gate and up stacked (their Planes, one above the other)
+
+W      Planes[n_rows, n_cols]        F32, F16 or quantised, in any number of rows
+x      float32[n_tokens, n_cols]     1 <= n_tokens <= 8; n_cols in multiples of the type's block,
+                                     of 8 for F16, of 4 for F32
+bias   float32[n_rows]
+out    float32[n_tokens, n_rows]     gemv_swiglu: [n_tokens, n_rows / 2]; aliases nothing
+
+grid     ceil(n_rows / (N_WARPS * rows a warp)) blocks of 256 threads; a warp has 4 rows, 2, or 1,
+         as few as it takes to fill a card of 132 SMs; more than 2 tokens: at most 2
+bytes    the planes once, + 4 * n_tokens * n_cols for every block, from the L2 (bandwidth-bound)
+sm_52    registers (caps: Form.registers) and instructions of the inner loop, for one token:
+
+               rows a warp    F32  F16  Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q4_K Q5_K Q6_K
+               1: registers    53   43    42   42   46   46   46   43   47   53
+               4: registers    68   64    80   80  103  100   80   96  113  104
+               4: a weight    6.6  3.1   2.7  2.6  3.7  3.7  3.4  3.1  4.2  4.5
+
+         4 rows: 16 or 24 warps on an SM (25 %, 38 %; dense 38 %, 50 %), each with 2 KiB under way,
+         where 288 GB/s need 6 KiB an SM. 8 tokens, 2 rows: Q4_0 11.9 a weight, 8 of them FMAs. A
+         lane of a GM200 (3,072 at 1.1 GHz) has 6.6 instructions for a weight of Q4_0, 9.6 for one
+         of Q6_K, 23 for F16, before they and not the memory set the pace.
+
+A block stages a chunk of x in shared memory, in the order in which lanes want it (a padded row of
+32 lanes a group of four columns: no bank conflicts), multiplied by what undoes the place of each
+quant in its word; see unpack.py. A lane then takes 16 bytes of each of its warp's rows at a time.
+A minimum, or the bias of a signed type, meets the sum of x over the run, which the staging made.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final
+
+import numpy as np
+from gguf import GGMLQuantizationType as GGMLType
+from numba import cuda, float32, int64, uint32, uint64
+
+from m40llm.errors import KernelContractError
+from m40llm.kernels.contract import Kernel, Launcher, ceil_div, check_array
+from m40llm.kernels.intrinsics import (
+    load_float4_shared,
+    load_uint4_readonly,
+)
+from m40llm.kernels.planes import DENSE, Planes, check_planes
+from m40llm.kernels.reduce import WARP_SIZE, warp_sum
+from m40llm.kernels.scales import BIAS, SCALES
+from m40llm.kernels.staging import N_THREADS, N_WARPS, StagedShape, stage_of
+from m40llm.kernels.unpack import LANES, RESULT_SCALE
+
+MAX_TOKENS: Final = 8
+WARPS_WANTED: Final = 132 * 16  # a card that has fewer SMs runs more waves of the same blocks
+
+
+def rows_a_warp(n_rows: int, n_tokens: int) -> int:
+    """4 rows share a load of x; fewer where the matrix would leave a card idle."""
+    most = 4 if n_tokens <= 2 else 2
+    while most > 1 and n_rows < most * WARPS_WANTED:
+        most //= 2
+    return most
+
+
+@dataclass(frozen=True)
+class Form:
+    """What is fixed when the kernel is compiled: n_rows of W a warp, chunk_cols of x at a time."""
+
+    type: GGMLType
+    n_tokens: int
+    n_rows: int
+    chunk_cols: int
+    swiglu: bool
+    has_bias: bool
+    accumulate: bool
+
+    @property
+    def registers(self) -> int:
+        """Sums, parts and weights of each row, and what is loaded of it: 4, 3 or 2 blocks an SM."""
+        if self.n_tokens > 1 or self.n_rows > 2:
+            return 128
+        return 64 if self.n_rows == 1 else 80
+
+
+@cache
+def _multiply(type: GGMLType, n_tokens: int, n_rows: int, chunk_cols: int) -> Any:
+    """multiply(planes, rows, first_unit, unit, staged, sums, acc): 16 bytes of each row."""
+    lane, shape = LANES[type], StagedShape(type, n_tokens, chunk_cols)
+    fetch, decode, has_minimum = SCALES[type]
+    unpack, n_groups, n_halves, n_highs = lane.unpack, lane.n_groups, lane.n_halves, lane.n_highs
+    n_words, pitch, token_slots = lane.n_words, shape.pitch, shape.token_slots
+    token_sums, is_dense = shape.token_sums, type in DENSE
+    half_groups = n_groups // n_halves
+    bias = float(BIAS.get(type, 0))
+    units_a_scale = 32 // lane.n_cols if not is_dense else 1
+    n_parts = n_rows * n_tokens
+
+    @cuda.jit(device=True, forceinline=True)
+    def multiply(
+        quants: Any,
+        highs: Any,
+        scales: Any,
+        rows: Any,
+        first_unit: Any,
+        unit: Any,
+        staged: Any,
+        sums: Any,
+        acc: Any,
+    ) -> None:
+        words = cuda.local.array((n_rows, 4), uint32)
+        high = cuda.local.array((n_rows, 2), uint32)
+        packed = cuda.local.array((n_rows, 4), uint32)
+        part = cuda.local.array(n_parts, float32)
+        weight = cuda.local.array((n_rows, 4), float32)
+        scaled_unit = (first_unit + unit) // units_a_scale
+        for r in range(n_rows):
+            at = rows[r] * quants.shape[1] + (first_unit + unit) * 4
+            words[r, 0], words[r, 1], words[r, 2], words[r, 3] = load_uint4_readonly(quants, at)
+        for r in range(n_rows):
+            a, b, c, d = fetch(scales, rows[r], scaled_unit)
+            packed[r, 0], packed[r, 1], packed[r, 2], packed[r, 3] = a, b, c, d
+            for h in range(n_highs):
+                high[r, h] = highs[uint64(rows[r]), uint32(scaled_unit * n_highs + h)]
+        for half in range(n_halves):
+            for i in range(n_parts):
+                part[i] = acc[i] if is_dense else float32(0)
+            for g in range(half_groups):
+                group = half * half_groups + g
+                for r in range(n_rows):
+                    first = group * n_words & 3
+                    f0, f1, f2, f3 = unpack(
+                        words[r, first],
+                        words[r, first + 1 & 3],
+                        words[r, first + 2 & 3],
+                        words[r, first + 3 & 3],
+                        high[r, 0],
+                        high[r, n_highs // 2],
+                        group,
+                    )
+                    weight[r, 0], weight[r, 1], weight[r, 2], weight[r, 3] = f0, f1, f2, f3
+                slot = ((unit >> 5) * n_groups + group) * pitch + (unit & 31)
+                for token in range(n_tokens):
+                    x0, x1, x2, x3 = load_float4_shared(staged, (token * token_slots + slot) * 4)
+                    for r in range(n_rows):
+                        i = r * n_tokens + token
+                        part[i] += weight[r, 0] * x0
+                        part[i] += weight[r, 1] * x1
+                        part[i] += weight[r, 2] * x2
+                        part[i] += weight[r, 3] * x3
+            for r in range(n_rows):
+                scale, minimum = decode(
+                    packed[r, 0], packed[r, 1], packed[r, 2], packed[r, 3], scaled_unit, half
+                )
+                if not has_minimum:
+                    minimum = scale * float32(-bias)
+                for token in range(n_tokens):
+                    i = r * n_tokens + token
+                    if is_dense:
+                        acc[i] = part[i]
+                    else:
+                        total = sums[uint32(token * token_sums + unit * n_halves + half)]
+                        acc[i] += scale * part[i] + minimum * total
+
+    return multiply
+
+
+@cache
+def _finish(n_tokens: int, n_rows: int, swiglu: bool, has_bias: bool, accumulate: bool) -> Any:
+    """finish(acc, scale, first_row, bias, out): sums over the warp; a lane stores a result."""
+    n_results = n_rows // (2 if swiglu else 1) * n_tokens
+
+    @cuda.jit(device=True, forceinline=True)
+    def finish(acc: Any, scale: Any, first_row: Any, bias: Any, out: Any) -> None:
+        lane = cuda.threadIdx.x & 31
+        result = float32(0)
+        for i in range(n_results):
+            y = warp_sum(acc[i]) * scale
+            if swiglu:
+                y = y / (float32(1) + math.exp(-y)) * (warp_sum(acc[i + n_results]) * scale)
+            if lane == i:
+                result = y
+        row, token = first_row + lane // n_tokens, lane % n_tokens
+        if lane < n_results and row < out.shape[1]:
+            if has_bias:
+                result += bias[row]
+            if accumulate:
+                result += out[token, row]
+            out[token, row] = result
+
+    return finish
+
+
+@cache
+def _compile(form: Form) -> Kernel:
+    """The kernel of a form."""
+    type, n_tokens, n_rows, chunk_cols = form.type, form.n_tokens, form.n_rows, form.chunk_cols
+    shape = StagedShape(type, n_tokens, chunk_cols)
+    n_staged, n_sums = 4 * n_tokens * shape.token_slots, n_tokens * shape.token_sums
+    stage = stage_of(type, n_tokens, chunk_cols)
+    multiply = _multiply(type, n_tokens, n_rows, chunk_cols)
+    finish = _finish(n_tokens, n_rows, form.swiglu, form.has_bias, form.accumulate)
+    lane_cols, n_parts = LANES[type].n_cols, n_rows * n_tokens
+    n_results = n_rows // 2 if form.swiglu else n_rows  # rows of out
+    scale = 1.0 if type in DENSE else 1.0 / RESULT_SCALE
+    if type in DENSE:
+        n_sums = 1
+
+    def gemv(quants: Any, highs: Any, scales: Any, x: Any, bias: Any, out: Any) -> None:
+        staged = cuda.shared.array(n_staged, float32, alignment=16)
+        sums = cuda.shared.array(n_sums, float32)
+        acc = cuda.local.array(n_parts, float32)
+        rows = cuda.local.array(n_rows, int64)
+        for i in range(n_parts):
+            acc[i] = float32(0)
+        n_out, n_cols = out.shape[1], x.shape[1]
+        warp, lane = cuda.threadIdx.x >> 5, cuda.threadIdx.x & 31
+        first_row = (cuda.blockIdx.x * N_WARPS + warp) * n_results
+        for r in range(n_rows):
+            row = min(int64(first_row + r % n_results), n_out - 1)  # beyond: computed, not stored
+            rows[r] = row + (n_out if r >= n_results else 0)
+        for first_col in range(0, n_cols, chunk_cols):
+            n_here = min(chunk_cols, n_cols - first_col)
+            cuda.syncthreads()
+            stage(x, first_col, n_here, staged, sums)
+            cuda.syncthreads()
+            first_unit = first_col // lane_cols
+            for unit in range(lane, n_here // lane_cols, WARP_SIZE):
+                multiply(quants, highs, scales, rows, first_unit, unit, staged, sums, acc)
+        finish(acc, float32(scale), first_row, bias, out)
+
+    return Kernel(gemv, registers=form.registers)
+
+
+def gemv(
+    w: Planes,
+    x: Any,
+    out: Any,
+    *,
+    stream: Launcher,
+    bias: Any = None,
+    accumulate: bool = False,
+    warp_rows: int | None = None,
+) -> None:
+    """out (+)= W x (+ bias) for up to 8 vectors x; warp_rows 1, 2 or 4 (None: by size)."""
+    check_array("bias", bias, np.float32, (w.n_rows,), optional=True)
+    n_rows = warp_rows or rows_a_warp(w.n_rows, int(x.shape[0]))
+    chunk_cols = StagedShape(w.type, int(x.shape[0]), w.n_cols).chunk_cols
+    form = Form(w.type, int(x.shape[0]), n_rows, chunk_cols, False, bias is not None, accumulate)
+    _launch(form, w, x, bias, out, stream)
+
+
+def gemv_swiglu(
+    w: Planes, x: Any, out: Any, *, stream: Launcher, warp_rows: int | None = None
+) -> None:
+    """out = silu(gate x) * (up x) for up to 8 vectors x; W is gate above up; warp_rows 2 or 4."""
+    if w.n_rows % 2:
+        raise KernelContractError(f"w: expected gate above up, got {w.n_rows} rows")
+    n_rows = warp_rows or max(rows_a_warp(w.n_rows, int(x.shape[0])), 2)
+    chunk_cols = StagedShape(w.type, int(x.shape[0]), w.n_cols).chunk_cols
+    form = Form(w.type, int(x.shape[0]), n_rows, chunk_cols, True, False, False)
+    _launch(form, w, x, None, out, stream)
+
+
+def _launch(form: Form, w: Planes, x: Any, bias: Any, out: Any, stream: Launcher) -> None:
+    if not 1 <= form.n_tokens <= MAX_TOKENS:
+        raise KernelContractError(f"x: expected 1 to {MAX_TOKENS} rows, got {form.n_tokens}")
+    check_planes(w)
+    check_array("x", x, np.float32, (form.n_tokens, w.n_cols))
+    check_array("out", out, np.float32, (form.n_tokens, w.n_rows // (2 if form.swiglu else 1)))
+    grid = ceil_div(w.n_rows, N_WARPS * form.n_rows)
+    highs, scales = (w.quants if plane is None else plane for plane in (w.highs, w.scales))
+    given_bias = out if bias is None else bias
+    stream.launch(_compile(form), grid, N_THREADS, w.quants, highs, scales, x, given_bias, out)

@@ -1,0 +1,48 @@
+"""Signatures of the matrix products: every type, and every number of tokens for one of them."""
+
+from gguf import GGMLQuantizationType as GGMLType
+from numba import types
+from sm52_assembly import F16_2, F32_1, F32_2, Signature
+
+from m40llm.kernels import gemm, gemv
+from m40llm.kernels.planes import DENSE, LAYOUTS
+
+U16_2, U32_2 = types.Array(types.uint16, 2, "C"), types.Array(types.uint32, 2, "C")
+HALF_SCALES = (GGMLType.Q4_0, GGMLType.Q5_0, GGMLType.Q8_0, GGMLType.Q6_K)
+
+
+def of_gemv(
+    ggml_type: GGMLType, n_tokens: int, n_rows: int, *, swiglu: bool = False, bias: bool = False
+) -> Signature:
+    chunk_cols = gemv.StagedShape(ggml_type, n_tokens, 14336).chunk_cols
+    form = gemv.Form(ggml_type, n_tokens, n_rows, chunk_cols, swiglu, bias, bias)
+    label = f"{ggml_type.name}-{n_tokens}x{n_rows}{'-swiglu' * swiglu}{'-bias' * bias}"
+    arg_types = (*planes_of(ggml_type), F32_2, F32_1 if bias else F32_2, F32_2)
+    return Signature(gemv._compile(form), arg_types, gemv.N_THREADS, label)
+
+
+def of_gemm(ggml_type: GGMLType, tile: int, *, half: bool = False, bias: bool = False) -> Signature:
+    kernel = gemm._compile(ggml_type, tile, half, bias, bias)
+    label = f"{ggml_type.name}-{tile}{'-half' * half}{'-bias' * bias}"
+    x = F16_2 if half else F32_2
+    arg_types = (*planes_of(ggml_type), x, F32_1 if bias else F32_2, F32_2)
+    return Signature(kernel, arg_types, gemm.N_THREADS, label)
+
+
+def planes_of(ggml_type: GGMLType) -> tuple[types.Type, ...]:
+    return U32_2, U32_2, U16_2 if ggml_type in HALF_SCALES else U32_2
+
+
+TYPES = (*DENSE, *LAYOUTS)
+SOME = (GGMLType.F16, GGMLType.Q4_0, GGMLType.Q6_K)
+SIGNATURES = [
+    *(of_gemv(ggml_type, 1, n_rows) for ggml_type in TYPES for n_rows in (1, 4)),
+    *(of_gemv(ggml_type, 8, 2) for ggml_type in TYPES),
+    *(of_gemv(GGMLType.Q5_K, n, gemv.rows_a_warp(10**6, n)) for n in (3, 5, 7)),
+    of_gemv(GGMLType.Q6_K, 1, 2),
+    *(of_gemv(ggml_type, 2, 4, swiglu=True) for ggml_type in SOME),
+    *(of_gemv(ggml_type, 2, 4, bias=True) for ggml_type in SOME),
+    *(of_gemm(ggml_type, 128) for ggml_type in TYPES),
+    *(of_gemm(ggml_type, 64) for ggml_type in SOME),
+    *(of_gemm(GGMLType.Q5_K, tile, half=True, bias=True) for tile in (64, 128)),
+]

@@ -1,0 +1,65 @@
+"""Signatures of the small ops."""
+
+from sm52_assembly import (
+    F16_1,
+    F16_4,
+    F32,
+    F32_1,
+    F32_2,
+    F32_3,
+    I32_1,
+    I32_2,
+    U8_2,
+    U64_1,
+    Signature,
+)
+
+from m40llm.kernels import (
+    argmax,
+    cast,
+    embedding,
+    rms_norm,
+    rope,
+    sampling,
+    softmax,
+    swiglu,
+    top_k,
+)
+from m40llm.kernels.quant_blocks import WEIGHT_OF
+
+_APPEND = (F32_3, F32_3, F32_3, F16_4, F16_4, I32_1, I32_1, F32_2, F32_2)
+_STATE = (F32_2, I32_1, U64_1, I32_2, F32_2, I32_2)
+
+SIGNATURES = [
+    Signature(cast._compile_to_half(), (F32_1, F16_1), cast.N_THREADS),
+    Signature(cast._compile_to_float(), (F16_1, F32_1), cast.N_THREADS),
+    *(
+        Signature(embedding._compile(kind), (U8_2, I32_1, F32_2), embedding.N_THREADS, kind.name)
+        for kind in WEIGHT_OF
+    ),
+    Signature(embedding._compile_take_rows(), (F32_2, I32_1, F32_2), embedding.N_THREADS),
+    Signature(rms_norm._compile(256), (F32_2, F32_1, F32, F32_2), 256),
+    Signature(rms_norm._compile_add(256), (F32_2, F32_2, F32_1, F32, F32_2), 256),
+    Signature(rms_norm._compile_heads(), (F32_3, F32_1, F32, F32_3), 128),
+    *(
+        Signature(swiglu._compile(name), (F32_2, F32_2, F32_2), swiglu.N_THREADS, name)
+        for name in ("silu", "gelu_tanh")
+    ),
+    Signature(softmax._compile(256), (F32_2, F32_2), 256),
+    *(
+        Signature(rope._compile(layout), (F32_3, I32_1, F32_2, F32_2), 128, layout)
+        for layout in ("interleaved", "half")
+    ),
+    *(
+        Signature(rope._compile_append(layout), _APPEND, 128, layout)
+        for layout in ("interleaved", "half")
+    ),
+    Signature(argmax._compile(), (F32_2, I32_1), argmax.N_THREADS),
+    Signature(top_k._compile(top_k.N_THREADS), (F32_2, F32_2, I32_2), top_k.N_THREADS),
+    Signature(
+        sampling._compile(sampling.N_THREADS),
+        (F32_2, I32_1, I32_1, *_STATE, I32_1),
+        sampling.N_THREADS,
+    ),
+    Signature(sampling._compile_note_prompt(), (I32_1, I32_1, I32_2), 256),
+]
