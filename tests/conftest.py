@@ -47,6 +47,17 @@ def _offline_reason() -> str:
 
 
 @pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The real model's file: from the cache, else pulled; skips where that cannot be."""
+    from m40llm import hub
+    from m40llm.hub.pull_alias import is_pulled
+
+    if not is_pulled(hub.ALIASES["smollm2"]) and (reason := _offline_reason()):
+        pytest.skip(reason)
+    return hub.pull("smollm2")
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of vocabularies and models that are no part of the repository.
 

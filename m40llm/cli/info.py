@@ -122,15 +122,13 @@ def _needs(file: "GGUFFile", hp: "HParams") -> dict[str, Any]:
 
 
 def _cpu_weight_bytes(file: "GGUFFile") -> int:
-    """Each tensor as it is held: mapped in the file (nothing allocated), or a copy in FP32."""
+    """Each tensor as it is held: mapped in the file, or a copy in FP32."""
     from m40llm.device.cpu.ops import CpuOps
 
-    ops, total = CpuOps(), 0
-    for tensor in file.tensors.values():
-        is_matrix = len(tensor.shape) == 2
-        allocated = ops.matrix_bytes(tensor.type, *tensor.shape) if is_matrix else 0
-        total += allocated or tensor.n_bytes
-    return total
+    ops, tensors = CpuOps(), file.tensors.values()
+    return sum(
+        ops.matrix_bytes(t.type, *t.shape) if len(t.shape) == 2 else t.n_bytes for t in tensors
+    )
 
 
 def _tokenizer(file: "GGUFFile") -> dict[str, Any]:

@@ -11,16 +11,60 @@ DEVICE_FORMS = "auto, cpu, cuda, cuda:N or emulator"
 def open_device(name: str) -> tuple[Ops, str]:
     """(ops, why this device). `auto` takes a usable GPU, else the CPU.
 
+    `cuda` and `cuda:-1` take an sm_52 card first, then the most capable; `cuda:N` that card.
     Raises RequestError for a name of no known form, DeviceError for a device that cannot be used.
     """
-    if name in {"auto", "cpu"}:
-        from m40llm.device.cpu.ops import CpuOps
+    if name == "auto":
+        return _open_auto()
+    if name == "cpu":
+        return _open_cpu(), "asked for"
+    if name == "emulator":
+        return _open_emulator(), "asked for"
+    match = re.fullmatch(r"cuda(?::(-1|\d+))?", name)
+    if not match:
+        raise RequestError(f"device: expected {DEVICE_FORMS}, got {name!r}")
+    number = match.group(1)
+    return _open_cuda(None if number in (None, "-1") else int(number))
 
-        reason = "asked for" if name == "cpu" else "the only device of this version"
-        return CpuOps(), reason
-    if name == "emulator" or re.fullmatch(r"cuda(:-?\d+)?", name):
-        raise DeviceError(f"device {name!r}: this version runs on cpu only; use --device cpu")
-    raise RequestError(f"device: expected {DEVICE_FORMS}, got {name!r}")
+
+def _open_auto() -> tuple[Ops, str]:
+    from m40llm.device.cuda.choose import find_cards
+
+    cards, reason = find_cards()
+    if not cards:
+        return _open_cpu(), reason
+    try:
+        return _open_cuda(None)
+    except DeviceError as error:
+        return _open_cpu(), str(error)
+
+
+def _open_cpu() -> Ops:
+    from m40llm.device.cpu.ops import CpuOps
+
+    return CpuOps()
+
+
+def _open_cuda(index: int | None) -> tuple[Ops, str]:
+    from m40llm.device.cuda.choose import choose_card
+
+    chosen = choose_card(index)
+    from m40llm.device.cuda.card import CudaCard
+    from m40llm.device.gpu.ops import GpuOps
+
+    capability = "sm_{}{}".format(*chosen.capability)
+    return GpuOps(CudaCard(chosen.index)), f"{chosen.name}, {capability}"
+
+
+def _open_emulator() -> Ops:
+    try:
+        from m40llm.device.emulator.card import EmulatedCard
+        from m40llm.device.gpu.ops import GpuOps
+    except ImportError as error:
+        raise DeviceError(
+            f"device 'emulator': {error}; it needs pip install 'm40llm[emulator]'"
+        ) from None
+    return GpuOps(EmulatedCard(checks=False))
 
 
 __all__ = ["DEVICE_FORMS", "Ops", "open_device"]

@@ -47,13 +47,23 @@ class Ops(Protocol):
         ...
 
     def matrix_bytes(self, ggml_type: GGMLType, n_rows: int, n_cols: int) -> int:
-        """What `matrix` would allocate for such a tensor."""
+        """Memory that such a matrix takes."""
+        ...
+
+    def table_bytes(self, ggml_type: GGMLType, n_rows: int, n_cols: int, *, is_tied: bool) -> int:
+        """Memory that the embedding takes beside an output matrix, which may be the same."""
         ...
 
     def matrix(
         self, ggml_type: GGMLType, n_rows: int, n_cols: int, data: NDArray[np.uint8]
     ) -> Matrix:
         """A weight matrix from the file's bytes: uint8[n_rows * row_bytes]."""
+        ...
+
+    def table(
+        self, ggml_type: GGMLType, n_rows: int, n_cols: int, data: NDArray[np.uint8]
+    ) -> Matrix:
+        """The same, for `embedding` instead of `matmul`."""
         ...
 
     def empty(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Buffer:
@@ -88,14 +98,22 @@ class Ops(Protocol):
         """out (+)= x W^T (+ bias)   x [t, n_cols], out [t, n_rows]"""
         ...
 
-    def rope(self, x: Buffer, pos: Buffer, table: RopeTable) -> None:
-        """Rotate x [t, n_heads, head_dim] in place to positions pos[t]."""
-        ...
-
-    def append(
-        self, k: Buffer, v: Buffer, k_cache: Buffer, v_cache: Buffer, seq: Buffer, pos: Buffer
+    def rope_append(
+        self,
+        q: Buffer,
+        k: Buffer,
+        v: Buffer,
+        k_cache: Buffer,
+        v_cache: Buffer,
+        seq: Buffer,
+        pos: Buffer,
+        table: RopeTable,
     ) -> None:
-        """cache[seq[t], h, pos[t]] = k[t, h]; k, v [t, n_kv_heads, head_dim]; one layer's cache."""
+        """Turn q [t, n_heads, head_dim] in place to pos[t]; append k, turned, and v to the cache.
+
+        cache[seq[t], h, pos[t]] = k[t, h], and v likewise: k, v [t, n_kv_heads, head_dim], one
+        layer's cache. What is left in k is undefined.
+        """
         ...
 
     def attention(
@@ -108,11 +126,13 @@ class Ops(Protocol):
         *,
         scale: float,
         window: int,
+        single_rows: bool,
         out: Buffer,
     ) -> None:
         """out[t, h] = softmax_p(scale q[t, h] . k[p]) v[p] over p <= pos[t] (last `window`; 0: all)
 
-        The rows of one sequence stand together and in order.
+        The rows of one sequence stand together and in order; `single_rows` says that each is of
+        another sequence, as in decode.
         """
         ...
 

@@ -22,7 +22,7 @@ class Plan:
     max_seq_len: int
     max_tokens: int
     max_logits: int
-    weights: int  # the file's tensors, plus what the device makes of them
+    weights: int
     cache: int
     workspace: int
     free: int
@@ -73,7 +73,7 @@ def _plan(ops: Ops, file: GGUFFile, hp: HParams, max_seq_len: int) -> Plan:
         max_seq_len=max_seq_len,
         max_tokens=max_tokens,
         max_logits=max_logits,
-        weights=file.n_bytes + weight_bytes(ops, file),
+        weights=weight_bytes(ops, file),
         cache=cache_bytes(hp, 1, max_seq_len, ops.cache_dtype.itemsize),
         workspace=workspace_bytes(hp, max_tokens, max_logits),
         free=ops.free_bytes(),

@@ -33,6 +33,11 @@ class Batch:
     def n_tokens(self) -> int:
         return int(self.token_ids.size)
 
+    @property
+    def has_single_rows(self) -> bool:
+        """Whether every row is of another sequence, as in decode."""
+        return bool((np.diff(self.seq) != 0).all())
+
     @classmethod
     def of(cls, *pieces: tuple[int, int, list[int]], logits: str = "last") -> Self:
         """From (seq, first position, token ids) pieces; logits of the `last` row each, or `all`."""

@@ -48,7 +48,7 @@ class Transformer:
         ws = self._load(batch)
         self.ops.embedding(self.weights.token_embd, ws.token_ids, out=ws.x)  # [t, n_embd]
         for layer, w in enumerate(self.weights.layers):
-            self._attention_block(layer, w, ws)
+            self._attention_block(layer, w, ws, batch.has_single_rows)
             self._ffn_block(w, ws)
         np.maximum.at(self.kv.seq_lens, batch.seq, batch.pos + 1)
         return self._logits(batch, ws)
@@ -76,15 +76,15 @@ class Transformer:
         self.ops.write(ws.pos, batch.pos)
         return ws
 
-    def _attention_block(self, layer: int, w: LayerWeights, ws: Rows) -> None:
+    def _attention_block(self, layer: int, w: LayerWeights, ws: Rows, single_rows: bool) -> None:
         ops, k_cache, v_cache = self.ops, self.kv.k[layer], self.kv.v[layer]
         ops.rms_norm(ws.x, w.attn_norm, self.hp.norm_eps, out=ws.x_norm)  # [t, n_embd]
         ops.matmul(w.attn_q, ws.x_norm, out=ws.q, bias=w.attn_q_bias)  # [t, q_dim]
         ops.matmul(w.attn_k, ws.x_norm, out=ws.k, bias=w.attn_k_bias)  # [t, kv_dim]
         ops.matmul(w.attn_v, ws.x_norm, out=ws.v, bias=w.attn_v_bias)  # [t, kv_dim]
-        ops.rope(ws.q_heads, ws.pos, self._rope)  # in place
-        ops.rope(ws.k_heads, ws.pos, self._rope)  # in place
-        ops.append(ws.k_heads, ws.v_heads, k_cache, v_cache, ws.seq, ws.pos)
+        ops.rope_append(
+            ws.q_heads, ws.k_heads, ws.v_heads, k_cache, v_cache, ws.seq, ws.pos, self._rope
+        )
         ops.attention(
             ws.q_heads,
             k_cache,
@@ -93,6 +93,7 @@ class Transformer:
             ws.pos,
             scale=1 / math.sqrt(self.hp.head_dim),
             window=self._window,
+            single_rows=single_rows,
             out=ws.attn_heads,
         )  # [t, n_heads, head_dim]
         ops.matmul(w.attn_output, ws.attn, out=ws.x, bias=w.attn_output_bias, accumulate=True)

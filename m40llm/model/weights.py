@@ -40,7 +40,7 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class Weights:
-    """All tensors of a model; `output` is `token_embd` where the file ties them."""
+    """All tensors of a model; `output` has the weights of `token_embd` where the file ties them."""
 
     token_embd: Matrix  # [vocab_size, n_embd]
     layers: tuple[LayerWeights, ...]
@@ -81,13 +81,15 @@ def _check_tensor(info: TensorInfo, spec: TensorSpec) -> None:
 
 
 def weight_bytes(ops: Ops, file: GGUFFile) -> int:
-    """Memory that the device allocates for the weights, before anything is uploaded."""
-    total = 0
+    """Memory that the weights take on the device, reckoned before anything is uploaded."""
+    is_tied = "output.weight" not in file.tensors
+    embd = file.tensors["token_embd.weight"]
+    total = ops.table_bytes(embd.type, *embd.shape, is_tied=is_tied)
     for info in file.tensors.values():
-        if len(info.shape) == 2:
-            total += ops.matrix_bytes(info.type, *info.shape)
-        else:
+        if len(info.shape) != 2:
             total += 4 * info.n_elements
+        elif info is not embd or is_tied:
+            total += ops.matrix_bytes(info.type, *info.shape)
     return total
 
 
@@ -96,19 +98,20 @@ def load_weights(
 ) -> Weights:
     """Uploads every tensor; call `check_tensors` first."""
     names = [spec.name for spec in layer_specs(arch, hp)]
-    token_embd = _matrix(ops, file, "token_embd.weight")
     layers = []
     for layer in range(hp.n_layers):
         tensors = {_field(name): _tensor(ops, file, f"blk.{layer}.{name}") for name in names}
         layers.append(LayerWeights(**tensors))
         if progress:
             progress("loading weights", (layer + 1) / hp.n_layers)
+    embd = file.tensors["token_embd.weight"]
+    n_rows, n_cols = embd.shape
     is_tied = "output.weight" not in file.tensors
     return Weights(
-        token_embd=token_embd,
+        token_embd=ops.table(embd.type, n_rows, n_cols, file.tensor_bytes(embd.name)),
         layers=tuple(layers),
         output_norm=_vector(ops, file, "output_norm.weight"),
-        output=token_embd if is_tied else _matrix(ops, file, "output.weight"),
+        output=_matrix(ops, file, embd.name if is_tied else "output.weight"),
     )
 
 

@@ -66,9 +66,11 @@ class NoisyOps(ReferenceOps):
         *,
         scale: float,
         window: int,
+        single_rows: bool,
         out: Array,
     ) -> None:
-        super().attention(q, k_cache, v_cache, seq, pos, scale=scale, window=window, out=out)
+        how: Any = {"scale": scale, "window": window, "single_rows": single_rows}
+        super().attention(q, k_cache, v_cache, seq, pos, out=out, **how)
         head_dim, n = q.shape[2], int(pos.max()) + 1
         largest_k = np.abs(k_cache[seq[0], :, :n]).max()
         largest_v = np.abs(v_cache[seq[0], :, :n]).max()

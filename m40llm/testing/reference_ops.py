@@ -31,8 +31,14 @@ class ReferenceOps:
     def matrix_bytes(self, ggml_type: GGMLType, n_rows: int, n_cols: int) -> int:
         return 4 * n_rows * n_cols
 
+    def table_bytes(self, ggml_type: GGMLType, n_rows: int, n_cols: int, *, is_tied: bool) -> int:
+        return 4 * n_rows * n_cols
+
     def matrix(self, ggml_type: GGMLType, n_rows: int, n_cols: int, data: Array) -> Array:
         return dequantize(ggml_type, data.reshape(n_rows, -1))
+
+    def table(self, ggml_type: GGMLType, n_rows: int, n_cols: int, data: Array) -> Array:
+        return self.matrix(ggml_type, n_rows, n_cols, data)
 
     def empty(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
         is_float = np.issubdtype(np.dtype(dtype), np.floating)
@@ -62,14 +68,24 @@ class ReferenceOps:
         product = reference.matmul(w, x, bias)
         out[...] = out + product if accumulate else product
 
-    def rope(self, x: Array, pos: Array, table: RopeTable) -> None:
-        x[...] = reference.rope(x, pos, table.cos, table.sin, table.layout)
-
-    def append(
-        self, k: Array, v: Array, k_cache: Array, v_cache: Array, seq: Array, pos: Array
+    def rope_append(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        k_cache: Array,
+        v_cache: Array,
+        seq: Array,
+        pos: Array,
+        table: RopeTable,
     ) -> None:
+        self.rope(q, pos, table)
+        self.rope(k, pos, table)
         k_cache[...] = reference.append(k, k_cache, seq, pos)
         v_cache[...] = reference.append(v, v_cache, seq, pos)
+
+    def rope(self, x: Array, pos: Array, table: RopeTable) -> None:
+        x[...] = reference.rope(x, pos, table.cos, table.sin, table.layout)
 
     def attention(
         self,
@@ -81,6 +97,7 @@ class ReferenceOps:
         *,
         scale: float,
         window: int,
+        single_rows: bool,
         out: Array,
     ) -> None:
         out[...] = reference.attention(q, k_cache, v_cache, seq, pos, scale, window)

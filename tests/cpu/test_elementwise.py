@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from m40llm import reference
+from m40llm.device.cpu import elementwise
 from m40llm.device.cpu.ops import CpuOps
 from m40llm.device.ops import RopeTable
 from m40llm.testing.noisy_ops import gamma
@@ -63,7 +64,8 @@ def test_rope(
     pos = rng.integers(0, 50, n_tokens).astype(np.int32)
     expected = reference.rope(x, pos, cos, sin, layout)
     magnitude = np.abs(x).max()
-    OPS.rope(x, pos, RopeTable(cos, sin, layout))
+    stride, partner = (2, 1) if layout == "interleaved" else (1, n_pairs)
+    elementwise.rotate(x, pos, cos, sin, stride, partner)
     assert np.abs(x - expected).max() <= gamma(3) * 2 * magnitude
 
 
@@ -73,6 +75,8 @@ def test_append_touches_only_its_place() -> None:
     k, v = (rng.standard_normal((4, 2, 4)).astype(np.float32) for _ in "kv")
     seq, pos = np.array([0, 0, 2, 2], np.int32), np.array([3, 4, 0, 9], np.int32)
     expected = [reference.append(a, c, seq, pos) for a, c in zip((k, v), caches, strict=True)]
-    OPS.append(k, v, *caches, seq, pos)
+    q, turn = k.copy(), np.ones((10, 2), np.float32)
+    still = RopeTable(turn, np.zeros_like(turn), "half")  # turns by nothing
+    OPS.rope_append(q, k, v, *caches, seq, pos, still)
     for cache, wanted in zip(caches, expected, strict=True):
         np.testing.assert_array_equal(cache, wanted)

@@ -13,7 +13,7 @@ from m40llm.device.cpu.formats import FORMATS, UNIT
 from m40llm.device.cpu.matmul import DenseMatrix, PackedMatrix, gather_rows, matmul
 from m40llm.device.cpu.prepare import prepare
 from m40llm.device.ops import RopeTable
-from m40llm.gguf.blocks import dequantize
+from m40llm.gguf.blocks import dequantize, row_bytes
 from m40llm.progress import Progress
 
 Floats = NDArray[np.float32]
@@ -28,14 +28,19 @@ class CpuOps:
     cache_dtype = np.dtype(np.float32)
 
     def free_bytes(self) -> int:
-        return _available_bytes()
+        return available_bytes()
 
     def prepare(self, progress: Progress | None = None) -> None:
         prepare(progress)
 
     def matrix_bytes(self, ggml_type: GGMLType, n_rows: int, n_cols: int) -> int:
         """What formats.py knows is read from the file's mapping; the rest becomes float32."""
-        return 0 if _is_packed(ggml_type, n_cols) else 4 * n_rows * n_cols
+        is_packed = _is_packed(ggml_type, n_cols)
+        return n_rows * (row_bytes(ggml_type, n_cols) if is_packed else 4 * n_cols)
+
+    def table_bytes(self, ggml_type: GGMLType, n_rows: int, n_cols: int, *, is_tied: bool) -> int:
+        """Nothing where the output matrix is the same: both read the same bytes."""
+        return 0 if is_tied else self.matrix_bytes(ggml_type, n_rows, n_cols)
 
     def matrix(
         self, ggml_type: GGMLType, n_rows: int, n_cols: int, data: NDArray[np.uint8]
@@ -48,6 +53,11 @@ class CpuOps:
         memory = weights.reshape(-1).view(np.uint8)
         memory.flags.writeable = False  # as the mapping: one type, one compiled product
         return PackedMatrix(GGMLType.F32, n_rows, n_cols, memory)
+
+    def table(
+        self, ggml_type: GGMLType, n_rows: int, n_cols: int, data: NDArray[np.uint8]
+    ) -> Matrix:
+        return self.matrix(ggml_type, n_rows, n_cols, data)
 
     def empty(self, shape: tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
         return np.empty(shape, dtype)
@@ -77,13 +87,20 @@ class CpuOps:
         if bias is not None:
             out += bias
 
-    def rope(self, x: Floats, pos: Ints, table: RopeTable) -> None:
-        stride, partner = (2, 1) if table.layout == "interleaved" else (1, table.cos.shape[1])
-        elementwise.rotate(x, pos, table.cos, table.sin, stride, partner)
-
-    def append(
-        self, k: Floats, v: Floats, k_cache: Floats, v_cache: Floats, seq: Ints, pos: Ints
+    def rope_append(
+        self,
+        q: Floats,
+        k: Floats,
+        v: Floats,
+        k_cache: Floats,
+        v_cache: Floats,
+        seq: Ints,
+        pos: Ints,
+        table: RopeTable,
     ) -> None:
+        stride, partner = (2, 1) if table.layout == "interleaved" else (1, table.cos.shape[1])
+        elementwise.rotate(q, pos, table.cos, table.sin, stride, partner)
+        elementwise.rotate(k, pos, table.cos, table.sin, stride, partner)
         elementwise.append(k, v, k_cache, v_cache, seq, pos)
 
     def attention(
@@ -96,6 +113,7 @@ class CpuOps:
         *,
         scale: float,
         window: int,
+        single_rows: bool,
         out: Floats,
     ) -> None:
         attention(q, k_cache, v_cache, seq, pos, scale, out, window=window)
@@ -111,7 +129,7 @@ def _is_packed(ggml_type: GGMLType, n_cols: int) -> bool:
     return ggml_type in FORMATS and n_cols % UNIT == 0
 
 
-def _available_bytes() -> int:
+def available_bytes() -> int:
     """What the kernel says a new program could take without swapping, within the cgroup's limit."""
     try:
         with open("/proc/meminfo", encoding="ascii") as meminfo:

@@ -1,0 +1,1 @@
+"""Real cards, through numba-cuda. Nothing here is imported before somebody asks for a card."""

@@ -1,0 +1,49 @@
+"""Card: memory and launches, all that the GPU ops need of a device. A real one, or the emulator."""
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m40llm.kernels.contract import Launcher
+
+Buffer = Any
+
+
+class Card(Launcher, Protocol):
+    """Device memory beside the launcher. Buffers have shape, dtype, slices and reshape."""
+
+    @property
+    def name(self) -> str:
+        """ "cuda:0", "emulator"."""
+        ...
+
+    @property
+    def n_sms(self) -> int:
+        """Multiprocessors: what fills the card."""
+        ...
+
+    @property
+    def n_launches(self) -> int:
+        """Launches so far: a test counts that no op went around the kernels."""
+        ...
+
+    def free_bytes(self) -> int:
+        """Memory that is left."""
+        ...
+
+    def alloc(self, shape: tuple[int, ...], dtype: Any) -> Buffer:
+        """An uninitialised array."""
+        ...
+
+    def upload(self, values: NDArray[Any]) -> Buffer:
+        """A read-only array with these values."""
+        ...
+
+    def write(self, buffer: Buffer, values: NDArray[Any]) -> None:
+        """Host -> device."""
+        ...
+
+    def read(self, buffer: Buffer) -> NDArray[np.generic]:
+        """Device -> host, after all work that was enqueued."""
+        ...

@@ -1,0 +1,180 @@
+"""The ops of a GPU, real or emulated: each is one launch of the kernel of its name, or two."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gguf import GGMLQuantizationType as GGMLType
+from numpy.typing import NDArray
+
+from m40llm.device.gpu.card import Card
+from m40llm.device.ops import RopeTable
+from m40llm.gguf.blocks import dequantize, row_bytes
+from m40llm.kernels.attention_common import TINY_HEAD_DIMS
+from m40llm.kernels.attention_decode import attention_decode, partial_shape, split_count
+from m40llm.kernels.attention_prefill import attention_prefill
+from m40llm.kernels.embedding import embedding, take_rows
+from m40llm.kernels.gemm import gemm
+from m40llm.kernels.gemv import MAX_TOKENS, gemv
+from m40llm.kernels.planes import LAYOUTS, Planes, from_blocks
+from m40llm.kernels.quant_blocks import WEIGHT_OF
+from m40llm.kernels.rms_norm import rms_norm
+from m40llm.kernels.rope import rope_append
+from m40llm.kernels.swiglu import swiglu
+from m40llm.progress import Progress
+
+Buffer = Any
+Bytes = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Table:
+    """The embedding: the file's own blocks, uint8[n_rows, row_bytes]."""
+
+    type: GGMLType
+    rows: Buffer
+
+
+class GpuOps:
+    """Implements `device.ops.Ops` on a card. Cache and weights FP16 or quantised, the rest FP32."""
+
+    cache_dtype = np.dtype(np.float16)
+
+    def __init__(self, card: Card) -> None:
+        self.card = card
+        self.name = card.name
+        self._workspaces: dict[tuple[int, ...], tuple[Buffer, Buffer]] = {}
+
+    def free_bytes(self) -> int:
+        return self.card.free_bytes()
+
+    def prepare(self, progress: Progress | None = None) -> None:
+        """Kernels are compiled at their first launch: which ones, the model decides."""
+
+    def matrix_bytes(self, ggml_type: GGMLType, n_rows: int, n_cols: int) -> int:
+        return n_rows * row_bytes(_held_as(ggml_type, n_cols), n_cols)
+
+    def table_bytes(self, ggml_type: GGMLType, n_rows: int, n_cols: int, *, is_tied: bool) -> int:
+        """Kept apart from the output matrix also where they are tied: that one is in planes."""
+        held = ggml_type if ggml_type in WEIGHT_OF else GGMLType.F16
+        return n_rows * row_bytes(held, n_cols)
+
+    def matrix(self, ggml_type: GGMLType, n_rows: int, n_cols: int, data: Bytes) -> Planes:
+        held = _held_as(ggml_type, n_cols)
+        planes = from_blocks(held, n_rows, n_cols, _converted(ggml_type, held, n_rows, data))
+        upload = self.card.upload
+        return Planes(
+            held,
+            n_cols,
+            upload(planes.quants),
+            None if planes.highs is None else upload(planes.highs),
+            None if planes.scales is None else upload(planes.scales),
+        )
+
+    def table(self, ggml_type: GGMLType, n_rows: int, n_cols: int, data: Bytes) -> Table:
+        held = ggml_type if ggml_type in WEIGHT_OF else GGMLType.F16
+        rows = _converted(ggml_type, held, n_rows, data).reshape(n_rows, -1)
+        return Table(held, self.card.upload(rows))
+
+    def empty(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Buffer:
+        return self.card.alloc(shape, np.dtype(dtype))
+
+    def write(self, buffer: Buffer, values: NDArray[Any]) -> None:
+        self.card.write(buffer, np.ascontiguousarray(values, buffer.dtype))
+
+    def read(self, buffer: Buffer) -> NDArray[Any]:
+        return self.card.read(buffer)
+
+    def embedding(self, table: Table, token_ids: Buffer, *, out: Buffer) -> None:
+        embedding(table.rows, table.type, token_ids, out, stream=self.card)
+
+    def rms_norm(self, x: Buffer, weight: Buffer, eps: float, *, out: Buffer) -> None:
+        rms_norm(x, weight, eps, out, stream=self.card)
+
+    def matmul(
+        self,
+        w: Planes,
+        x: Buffer,
+        *,
+        out: Buffer,
+        bias: Buffer | None = None,
+        accumulate: bool = False,
+    ) -> None:
+        product = gemv if x.shape[0] <= MAX_TOKENS else gemm
+        product(w, x, out, bias=bias, accumulate=accumulate, stream=self.card)
+
+    def rope_append(
+        self,
+        q: Buffer,
+        k: Buffer,
+        v: Buffer,
+        k_cache: Buffer,
+        v_cache: Buffer,
+        seq: Buffer,
+        pos: Buffer,
+        table: RopeTable,
+    ) -> None:
+        turn = table.cos, table.sin, table.layout
+        rope_append(q, k, v, k_cache, v_cache, seq, pos, *turn, stream=self.card)
+
+    def attention(
+        self,
+        q: Buffer,
+        k_cache: Buffer,
+        v_cache: Buffer,
+        seq: Buffer,
+        pos: Buffer,
+        *,
+        scale: float,
+        window: int,
+        single_rows: bool,
+        out: Buffer,
+    ) -> None:
+        args, card = (q, k_cache, v_cache, seq, pos), self.card
+        if single_rows or q.shape[2] in TINY_HEAD_DIMS:  # which prefill's tiles are too wide for
+            partial, arrived = self._split_workspace(q.shape, k_cache.shape)
+            attention_decode(*args, partial, arrived, out, scale=scale, window=window, stream=card)
+        else:
+            attention_prefill(*args, out, scale=scale, window=window, stream=card)
+
+    def _split_workspace(
+        self, q_shape: tuple[int, ...], cache_shape: tuple[int, ...]
+    ) -> tuple[Buffer, Buffer]:
+        """(partial, arrived) of attention_decode, made at the first batch of this many rows."""
+        n_tokens, n_heads, head_dim = q_shape
+        _, n_kv_heads, max_seq_len, _ = cache_shape
+        key = (*q_shape, n_kv_heads, max_seq_len)
+        if key not in self._workspaces:
+            n_splits = split_count(n_tokens, n_heads, n_kv_heads, max_seq_len, self.card.n_sms)
+            partial = self.empty(partial_shape(n_tokens, n_heads, head_dim, n_splits))
+            arrived = self.empty((n_tokens, n_heads), np.int32)
+            self.write(arrived, np.zeros((n_tokens, n_heads), np.int32))
+            self._workspaces[key] = partial, arrived
+        return self._workspaces[key]
+
+    def swiglu(self, gate: Buffer, up: Buffer, *, out: Buffer) -> None:
+        swiglu(gate, up, out, stream=self.card)
+
+    def take_rows(self, x: Buffer, rows: Buffer, *, out: Buffer) -> None:
+        take_rows(x, rows, out, stream=self.card)
+
+
+def _held_as(ggml_type: GGMLType, n_cols: int) -> GGMLType:
+    """The type that a matrix has on the card: its own where a kernel reads it, else F16 or F32.
+
+    BF16 becomes F32, since F16 has not its range; so does F16 where its rows are no multiple of
+    the 16 bytes that a load takes.
+    """
+    if ggml_type in LAYOUTS or ggml_type == GGMLType.F32:
+        return ggml_type
+    if ggml_type == GGMLType.BF16 or n_cols % 8:
+        return GGMLType.F32
+    return GGMLType.F16
+
+
+def _converted(given: GGMLType, held: GGMLType, n_rows: int, data: Bytes) -> Bytes:
+    """The file's bytes as the type that is held: the same, or dequantised and rounded once."""
+    if given == held:
+        return data
+    dtype = np.float16 if held == GGMLType.F16 else np.float32
+    return dequantize(given, data.reshape(n_rows, -1)).astype(dtype).view(np.uint8)

@@ -1,0 +1,66 @@
+"""Whole tiny models through the GPU kernels: on the emulator, and with `-m gpu` on the card."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from m40llm import LLM, SamplingParams
+from m40llm.device.gpu.ops import GpuOps
+from m40llm.testing import write_tiny_gguf
+
+GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+SHAPE = {"head_dim": 64, "context_length": 64}
+DEVICES = [
+    pytest.param("emulator"),
+    pytest.param("cuda", marks=pytest.mark.gpu),
+]
+MODELS: dict[str, dict[str, Any]] = {
+    "F32": {},
+    "F16": {"tensor_type": "F16"},
+    "BF16": {"tensor_type": "BF16"},
+    "Q8_0": {"tensor_type": "Q8_0", "tied": True},
+    "Q4_1": {"tensor_type": "Q4_1"},
+    "Q4_K": {"tensor_type": "Q4_K"},
+    "IQ4_XS, held as F16": {"tensor_type": "IQ4_XS"},
+    "qwen2": {"arch": "qwen2", "tensor_type": "Q4_0"},
+}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_as_on_the_cpu(device: str, name: str, tmp_path: Path) -> None:
+    """Prefill of 20 and decode of 8; an FP16 cache moves logits of this spread by less than 0.1."""
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", **SHAPE, **MODELS[name])
+    with LLM.load(path, device="cpu") as cpu, LLM.load(path, device=device) as gpu:
+        ids = np.random.default_rng(0).integers(0, cpu.hparams.vocab_size, 20).tolist()
+        expected = cpu.generate(ids, GREEDY)
+        whole = cpu.logits(ids + expected.ids)
+        np.testing.assert_allclose(gpu.logits(ids + expected.ids), whole, atol=0.1)
+        got = gpu.generate(ids, GREEDY)
+        best = np.sort(whole[len(ids) - 1 :], axis=1)
+        gaps = best[:, -1] - best[:, -2]
+        n_sure = next((i for i, gap in enumerate(gaps) if gap <= 0.05), len(expected.ids))
+        assert got.ids[:n_sure] == expected.ids[:n_sure]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_every_op_is_a_launch(device: str, tmp_path: Path) -> None:
+    """No op goes around the kernels: 1 embedding, 12 a layer, 3 for the logits."""
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", **SHAPE)
+    with LLM.load(path, device=device) as llm:
+        ops = llm._open_engine().model.ops
+        assert isinstance(ops, GpuOps)
+        before = ops.card.n_launches
+        llm.logits([1, 2, 3])
+        n_layers = llm.hparams.n_layers
+        assert ops.card.n_launches - before == 1 + 12 * n_layers + 3
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_stories_are_the_same_everywhere(device: str, shared_data: Path) -> None:
+    path = shared_data / "models" / "stories260K.f16.gguf"
+    params = SamplingParams(temperature=0, max_tokens=32)
+    with LLM.load(path, device="cpu") as cpu, LLM.load(path, device=device) as gpu:
+        assert gpu.generate([1], params).text == cpu.generate([1], params).text
