@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,12 @@ def decode_rate(llm: LLM, seed: int) -> float:
     return llm.generate(drawn_ids(llm, PROMPT_TOKENS, seed), params).timings.tokens_per_s
 
 
+def ttft_ms(llm: LLM, seed: int) -> float:
+    """Time to the first token of a prompt of PROMPT_TOKENS."""
+    params = SamplingParams(temperature=0, max_tokens=1)
+    return 1e3 * llm.generate(drawn_ids(llm, PROMPT_TOKENS, seed), params).timings.ttft_s
+
+
 def prefill_rate(llm: LLM, seed: int) -> float:
     """Prompt tokens a second for a prompt of PREFILL_TOKENS, or the whole context if shorter."""
     n = min(PREFILL_TOKENS, llm.max_seq_len)
@@ -95,18 +102,15 @@ def measure(model: str, device: str, repeats: int) -> list[dict[str, Any]]:
     with LLM.load(model, device=device) as llm:
         common["device"] = llm.device_name
         common["verified_to"] = verify(llm)
+        measures: dict[str, tuple[str, Callable[[LLM, int], float]]] = {
+            "decode": ("tokens/s", decode_rate),
+            "TPOT": ("ms", lambda llm, seed: 1e3 / decode_rate(llm, seed)),
+            f"TTFT, {PROMPT_TOKENS} tokens": ("ms", ttft_ms),
+            f"prefill, {min(PREFILL_TOKENS, llm.max_seq_len)} tokens": ("tokens/s", prefill_rate),
+        }
         rows = [
-            {
-                "row": "decode",
-                "unit": "tokens/s",
-                **repeated(lambda s: decode_rate(llm, s), repeats),
-            },
-            {"row": "tpot", "unit": "ms", **repeated(lambda s: 1e3 / decode_rate(llm, s), repeats)},
-            {
-                "row": f"prefill {min(PREFILL_TOKENS, llm.max_seq_len)}",
-                "unit": "tokens/s",
-                **repeated(lambda s: prefill_rate(llm, s), repeats),
-            },
+            {"row": name, "unit": unit, **repeated(partial(run, llm), repeats)}
+            for name, (unit, run) in measures.items()
         ]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     cold = repeated(lambda s: cold_start(model, device, s), max(3, repeats // 2))

@@ -1,6 +1,7 @@
 """What all tests share: Hypothesis profiles, shared data, and which marked tests run."""
 
 import os
+import signal
 import subprocess
 import sys
 from functools import cache
@@ -8,6 +9,11 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# A shell that runs us in the background lets us ignore Ctrl-C, and so would every process that a
+# test starts and interrupts.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # On a shared machine the time of one example says nothing, and neither does a slow generator.
 _SLOW = [HealthCheck.too_slow]
