@@ -103,7 +103,7 @@ def stats(session: Session, argument: str) -> str:
     rows = [
         ("answers", str(len(session.turns))),
         ("tokens generated", str(n_tokens)),
-        ("tokens/s", f"{n_tokens / decode_s:.1f}" if decode_s else "-"),
+        ("tokens/s", f"{(n_tokens - len(timings)) / decode_s:.1f}" if decode_s else "-"),
         ("context", f"{session.n_context} of {session.llm.max_seq_len} tokens"),
         ("device", f"{session.llm.device_name} ({session.llm.device_reason})"),
     ]

@@ -98,14 +98,16 @@ def _is_writable(folder: Path) -> bool:
 
 def advice(found: dict[str, Any]) -> list[dict[str, str]]:
     """What is missing and the one command that helps, the most useful first."""
+    from m40llm.device.packages import CUDA_PACKAGE
+
     told: list[tuple[str, str]] = []
     driver, wheels = found["driver"], found["toolkits"]["wheels"]
     cards = [tuple(card["compute_capability"]) for card in driver["cards"]]
     if not found["packages"]["numba-cuda"]:
-        told.append(("the emulator and GPUs need numba-cuda", "pip install 'm40llm[cuda12]'"))
+        told.append(("the emulator and GPUs need numba-cuda", CUDA_PACKAGE))
     elif CUDA12_WHEELS[0] not in wheels and (not cards or min(cards) < FIRST_OF_CUDA13):
         what = "code for sm_52 (Tesla M40, and the emulator) needs the CUDA 12 compiler"
-        told.append((what, "pip install 'm40llm[cuda12]'"))
+        told.append((what, CUDA_PACKAGE))
     if not driver["is_found"]:
         what = "no NVIDIA driver: if there is a card, install it (R580 is the last for Maxwell)"
         told.append((what, "sudo apt install nvidia-driver-580"))
@@ -115,7 +117,7 @@ def advice(found: dict[str, Any]) -> list[dict[str, str]]:
         what = "no card is of compute capability 5.2 or above: run on the CPU"
         told.append((what, "m40llm generate MODEL -p TEXT --device cpu"))
     if not found["packages"]["huggingface-hub"]:
-        told.append(("hf: models need huggingface_hub", "pip install 'm40llm[hub]'"))
+        told.append(("hf: models need huggingface_hub", "pip install huggingface_hub"))
     if not _version("pip"):
         told.append(("pulling known models needs pip", f"{sys.executable} -m ensurepip --upgrade"))
     if not found["cache"]["is_writable"]:

@@ -4,6 +4,7 @@ A failure is one line on stderr, the traceback only with --debug. With --json th
 one JSON document on stdout: {"error": {"type": ..., "message": ...}}.
 """
 
+import errno
 import functools
 import os
 import sys
@@ -50,6 +51,10 @@ def _fail(error: Exception, *, as_json: bool, debug: bool) -> NoReturn:
         traceback.print_exception(error)
     known = isinstance(error, M40LLMError) and not isinstance(error, KernelContractError)
     message = str(error) or type(error).__name__
+    if isinstance(error, OSError):  # the machine's fault: a full disk, a file that vanished
+        known, message = True, f"{error.filename or 'output'}: {error.strerror or error}"
+        if error.errno == errno.ENOSPC:
+            _forget_stdout()
     if known:
         status(f"error: {message}")
     else:

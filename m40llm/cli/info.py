@@ -111,7 +111,7 @@ def _needs(file: "GGUFFile", hp: "HParams") -> dict[str, Any]:
 
     full = hp.context_length
     lengths = sorted({n for n in CONTEXTS if n < full} | {full})
-    weights = {"cpu": _cpu_weight_bytes(file), "cuda": _tensors(file)["n_bytes"]}
+    weights = {"cpu": _cpu_weight_bytes(file), "cuda": _gpu_weight_bytes(file)}
     return {
         device: {
             "weights_bytes": weights[device],
@@ -129,6 +129,12 @@ def _cpu_weight_bytes(file: "GGUFFile") -> int:
     return sum(
         ops.matrix_bytes(t.type, *t.shape) if len(t.shape) == 2 else t.n_bytes for t in tensors
     )
+
+
+def _gpu_weight_bytes(file: "GGUFFile") -> int:
+    """The file's tensors; an embedding that is also the output matrix is held in both forms."""
+    tied = "output.weight" not in file.tensors and file.tensors.get("token_embd.weight")
+    return sum(t.n_bytes for t in file.tensors.values()) + (tied.n_bytes if tied else 0)
 
 
 def _tokenizer(file: "GGUFFile") -> dict[str, Any]:

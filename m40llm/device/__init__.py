@@ -3,6 +3,7 @@
 import re
 
 from m40llm.device.ops import Ops
+from m40llm.device.packages import CUDA_PACKAGE
 from m40llm.errors import DeviceError, RequestError
 
 DEVICE_FORMS = "auto, cpu, cuda, cuda:N or emulator"
@@ -19,7 +20,7 @@ def open_device(name: str) -> tuple[Ops, str]:
     if name == "cpu":
         return _open_cpu(), "asked for"
     if name == "emulator":
-        return _open_emulator(), "asked for"
+        return _open_emulator(), "asked for; a first run compiles kernels for about a minute"
     match = re.fullmatch(r"cuda(?::(-1|\d+))?", name)
     if not match:
         raise RequestError(f"device: expected {DEVICE_FORMS}, got {name!r}")
@@ -61,9 +62,7 @@ def _open_emulator() -> Ops:
         from m40llm.device.emulator.card import EmulatedCard
         from m40llm.device.gpu.ops import GpuOps
     except ImportError as error:
-        raise DeviceError(
-            f"device 'emulator': {error}; it needs pip install 'm40llm[emulator]'"
-        ) from None
+        raise DeviceError(f"device 'emulator': {error}; it needs {CUDA_PACKAGE}") from None
     return GpuOps(EmulatedCard(checks=False))
 
 

@@ -4,6 +4,7 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Literal
 
 import numpy as np
@@ -58,15 +59,19 @@ class Engine:
 
     def check_ids(self, ids: Sequence[int], name: str = "prompt") -> list[int]:
         """The ids as a list of ints. RequestError for none, too many, or one out of range."""
+        wanted = f"{name}: expected a text or token ids, got {ids!r}"
+        if isinstance(ids, bytes | bytearray):  # a sequence of ints, but not of ids
+            raise RequestError(wanted)
         try:
-            checked = [int(token_id) for token_id in ids]
-        except (TypeError, ValueError):
-            raise RequestError(f"{name}: expected token ids, got {ids!r}") from None
+            checked = [index(token_id) for token_id in ids]
+        except TypeError:
+            raise RequestError(wanted) from None
         if not checked:
             raise RequestError(f"{name}: empty; a model needs at least one token to go on from")
         if len(checked) > self.max_seq_len:
             raise RequestError(
-                f"{name}: {len(checked)} tokens; the context holds {self.max_seq_len} (max_seq_len)"
+                f"{name}: {len(checked)} tokens; the context holds {self.max_seq_len}, "
+                "a larger max_seq_len (--max-seq-len) holds more"
             )
         vocab_size = self.model.hp.vocab_size
         for token_id in (min(checked), max(checked)):

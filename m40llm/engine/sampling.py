@@ -93,7 +93,8 @@ def _check_int(name: str, value: Any, low: int, *, is_optional: bool = False) ->
 
 
 def _stop_strings(stop: Any) -> tuple[str, ...]:
-    strings = (stop,) if isinstance(stop, str) else tuple(stop)
+    is_list = isinstance(stop, Sequence | set | frozenset) and not isinstance(stop, str)
+    strings = tuple(stop) if is_list else (stop,)
     if not all(isinstance(s, str) and s for s in strings):
         raise RequestError(f"stop: expected non-empty strings, got {stop!r}")
     return strings

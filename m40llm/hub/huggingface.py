@@ -55,7 +55,7 @@ def pull_hf(name: str, *, force: bool, progress: Progress) -> Path:
         from huggingface_hub import hf_hub_download, try_to_load_from_cache
     except ImportError as error:
         raise PullError(
-            f"{name}: huggingface_hub is not installed; run: pip install 'm40llm[hub]'"
+            f"{name}: huggingface_hub is not installed; run: pip install huggingface_hub"
         ) from error
     cached = try_to_load_from_cache(repo, file, cache_dir=folder)
     if isinstance(cached, str) and not force:

@@ -85,7 +85,7 @@ class LLM:
         here), DeviceError (no such device, or it does not fit), PullError, RequestError.
         """
         begin = time.perf_counter()
-        path = hub.resolve(str(path_or_alias), progress=progress)
+        path = hub.resolve(_checked_name(path_or_alias), progress=progress)
         file = open_gguf(path)
         try:
             arch, hp = architecture_of(file), HParams.from_gguf(file)
@@ -223,7 +223,9 @@ class LLM:
         progress: Progress | None,
     ) -> TextStream:
         engine = self._open_engine()
-        params = params or SamplingParams()
+        params = SamplingParams() if params is None else params
+        if not isinstance(params, SamplingParams):
+            raise RequestError(f"params: expected SamplingParams, got {type(params).__name__}")
         checked = engine.check_ids(prompt_ids)
         engine.check_params(params)
         steps = partial(
@@ -244,6 +246,13 @@ class LLM:
                 yield
             finally:
                 self._turn_of = None
+
+
+def _checked_name(name: Any) -> str:
+    if not isinstance(name, str | Path):
+        kind = type(name).__name__
+        raise RequestError(f"path_or_alias: expected a path or a known name, got {kind}")
+    return str(name)
 
 
 def _is_many(prompt: Any) -> bool:

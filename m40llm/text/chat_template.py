@@ -69,6 +69,8 @@ class ChatTemplate:
 def _check_messages(messages: object) -> None:
     if isinstance(messages, str | bytes) or not isinstance(messages, Sequence):
         raise RequestError(f"messages: expected a list, got {type(messages).__name__}")
+    if not messages:
+        raise RequestError("messages: empty; a chat needs at least one message")
     for position, message in enumerate(messages):
         if not isinstance(message, Mapping):
             got = type(message).__name__
@@ -77,6 +79,8 @@ def _check_messages(messages: object) -> None:
             raise RequestError(
                 f"messages[{position}]['role']: expected str, got {message.get('role')!r}"
             )
+        if not message.keys() & {"content", "tool_calls"}:
+            raise RequestError(f"messages[{position}]: expected a key 'content', got none")
 
 
 def _raise_exception(message: object) -> NoReturn:

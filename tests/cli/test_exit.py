@@ -132,6 +132,14 @@ def test_broken_pipe_is_quiet(tiny_model: str) -> None:
         assert process.wait() == 141
 
 
+def test_full_disk_is_no_bug_of_ours(tiny_model: str) -> None:
+    with open("/dev/full", "wb") as full:
+        command = [*MAIN, "info", tiny_model]
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert result.returncode == 1
+    assert result.stderr == b"error: output: No space left on device\n"
+
+
 def test_output_that_is_not_utf8(tiny_model: str) -> None:
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     command = [*MAIN, "tokenize", tiny_model, "-p", "héllo"]

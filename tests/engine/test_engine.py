@@ -119,6 +119,7 @@ def test_logprobs(engine: Engine) -> None:
         ([-1], "-1"),
         ([10**6], "1000000"),
         (["a"], "token ids"),
+        (b"ab", "token ids"),
         ([5] * 129, "129 tokens; the context holds 128"),
     ],
 )

@@ -112,7 +112,7 @@ BAD = {
     "presence_penalty": [math.nan, 1e9],
     "frequency_penalty": [math.nan, "x"],
     "seed": [-1, 2**63, 1.0],
-    "stop": [("",), (1,)],
+    "stop": [("",), (1,), 3, None],
     "stop_ids": [(-1,), ("a",), 5],
     "max_tokens": [0, -5, 2.0],
     "logit_bias": [{0: math.nan}, {0: math.inf}, {-1: 1.0}, {"a": 1.0}, [1]],

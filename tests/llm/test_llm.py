@@ -155,10 +155,21 @@ def test_unknown_devices(path: Path, device: str) -> None:
         LLM.load(path, device=device)
 
 
-@pytest.mark.parametrize("prompt", ["", [], [[]], 5, [1.5, "a"], None])
+@pytest.mark.parametrize("prompt", ["", [], [[]], 5, [1.5, "a"], None, b"hi"])
 def test_bad_prompts(llm: LLM, prompt: object) -> None:
     with pytest.raises(RequestError):
         llm.generate(prompt, GREEDY)  # type: ignore[call-overload]
+
+
+def test_wrong_types_are_named(llm: LLM) -> None:
+    with pytest.raises(RequestError, match="params: expected SamplingParams, got dict"):
+        llm.generate("hi", {"temperature": 0})  # type: ignore[call-overload]
+    with pytest.raises(RequestError, match=r"path_or_alias: .* got NoneType"):
+        LLM.load(None)  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="messages: empty"):
+        llm.chat([])
+    with pytest.raises(RequestError, match=r"messages\[0\]: expected a key 'content'"):
+        llm.chat([{"role": "user"}])
 
 
 def test_missing_file_and_closed_model(path: Path, tmp_path: Path) -> None:

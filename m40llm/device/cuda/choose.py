@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from m40llm.errors import DeviceError
 
 SM_52 = (5, 2)
-NO_PACKAGE = "numba-cuda is not installed: pip install 'm40llm[cuda12]'"
+NO_PACKAGE = "numba-cuda is not installed (m40llm doctor says how)"
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ def choose_card(index: int | None) -> FoundCard:
             names = ", ".join(card.name for card in others)
             reason = f"M40LLM_FORCE_M40=1 wants an sm_52 card; there is {names}"
     if not cards:
-        raise DeviceError(f"device 'cuda': {reason or 'no card'}; --device cpu works anywhere")
+        hint = "--device cpu works anywhere, m40llm doctor says what is missing"
+        raise DeviceError(f"device 'cuda': {reason or 'no card'}; {hint}")
     if index is None:
         return max(cards, key=lambda card: (card.capability == SM_52, card.capability))
     for card in cards:
