@@ -45,6 +45,12 @@ def test_auto_falls_back_to_the_cpu_and_says_why(cards: list[FoundCard]) -> None
     assert (ops.name, reason) == ("cpu", "no driver")
 
 
+def test_a_plain_install_never_touches_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numba brings a CUDA target of its own; without numba-cuda it is not even imported."""
+    monkeypatch.setattr(choose.importlib.util, "find_spec", lambda name: None)
+    assert choose.find_cards() == ([], choose.NO_PACKAGE)
+
+
 def test_force_m40(cards: list[FoundCard], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("M40LLM_FORCE_M40", "1")
     cards += [H100]

@@ -1,5 +1,6 @@
 """Which card: an M40 first, as this project is for it, then the most capable."""
 
+import importlib.util
 import os
 from dataclasses import dataclass
 
@@ -20,10 +21,10 @@ class FoundCard:
 
 def find_cards() -> tuple[list[FoundCard], str]:
     """(the cards, why there is none). Starts the driver, but no context on any card."""
-    try:
-        from numba import cuda
-    except ImportError:
+    if importlib.util.find_spec("numba_cuda") is None:  # Numba's own CUDA target is not enough
         return [], NO_PACKAGE
+    from numba import cuda
+
     try:
         if not cuda.is_available():
             return [], "no NVIDIA driver or no card was found"
