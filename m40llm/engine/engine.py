@@ -153,7 +153,7 @@ class Engine:
 
     def _decode(self, token_id: int, pos: int) -> NDArray[np.float32]:
         logits = self.model.forward(Batch.of((0, pos, [token_id])))
-        self._cached_ids = [*self._cached_ids[:pos], token_id]
+        self._cached_ids[pos:] = [token_id]
         return self._read_logits(logits)
 
     def _read_logits(self, logits: object) -> NDArray[np.float32]:

@@ -1,6 +1,5 @@
 """The ops of the `cpu` device: FP32 throughout, FP32 cache, weights read in the file's blocks."""
 
-import os
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from m40llm.device.cpu.attention import attention
 from m40llm.device.cpu.formats import FORMATS, UNIT
 from m40llm.device.cpu.matmul import DenseMatrix, PackedMatrix, gather_rows, matmul
 from m40llm.device.cpu.prepare import prepare
+from m40llm.device.host_memory import available_bytes
 from m40llm.device.ops import RopeTable
 from m40llm.gguf.blocks import dequantize, row_bytes
 from m40llm.progress import Progress
@@ -127,21 +127,3 @@ class CpuOps:
 
 def _is_packed(ggml_type: GGMLType, n_cols: int) -> bool:
     return ggml_type in FORMATS and n_cols % UNIT == 0
-
-
-def available_bytes() -> int:
-    """What the kernel says a new program could take without swapping, within the cgroup's limit."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as meminfo:
-            fields = dict(line.split(":", 1) for line in meminfo)
-        available = int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):  # not Linux
-        pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 1 << 21
-        available = pages * 4096
-    try:
-        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as limit:
-            text = limit.read().strip()
-        with open("/sys/fs/cgroup/memory.current", encoding="ascii") as current:
-            return min(available, int(text) - int(current.read())) if text != "max" else available
-    except (OSError, ValueError):
-        return available

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m40llm.device.emulator.emulator import Emulator
+from m40llm.device.host_memory import available_bytes
 from m40llm.kernels.contract import Dim, Kernel
 
 Buffer = NDArray[Any]
@@ -25,8 +26,6 @@ class EmulatedCard:
         return self.emulator.n_launches
 
     def free_bytes(self) -> int:
-        from m40llm.device.cpu.ops import available_bytes
-
         return available_bytes()
 
     def launch(
