@@ -37,6 +37,11 @@ class Kernel:
 class Launcher(Protocol):
     """Where a kernel runs: a CUDA stream, or the emulator."""
 
+    @property
+    def n_sms(self) -> int:
+        """Multiprocessors: what a grid should fill."""
+        ...
+
     def launch(
         self, kernel: Kernel, grid: Dim, block: Dim, *args: Any, shared_bytes: int = 0
     ) -> None:
@@ -50,17 +55,23 @@ def check_array(
     """KernelContractError unless `array` is C-contiguous, of this type and shape (None: any)."""
     if array is None and optional:
         return
+    fits = array.dtype == dtype and len(array.shape) == len(shape)
+    if fits and _sizes_fit(array.shape, shape):
+        if _is_contiguous(array):
+            return
+        got = "strides"
+    else:
+        got = f"{np.dtype(array.dtype).name}{list(array.shape)}"
     wanted = f"{np.dtype(dtype).name}[{', '.join('*' if n is None else str(n) for n in shape)}]"
-    if array.dtype != np.dtype(dtype) or len(array.shape) != len(shape):
-        raise KernelContractError(f"{name}: expected {wanted}, got {_described(array)}")
-    if any(want not in (None, got) for want, got in zip(shape, array.shape, strict=True)):
-        raise KernelContractError(f"{name}: expected {wanted}, got {_described(array)}")
-    if not _is_contiguous(array):
-        raise KernelContractError(f"{name}: expected {wanted} in C order, got strides")
+    in_order = " in C order" if got == "strides" else ""
+    raise KernelContractError(f"{name}: expected {wanted}{in_order}, got {got}")
 
 
-def _described(array: Any) -> str:
-    return f"{np.dtype(array.dtype).name}{list(array.shape)}"
+def _sizes_fit(sizes: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
+    for size, want in zip(sizes, wanted, strict=True):
+        if want is not None and want != size:
+            return False
+    return True
 
 
 def _is_contiguous(array: Any) -> bool:

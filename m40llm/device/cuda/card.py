@@ -1,67 +1,198 @@
-"""A CUDA card: memory, launches, and what went wrong in words that say what to do."""
+"""A CUDA card: memory, launches, graphs, and what went wrong in words that say what to do.
 
-from collections.abc import Iterator
+Numba compiles; all else goes straight to the driver: a launch through Numba's dispatcher costs
+some 190 us of Python for a kernel of five arrays, one from here a tenth of that.
+"""
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from numba import cuda
-from numba.cuda.cudadrv.driver import CudaAPIError
+from cuda.bindings import driver
+from numba.cuda.core import config
 from numpy.typing import NDArray
 
+from m40llm.device.cuda.array import DeviceArray
+from m40llm.device.cuda.driver import STREAM_WITHOUT_LEGACY_SYNC as NON_BLOCKING
+from m40llm.device.cuda.driver import DriverError, call
+from m40llm.device.cuda.graph import Graph
+from m40llm.device.cuda.modules import Modules, flatten
+from m40llm.device.cuda.staging import Staging
+from m40llm.device.gpu.compiler import Capability
 from m40llm.errors import DeviceError
 from m40llm.kernels.contract import Dim, Kernel
 
-Buffer = Any
-
 
 class CudaCard:
-    """Implements `device.gpu.card.Card` on card number `index`."""
+    """Implements `device.gpu.card.Card` on card number `index`; one stream orders all its work.
+
+    Code is made for the card's own architecture, or for the one in NUMBA_FORCE_CUDA_CC.
+    """
 
     def __init__(self, index: int) -> None:
-        with _as_device_error("opening the card"):
-            cuda.select_device(index)
-            self._card = cuda.get_current_device()
         self.name = f"cuda:{index}"
-        self.n_sms = int(self._card.MULTIPROCESSOR_COUNT)
         self.n_launches = 0
-        self._compiled: dict[Kernel, Any] = {}
+        self._threads: set[int] = set()
+        self._graph: Graph | None = None
+        with _as_device_error(f"opening {self.name}"):
+            call(driver.cuInit, 0)
+            self._device = call(driver.cuDeviceGet, index)
+            self._context = call(driver.cuDevicePrimaryCtxRetain, self._device)
+            self._bind()
+            self.capability: Capability = (
+                self._attribute("COMPUTE_CAPABILITY_MAJOR"),
+                self._attribute("COMPUTE_CAPABILITY_MINOR"),
+            )
+            self.n_sms = self._attribute("MULTIPROCESSOR_COUNT")
+            self._stream = call(driver.cuStreamCreate, NON_BLOCKING)
+            self._staging = Staging(self._stream)
+            self._modules = Modules(self.capability, config.FORCE_CUDA_CC or self.capability)
+
+    @property
+    def stream_handle(self) -> int:
+        """The CUstream, as a number that other libraries take."""
+        return int(self._stream)
+
+    @property
+    def n_compiled(self) -> int:
+        """Kernels compiled by this process, not found on disk."""
+        return self._modules.n_compiled
+
+    def tell_compiling(self, listener: Callable[[str], None] | None) -> None:
+        """Call the listener with a kernel's name whenever one has to be compiled."""
+        self._modules.compiling = listener
 
     def free_bytes(self) -> int:
-        return int(cuda.current_context().get_memory_info().free)
+        self._bind()
+        with _as_device_error("asking for free memory"):
+            return int(call(driver.cuMemGetInfo)[0])
 
     def launch(
         self, kernel: Kernel, grid: Dim, block: Dim, *args: Any, shared_bytes: int = 0
     ) -> None:
+        self._bind()
         with _as_device_error(f"kernel {kernel.name}"):
-            self._jitted(kernel)[grid, block, 0, shared_bytes](*args)
+            words = flatten(args)
+            function = self._modules.function(kernel, args, len(words))
+            function.slots[:] = words
+            call(
+                driver.cuLaunchKernel,
+                function.handle,
+                *_three(grid),
+                *_three(block),
+                shared_bytes,
+                self._stream,
+                function.pointers_address,
+                0,
+            )
         self.n_launches += 1
+        if self._graph is not None:
+            self._graph.keep_alive.append(args)
 
-    def _jitted(self, kernel: Kernel) -> Any:
-        if kernel not in self._compiled:
-            limits = {} if kernel.registers is None else {"max_registers": kernel.registers}
-            self._compiled[kernel] = cuda.jit(fastmath=kernel.fastmath, **limits)(kernel.function)
-        return self._compiled[kernel]
-
-    def alloc(self, shape: tuple[int, ...], dtype: Any) -> Buffer:
+    def alloc(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
         n_bytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        self._bind()
         with _as_device_error(f"allocating {n_bytes / 1e6:.1f} MB"):
-            return cuda.device_array(shape, dtype)
+            memory = _Memory(max(n_bytes, 1), self._context)
+        return DeviceArray.at(memory.address, tuple(shape), dtype, memory)
 
-    def upload(self, values: NDArray[Any]) -> Buffer:
-        values = np.ascontiguousarray(values)
+    def upload(self, values: NDArray[Any]) -> DeviceArray:
+        values = np.asarray(values)
         buffer = self.alloc(values.shape, values.dtype)
         self.write(buffer, values)
         return buffer
 
-    def write(self, buffer: Buffer, values: NDArray[Any]) -> None:
+    def write(self, buffer: DeviceArray, values: NDArray[Any]) -> None:
+        values = np.ascontiguousarray(values, buffer.dtype)
+        if values.shape != buffer.shape:
+            values = np.ascontiguousarray(np.broadcast_to(values, buffer.shape))
+        self._bind()
         with _as_device_error(f"writing {values.nbytes / 1e6:.1f} MB to the card"):
-            buffer.copy_to_device(values)
+            for index, part in buffer.contiguous_parts():
+                self._staging.write(part.address, _bytes_of(values[index]))
 
-    def read(self, buffer: Buffer) -> NDArray[Any]:
+    def read(self, buffer: DeviceArray) -> NDArray[Any]:
+        values = np.empty(buffer.shape, buffer.dtype)
+        self._bind()
         with _as_device_error("waiting for the card"):
-            values: NDArray[Any] = buffer.copy_to_host()
+            for index, part in buffer.contiguous_parts():
+                self._staging.read(part.address, _bytes_of(values[index]))
         return values
+
+    def synchronize(self) -> None:
+        """Wait for all work that was enqueued."""
+        self._bind()
+        with _as_device_error("waiting for the card"):
+            call(driver.cuStreamSynchronize, self._stream)
+
+    def event(self) -> Any:
+        """A point in the stream's work, for `elapsed_ms`."""
+        self._bind()
+        with _as_device_error("recording an event"):
+            event = call(driver.cuEventCreate, 0)
+            call(driver.cuEventRecord, event, self._stream)
+        return event
+
+    def elapsed_ms(self, start: Any, stop: Any) -> float:
+        """Between two events, once the second has come."""
+        with _as_device_error("waiting for the card"):
+            call(driver.cuEventSynchronize, stop)
+            return float(call(driver.cuEventElapsedTime, start, stop))
+
+    @contextmanager
+    def capture(self) -> Iterator[Graph]:
+        """Launches inside are recorded, not run: `graph.replay()` runs them all.
+
+        Kernels must have been compiled, that is launched, before.
+        """
+        self._bind()
+        graph = Graph(self._stream)
+        with _as_device_error("capturing a graph"):
+            graph.begin()
+            self._graph = graph
+            try:
+                yield graph
+            finally:
+                self._graph = None
+                graph.end()
+
+    def _bind(self) -> None:
+        """The card's context belongs to a thread: make it this one's at its first call."""
+        thread = threading.get_ident()
+        if thread not in self._threads:
+            with _as_device_error(f"opening {self.name}"):
+                call(driver.cuCtxSetCurrent, self._context)
+            self._threads.add(thread)
+
+    def _attribute(self, name: str) -> int:
+        attribute = getattr(driver.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
+        return int(call(driver.cuDeviceGetAttribute, attribute, self._device))
+
+
+class _Memory:
+    """Device memory, freed with the last array that looks at it."""
+
+    def __init__(self, n_bytes: int, context: Any) -> None:
+        self.address = int(call(driver.cuMemAlloc, n_bytes))
+        weakref.finalize(self, _free, self.address, context)
+
+
+def _free(address: int, context: Any) -> None:
+    """From whichever thread drops the last array; when the process ends, the driver is gone."""
+    driver.cuCtxSetCurrent(context)
+    driver.cuMemFree(address)
+
+
+def _three(size: Dim) -> tuple[int, int, int]:
+    x, y, z = (*((size,) if isinstance(size, int | np.integer) else size), 1, 1)[:3]
+    return int(x), int(y), int(z)
+
+
+def _bytes_of(values: NDArray[Any]) -> NDArray[np.uint8]:
+    return values.reshape(-1).view(np.uint8)
 
 
 @contextmanager
@@ -69,9 +200,9 @@ def _as_device_error(what: str) -> Iterator[None]:
     """A driver's error as DeviceError: what was asked, and what is free."""
     try:
         yield
-    except CudaAPIError as error:
+    except DriverError as error:
         try:
-            free = f"; {cuda.current_context().get_memory_info().free / 1e6:.1f} MB free"
-        except CudaAPIError:
+            free = f"; {call(driver.cuMemGetInfo)[0] / 1e6:.1f} MB free"
+        except DriverError:
             free = "; the card does not answer any more: start again"
         raise DeviceError(f"{what}: {error}{free}") from error

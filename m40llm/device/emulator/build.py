@@ -1,9 +1,5 @@
 """From host IR to machine code: link, optimise, split into a coroutine, assemble, cache on disk."""
 
-import hashlib
-import json
-import os
-import tempfile
 import threading
 from dataclasses import dataclass
 from functools import cache
@@ -13,7 +9,6 @@ from typing import Any
 
 import llvmlite
 import llvmlite.binding as llvm
-import platformdirs
 
 from m40llm.device.emulator.compiled import SOURCE_STAMP
 from m40llm.device.emulator.coroutine import ENTRY, coroutine
@@ -21,6 +16,7 @@ from m40llm.device.emulator.host_ir import TRIPLE, HostIR
 from m40llm.device.emulator.libdevice import c_declarations, libdevice
 from m40llm.device.emulator.prelude import prelude
 from m40llm.device.emulator.source_lines import Line, Location
+from m40llm.device.gpu.disk_cache import entry_path, key_of, read_entry, write_entry
 
 _lock = threading.Lock()
 
@@ -38,12 +34,12 @@ class Code:
 
 def build(host: HostIR, *, checks: bool, steps: bool) -> Code:
     """Machine code of the kernel, from the cache on disk if it is there and sound."""
-    path = _cache_folder() / f"{_key(host, checks, steps)}.kernel"
+    path = _path(host, checks, steps)
     with _lock:
-        stored = _read(path)
+        stored = read_entry(path)
         if stored is None:
             stored = _compile(host, checks, steps)
-            _write(path, *stored)
+            write_entry(path, *stored)
         header, machine_code = stored
         engine = _load(machine_code)
     sites = tuple(
@@ -123,38 +119,6 @@ def _toolchain() -> str:
     return f"{SOURCE_STAMP} {llvmlite.__version__} {llvm_version} {version('numba-cuda')} {cpu}"
 
 
-def _key(host: HostIR, checks: bool, steps: bool) -> str:
-    text = "\0".join((_toolchain(), *host.modules, str(host.shared), f"{checks} {steps}"))
-    return hashlib.sha256(text.encode()).hexdigest()[:40]
-
-
-def _cache_folder() -> Path:
-    home = os.environ.get("M40LLM_HOME")
-    return (Path(home) if home else Path(platformdirs.user_cache_dir("m40llm"))) / "emulator"
-
-
-def _read(path: Path) -> tuple[dict[str, Any], bytes] | None:
-    """A stored kernel: a digest of the rest, a line of JSON, the object file. None if unsound."""
-    try:
-        digest, header, machine_code = path.read_bytes().split(b"\n", 2)
-    except (OSError, ValueError):
-        return None
-    if digest != _digest(header, machine_code):
-        return None
-    return json.loads(header), machine_code
-
-
-def _write(path: Path, header: dict[str, Any], machine_code: bytes) -> None:
-    """Store a kernel so that a reader sees all of it or nothing; a full disk is no error."""
-    line = json.dumps(header).encode()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(b"\n".join((_digest(line, machine_code), line, machine_code)))
-        os.replace(file.name, path)
-    except OSError:
-        return
-
-
-def _digest(header: bytes, machine_code: bytes) -> bytes:
-    return hashlib.sha256(header + b"\n" + machine_code).hexdigest().encode()
+def _path(host: HostIR, checks: bool, steps: bool) -> Path:
+    key = key_of(_toolchain(), *host.modules, str(host.shared), f"{checks} {steps}")
+    return entry_path("emulator", key)

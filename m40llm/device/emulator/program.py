@@ -4,16 +4,22 @@ import inspect
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from m40llm.device.emulator.build import Code, build
+from m40llm.device.emulator.compiled import SOURCE_STAMP
 from m40llm.device.emulator.frontend import argument_key, argument_type, numba_ir, python_function
-from m40llm.device.emulator.host_ir import HostIR, host_ir
+from m40llm.device.emulator.host_ir import HostIR, SharedArray, host_ir
 from m40llm.device.emulator.records import BLOCK, THREAD
 from m40llm.device.emulator.scheduler import measure
+from m40llm.device.gpu.disk_cache import entry_path, key_of, read_entry, write_entry
+from m40llm.device.gpu.fingerprint import fingerprint
+from m40llm.kernels.contract import Kernel
 
 
 @dataclass(frozen=True)
@@ -47,8 +53,7 @@ def program(kernel: Any, args: tuple[Any, ...], *, checks: bool, steps: bool) ->
     with _lock:
         known = _programs.setdefault(py_func, _Compiled())
         if signature not in known.host:
-            arg_types = tuple(map(argument_type, args))
-            known.host[signature] = host_ir(numba_ir(py_func, arg_types, options))
+            known.host[signature] = _host_ir(py_func, args, options)
         key = (signature, checks, steps)
         if key not in known.programs:
             host = known.host[signature]
@@ -57,6 +62,31 @@ def program(kernel: Any, args: tuple[Any, ...], *, checks: bool, steps: bool) ->
             name = py_func.__name__
             known.programs[key] = Program(name, parameters, host, code, _frame_bytes(code))
         return known.programs[key]
+
+
+def _host_ir(py_func: Callable[..., Any], args: tuple[Any, ...], options: Any) -> HostIR:
+    """The kernel's IR: from the disk if this very function was seen before, else from Numba."""
+    arg_types = tuple(map(argument_type, args))
+    kernel = Kernel(py_func, fastmath=bool(options.get("fastmath", False)))
+    path = _ir_path(kernel, str(arg_types))
+    if path is not None and (stored := read_entry(path)):
+        header, modules = stored
+        shared = tuple(SharedArray(*sizes) for sizes in header["shared"])
+        return HostIR(tuple(modules.decode().split("\0")), shared)
+    host = host_ir(numba_ir(py_func, arg_types, options))
+    if path is not None:
+        shared_sizes = [(array.n_bytes, array.offset) for array in host.shared]
+        write_entry(path, {"shared": shared_sizes}, "\0".join(host.modules).encode())
+    return host
+
+
+def _ir_path(kernel: Kernel, arg_types: str) -> Path | None:
+    """Where its IR is kept; None for a function that cannot be told from others."""
+    identity = fingerprint(kernel)
+    if identity is None:
+        return None
+    versions = [version(name) for name in ("numba", "numba-cuda", "llvmlite")]
+    return entry_path("emulator-ir", key_of(identity, arg_types, SOURCE_STAMP, *versions))
 
 
 def _frame_bytes(code: Code) -> int:

@@ -19,11 +19,6 @@ class Card(Launcher, Protocol):
         ...
 
     @property
-    def n_sms(self) -> int:
-        """Multiprocessors: what fills the card."""
-        ...
-
-    @property
     def n_launches(self) -> int:
         """Launches so far: a test counts that no op went around the kernels."""
         ...

@@ -1,0 +1,33 @@
+"""A CUDA graph: launches recorded once, then enqueued all together."""
+
+from typing import Any
+
+from cuda.bindings import driver
+
+from m40llm.device.cuda.driver import call
+
+
+class Graph:
+    """Made by `CudaCard.capture`."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._executable: Any = None
+        self.keep_alive: list[Any] = []  # arguments of the launches
+
+    def begin(self) -> None:
+        mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+        call(driver.cuStreamBeginCapture, self._stream, mode)
+
+    def end(self) -> None:
+        graph = call(driver.cuStreamEndCapture, self._stream)
+        self._executable = call(driver.cuGraphInstantiate, graph, 0)
+        call(driver.cuGraphDestroy, graph)
+
+    def replay(self) -> None:
+        """Enqueue the recorded launches."""
+        call(driver.cuGraphLaunch, self._executable, self._stream)
+
+    def __del__(self) -> None:
+        if self._executable is not None:
+            driver.cuGraphExecDestroy(self._executable)
