@@ -11,7 +11,7 @@ bias   float32[n_rows]
 out    float32[n_tokens, n_rows]     gemv_swiglu: [n_tokens, n_rows / 2]; aliases nothing
 
 grid     ceil(n_rows / (N_WARPS * rows a warp)) blocks of 256 threads; a warp has 4 rows, 2, or 1,
-         as few as it takes to fill a card of 132 SMs; more than 2 tokens: at most 2
+         as few as it takes to fill the card's SMs; more than 2 tokens: at most 2
 bytes    the planes once, + 4 * n_tokens * n_cols for every block, from the L2 (bandwidth-bound)
 sm_52    registers (caps: Form.registers) and instructions of the inner loop, for one token:
 
@@ -53,13 +53,13 @@ from m40llm.kernels.staging import N_THREADS, N_WARPS, StagedShape, stage_of
 from m40llm.kernels.unpack import LANES, RESULT_SCALE
 
 MAX_TOKENS: Final = 8
-WARPS_WANTED: Final = 132 * 16  # a card that has fewer SMs runs more waves of the same blocks
+WARPS_AN_SM: Final = 16  # that a launch should give before a warp takes more rows
 
 
-def rows_a_warp(n_rows: int, n_tokens: int) -> int:
-    """4 rows share a load of x; fewer where the matrix would leave a card idle."""
+def rows_a_warp(n_rows: int, n_tokens: int, n_sms: int) -> int:
+    """4 rows share a load of x; fewer where the matrix would leave the card idle."""
     most = 4 if n_tokens <= 2 else 2
-    while most > 1 and n_rows < most * WARPS_WANTED:
+    while most > 1 and n_rows < most * WARPS_AN_SM * n_sms:
         most //= 2
     return most
 
@@ -245,7 +245,7 @@ def gemv(
 ) -> None:
     """out (+)= W x (+ bias) for up to 8 vectors x; warp_rows 1, 2 or 4 (None: by size)."""
     check_array("bias", bias, np.float32, (w.n_rows,), optional=True)
-    n_rows = warp_rows or rows_a_warp(w.n_rows, int(x.shape[0]))
+    n_rows = warp_rows or rows_a_warp(w.n_rows, int(x.shape[0]), stream.n_sms)
     chunk_cols = StagedShape(w.type, int(x.shape[0]), w.n_cols).chunk_cols
     form = Form(w.type, int(x.shape[0]), n_rows, chunk_cols, False, bias is not None, accumulate)
     _launch(form, w, x, bias, out, stream)
@@ -257,7 +257,7 @@ def gemv_swiglu(
     """out = silu(gate x) * (up x) for up to 8 vectors x; W is gate above up; warp_rows 2 or 4."""
     if w.n_rows % 2:
         raise KernelContractError(f"w: expected gate above up, got {w.n_rows} rows")
-    n_rows = warp_rows or max(rows_a_warp(w.n_rows, int(x.shape[0])), 2)
+    n_rows = warp_rows or max(rows_a_warp(w.n_rows, int(x.shape[0]), stream.n_sms), 2)
     chunk_cols = StagedShape(w.type, int(x.shape[0]), w.n_cols).chunk_cols
     form = Form(w.type, int(x.shape[0]), n_rows, chunk_cols, True, False, False)
     _launch(form, w, x, None, out, stream)

@@ -124,8 +124,9 @@ def test_any_order_of_threads(launcher: Any, seed: int) -> None:
 
 
 def test_rows_a_warp() -> None:
-    assert [rows_a_warp(n, 1) for n in (576, 4096, 4224, 8448, 128256)] == [1, 1, 2, 4, 4]
-    assert rows_a_warp(128256, 8) == 2
+    assert [rows_a_warp(n, 1, 132) for n in (576, 4096, 4224, 8448, 128256)] == [1, 1, 2, 4, 4]
+    assert [rows_a_warp(n, 1, 24) for n in (576, 768, 1536)] == [1, 2, 4]
+    assert rows_a_warp(128256, 8, 132) == 2
 
 
 def test_what_it_refuses(launcher: Any) -> None:
