@@ -14,15 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m40llm.device.ops import RopeTable
+from m40llm.fuzz.bounds import UNIT_ROUNDOFF, gamma
 from m40llm.testing.reference_ops import ReferenceOps
 
+__all__ = ["UNIT_ROUNDOFF", "NoisyOps", "gamma"]
+
 Array = NDArray[Any]
-UNIT_ROUNDOFF = 2.0**-24
-
-
-def gamma(n_terms: int) -> float:
-    """Relative error bound of an FP32 sum of n_terms products, any order."""
-    return n_terms * UNIT_ROUNDOFF / (1 - n_terms * UNIT_ROUNDOFF)
 
 
 class NoisyOps(ReferenceOps):

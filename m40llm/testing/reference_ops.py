@@ -28,6 +28,9 @@ class ReferenceOps:
     def prepare(self, progress: Any = None) -> None:
         """Nothing to compile."""
 
+    def recover(self) -> None:
+        """No op keeps a state of its own."""
+
     def matrix_bytes(self, ggml_type: GGMLType, n_rows: int, n_cols: int) -> int:
         return 4 * n_rows * n_cols
 

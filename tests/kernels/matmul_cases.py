@@ -1,77 +1,21 @@
-"""Weights for the tests of the matrix products: exact ones, ordinary ones, and their bounds."""
+"""Weights for the tests of the matrix products: those that fuzzing draws."""
 
-from typing import Any
+from m40llm.fuzz.contents import integers
+from m40llm.fuzz.matmul import (
+    QUANTISED,
+    error_bound,
+    integer_blocks,
+    normal_blocks,
+    planes_and_weights,
+    upload,
+)
 
-import numpy as np
-from gguf import GGMLQuantizationType as GGMLType
-from gguf.quants import quantize
-
-from m40llm.gguf.blocks import FORMATS, dequantize
-from m40llm.kernels.planes import DENSE, LAYOUTS, Planes, from_blocks, to_blocks
-from m40llm.testing.noisy_ops import gamma
-from m40llm.testing.random_blocks import random_tensor
-
-QUANTISED = tuple(LAYOUTS)
-
-
-def integers(rng: np.random.Generator, *shape: int, most: int = 4) -> np.ndarray:
-    """Small integers: every FP32 partial sum is exact, so a dropped term cannot hide."""
-    return rng.integers(-most, most + 1, shape).astype(np.float32)
-
-
-def integer_blocks(
-    rng: np.random.Generator, ggml_type: GGMLType, n_rows: int, n_cols: int
-) -> np.ndarray:
-    """uint8[n_rows, row_bytes] of integer weights: any quants, with FP16 scales of 1."""
-    if ggml_type in DENSE:
-        return quantize(integers(rng, n_rows, n_cols), ggml_type).view(np.uint8)
-    block = FORMATS[ggml_type]
-    blocks = rng.integers(0, 256, (n_rows * n_cols // block.n_weights, block.n_bytes), np.uint8)
-    head = blocks[:, LAYOUTS[ggml_type].head]
-    head[:, 0::2] = 0x00  # little-endian FP16 1.0 is 00 3C
-    head[:, 1::2] = 0x3C
-    return blocks.reshape(n_rows, -1)
-
-
-def normal_blocks(
-    rng: np.random.Generator, ggml_type: GGMLType, n_rows: int, n_cols: int
-) -> np.ndarray:
-    """uint8[n_rows, row_bytes] of weights with a spread of 1."""
-    data = random_tensor(rng, (n_rows, n_cols), 1.0, ggml_type)
-    return np.ascontiguousarray(data).view(np.uint8).reshape(n_rows, -1)
-
-
-def upload(launcher: Any, planes: Planes) -> Planes:
-    """The planes on the launcher's device, which refuses to write to them."""
-    arrays = (
-        None if plane is None else launcher.upload(plane, read_only=True)
-        for plane in (planes.quants, planes.highs, planes.scales)
-    )
-    return Planes(planes.type, planes.n_cols, *arrays)
-
-
-def planes_and_weights(
-    launcher: Any, ggml_type: GGMLType, data: np.ndarray, n_cols: int
-) -> tuple[Planes, np.ndarray]:
-    """A matrix on the device, and as float32[n_rows, n_cols]."""
-    planes = from_blocks(ggml_type, len(data), n_cols, data)
-    return upload(launcher, planes), dequantize(ggml_type, data)
-
-
-def error_bound(ggml_type: GGMLType, data: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Of x W^T in FP32, any order: each weight as scale * quant + offset, two terms of the sum.
-
-    The offset is what the weight would be with its quant, as it is stored, zero. A term is
-    rounded once for each later addition, and at most 8 times in scales, offsets and sums of x.
-    """
-    weights = dequantize(ggml_type, data).astype(np.float64)
-    offset = np.zeros_like(weights)
-    if ggml_type not in DENSE:
-        planes = from_blocks(ggml_type, len(data), weights.shape[1], data)
-        highs = None if planes.highs is None else np.zeros_like(planes.highs)
-        nothing = Planes(
-            ggml_type, planes.n_cols, np.zeros_like(planes.quants), highs, planes.scales
-        )
-        offset = dequantize(ggml_type, to_blocks(nothing)).astype(np.float64)
-    magnitude = np.abs(x).astype(np.float64) @ (np.abs(weights - offset) + np.abs(offset)).T
-    return gamma(weights.shape[1] + 8) * magnitude
+__all__ = [
+    "QUANTISED",
+    "error_bound",
+    "integer_blocks",
+    "integers",
+    "normal_blocks",
+    "planes_and_weights",
+    "upload",
+]

@@ -1,0 +1,88 @@
+"""One layer's poisoned cache, rows of queries, and how far FP32 may stray from the reference."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m40llm import reference
+from m40llm.fuzz.bounds import UNIT_ROUNDOFF, assert_within, gamma
+
+POISON = 6e4  # what the cache holds beyond its length: any leak shows
+Array = NDArray[Any]
+
+
+@dataclass
+class Case:
+    """One layer's poisoned cache and rows of queries to attend with."""
+
+    q: Array
+    k: Array
+    v: Array
+    seq: Array
+    pos: Array
+    scale: float
+    window: int = 0
+    softcap: float = 0.0
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"scale": self.scale, "window": self.window, "softcap": self.softcap}
+
+    def uploaded(self, launcher: Any, *, sparse: bool = False) -> tuple[Any, ...]:
+        """The arrays on the device; sparse caches are mostly zeros that take no memory."""
+        upload = launcher.upload_sparse if sparse else launcher.upload
+        caches = tuple(upload(cache, read_only=True) for cache in (self.k, self.v))
+        q, seq, pos = (launcher.upload(x, read_only=True) for x in (self.q, self.seq, self.pos))
+        return q, *caches, seq, pos
+
+    def expected(self, **changed: Any) -> Array:
+        arrays = {"q": self.q, "k": self.k, "v": self.v, **changed}
+        return reference.attention(
+            arrays["q"], arrays["k"], arrays["v"], self.seq, self.pos, **self.options
+        )
+
+    def bound(self) -> Array:
+        """Error of FP32 arithmetic, per element; the FP16 of the cache is exact input.
+
+        A score s errs by gamma_(head_dim + 8) of S = scale * max_p sum |q| |k|, which bounds |s|,
+        too: head_dim products, `inner` and its product, `outer` and its product, tanh (2 ulp). The
+        differences of scores and maxima that are exponents add up to 2 S at most, as a running
+        maximum only grows: u 2 S. Each key can cost a weight one rescaling (exp2 of 2 ulp, a
+        product), and each sum one product and one addition: 7 roundings a key, and some for the
+        few parts that are merged. A relative error r in each weight, above and below the fraction
+        bar, makes 2 r / (1 - r) of sum p |v|.
+        """
+        n_heads, n_kv_heads = self.q.shape[1], self.k.shape[1]
+        score = np.empty((*self.q.shape[:2], 1))
+        for t, (s, last) in enumerate(zip(self.seq, self.pos, strict=True)):
+            for head in range(n_heads):
+                k = np.abs(self.k[s, head // (n_heads // n_kv_heads), self._first(last) : last + 1])
+                score[t, head] = (k.astype(np.float64) @ np.abs(self.q[t, head])).max()
+        score *= abs(self.scale)
+        n_keys = (self.pos + 1 - [self._first(last) for last in self.pos])[:, None, None]
+        exponent = (gamma(self.q.shape[2] + 8) + 2 * UNIT_ROUNDOFF) * score
+        relative = np.expm1(exponent) + gamma(7 * n_keys + 64)
+        return np.asarray(2 * relative / (1 - relative) * self.expected(v=np.abs(self.v)))
+
+    def _first(self, last: int) -> int:
+        return max(0, int(last) + 1 - self.window) if self.window else 0
+
+    def check(self, out: Array) -> None:
+        assert_within(out, self.expected(), self.bound())
+
+
+def poisoned_cache(
+    rng: np.random.Generator,
+    seq_lens: Sequence[int],
+    n_kv_heads: int,
+    max_seq_len: int,
+    head_dim: int,
+) -> Array:
+    """float16[n_seqs, n_kv_heads, max_seq_len, head_dim], POISON beyond each length."""
+    cache = np.full((len(seq_lens), n_kv_heads, max_seq_len, head_dim), POISON, np.float16)
+    for s, n in enumerate(seq_lens):
+        cache[s, :, :n] = rng.standard_normal((n_kv_heads, n, head_dim))
+    return cache

@@ -1,0 +1,85 @@
+"""How far FP32 may stray: bounds derived from the roundings of each op, never a tolerance by feel.
+
+An FP32 sum of n products errs by at most gamma_n * sum |w| |x|, gamma_n = n u / (1 - n u) with
+u = 2^-24 (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1).
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+UNIT_ROUNDOFF = 2.0**-24  # half a unit in the last place of FP32, relative
+SMALLEST_NORMAL = 2.0**-126
+
+
+def gamma(n_terms: Any) -> Any:
+    """Relative error bound of an FP32 sum of n_terms products, any order."""
+    return n_terms * UNIT_ROUNDOFF / (1 - n_terms * UNIT_ROUNDOFF)
+
+
+def assert_within(got: Array, expected: Array, bound: Any) -> None:
+    """AssertionError, with the worst element, unless |got - expected| <= bound everywhere."""
+    error = np.abs(got - expected)
+    wrong = ~(error <= bound)  # NaN is wrong, too
+    if not wrong.any():
+        return
+    limit = np.broadcast_to(bound, error.shape)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        excess = np.where(wrong, np.nan_to_num(error / limit, nan=np.inf), 0)
+    at = np.unravel_index(int(excess.argmax()), error.shape)
+    where = ", ".join(map(str, at))
+    raise AssertionError(
+        f"{wrong.sum()} of {wrong.size} elements are off: [{where}] is {got[at]}, expected "
+        f"{expected[at]} within {limit[at]:.3g}"
+    )
+
+
+def rms_norm_bound(n_embd: int, n_threads: int) -> float:
+    """Relative. A sum of squares rounds once a term of its thread, warp and block; the root
+    halves that. Then: mean, eps, root, quotient and two products, each correctly rounded.
+    """
+    n_sums = 1 + -(-n_embd // n_threads) + 5 + n_threads // 32
+    return float((n_sums / 2 + 6) * UNIT_ROUNDOFF * 1.01)
+
+
+def softmax_bound(x: Array, expected: Array, n_threads: int) -> Array:
+    """x - max rounds once, which exp makes absolute; exp within 2 units in the last place, twice
+    (here and in the sum); the sum; the quotient.
+    """
+    with np.errstate(invalid="ignore"):
+        shifted = np.where(np.isfinite(x), x.max(axis=1, keepdims=True) - x, 0)
+    n_sums = -(-x.shape[1] // n_threads) + 5 + n_threads // 32
+    in_sum = (expected * shifted).sum(axis=1, keepdims=True)
+    bound = (shifted + in_sum + 4 + 4 + n_sums + 2) * UNIT_ROUNDOFF * expected
+    return np.asarray(1.01 * bound + SMALLEST_NORMAL)
+
+
+def gate_bound(name: str, gate: Array, up: Array, expected: Array) -> Array:
+    """exp within 2 units in the last place, then sum, quotient and product. GeGLU's exponent is 5
+    roundings from exact, of terms that have its sign; exp makes that relative. Where exp passes
+    the largest float32, 2^128, the result is 0 instead of at most 89 * 2^-128 * up.
+    """
+    g = np.abs(gate.astype(np.float64))
+    in_exponent = 1.6 * g * (1 + 0.045 * g * g) * 6 if name == "geglu" else 0.0
+    bound = (7 + in_exponent) * UNIT_ROUNDOFF * np.abs(expected)
+    return np.asarray(bound + 2.0**-121 * np.abs(up) + SMALLEST_NORMAL)
+
+
+def rope_bound(x: Array) -> Array:
+    """Two products and a sum: three roundings of at most |a| + |b| (|cos|, |sin| <= 1)."""
+    return np.asarray(3 * UNIT_ROUNDOFF * 2 * np.abs(x).max(axis=-1, keepdims=True))
+
+
+def gated_sums_bound(y: Array, error: Array, expected: Array) -> Array:
+    """Of silu(gate) * up, both sums: y [n_tokens, 2 n_out], gate before up, and their errors.
+
+    silu is at most |gate| and changes by at most 1.1 times what gate does; its exp, with an
+    error of 2 units, sum and quotient add at most gamma(8).
+    """
+    gate, up = np.split(y, 2, axis=1)
+    gate_error, up_error = np.split(error, 2, axis=1)
+    bound = 1.1 * gate_error * (np.abs(up) + up_error) + np.abs(gate) * up_error
+    bound = bound + gamma(8) * np.abs(expected) + UNIT_ROUNDOFF * np.abs(gate * up)
+    return np.asarray(bound)

@@ -1,0 +1,56 @@
+"""gemm, of every type of weights: exact on whole numbers, for any sizes."""
+
+from typing import Any
+
+import numpy as np
+
+from m40llm.fuzz.definition import target
+from m40llm.fuzz.strategies import choices, flags, seeds, sizes
+from m40llm.fuzz.targets.matmul_forms import drawn, extras, row_cols
+from m40llm.kernels import gemm as kernels
+
+# Type, tile, x in FP16, bias, accumulate: a kernel each, a second or two to compile.
+FORMS = choices(
+    [
+        ("F16", 64, False, False, True),
+        ("F32", 64, False, False, False),
+        ("F16", 64, True, True, False),
+        ("F16", 128, False, False, False),
+        ("Q4_0", 64, False, False, True),
+        ("Q4_1", 64, False, False, False),
+        ("Q5_0", 64, False, False, False),
+        ("Q5_1", 64, False, False, False),
+        ("Q8_0", 64, False, True, True),
+        ("Q4_K", 64, False, False, False),
+        ("Q5_K", 64, False, False, False),
+        ("Q6_K", 64, False, False, True),
+    ]
+)
+
+
+@target(
+    ops=kernels,
+    form=FORMS,
+    n_tokens=sizes(64, 67),
+    n_rows=sizes(64, 67),
+    n_units=sizes(8, 10),
+    is_exact=flags(),
+    seed=seeds(),
+)
+def gemm(
+    card: Any, ops: Any, form: tuple[str, int, bool, bool, bool], n_tokens: int, n_rows: int,
+    n_units: int, is_exact: bool, seed: int,
+) -> None:  # fmt: skip
+    ggml_type, tile, x_is_half, has_bias, accumulate = form
+    rng, n_cols = np.random.default_rng(seed), row_cols(ggml_type, n_units)
+    is_exact = is_exact or x_is_half
+    case = drawn(card, rng, ggml_type, n_tokens, n_rows, n_cols, is_exact=is_exact)
+    bias, before, added = extras(rng, n_tokens, n_rows, has_bias, accumulate)
+    shape = (n_tokens, n_rows)
+    out = card.guarded(shape) if before is None else card.upload(before, read_only=False)
+    x_on = card.upload(case.x.astype(np.float16 if x_is_half else np.float32))
+    ops.gemm(
+        case.w, x_on, out, stream=card, tile=tile,
+        bias=None if bias is None else card.upload(bias), accumulate=accumulate,
+    )  # fmt: skip
+    case.check(card.read(out), added)
