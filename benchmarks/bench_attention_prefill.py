@@ -1,0 +1,65 @@
+"""Causal attention of a prompt, against torch's in FP32 without TF32."""
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from attention import LLAMA_1B, LLAMA_8B, TINY, Heads, check, drawn
+from cases import Arrays, Case, Scale, poison
+from harness import main
+from rivals import Rival, randn
+
+from m40llm.kernels.attention_prefill import attention_prefill
+
+SMALL = [(TINY, 40)]
+LARGE = [(heads, n) for n in (2048, 512, 8192) for heads in (LLAMA_1B, LLAMA_8B)]
+
+
+def case_of(heads: Heads, n_tokens: int) -> Case:
+    shape = (n_tokens, heads.n_heads, heads.head_dim)
+
+    def arrays() -> Arrays:
+        made = drawn(heads, np.zeros(n_tokens), np.arange(n_tokens), 1)
+        return {**made, "out": poison(shape)}
+
+    def launch(b: Any, stream: Any) -> None:
+        args = (b[name] for name in ("q", "k", "v", "seq", "pos", "out"))
+        attention_prefill(*args, scale=heads.scale, stream=stream)
+
+    n_pairs = n_tokens * (n_tokens + 1) // 2
+    n_cached = heads.n_kv_heads * n_tokens * heads.head_dim
+    return Case(
+        name=f"{heads.model} {n_tokens} tokens",
+        shape={
+            "n_heads": heads.n_heads, "n_kv_heads": heads.n_kv_heads, "head_dim": heads.head_dim,
+            "n_tokens": n_tokens,
+        },
+        arrays=arrays,
+        launch=launch,
+        outputs=("out",),
+        check=lambda a, got: check(heads, a, got["out"]),
+        bytes_read=4 * n_cached + 4 * int(np.prod(shape)),
+        bytes_written=4 * int(np.prod(shape)),
+        n_flops=4 * heads.n_heads * heads.head_dim * n_pairs,
+        rival=rival_of(heads, n_tokens),
+    )  # fmt: skip
+
+
+def rival_of(heads: Heads, n_tokens: int) -> Rival:
+    """K and V are repeated to all heads: no kernel of torch's takes groups of them in FP32."""
+
+    def make(torch: Any) -> Any:
+        q, k, v = (randn(torch, 1, heads.n_heads, n_tokens, heads.head_dim) for _ in range(3))
+        attend = torch.nn.functional.scaled_dot_product_attention
+        return lambda: attend(q, k, v, is_causal=True)
+
+    return Rival("torch scaled_dot_product_attention float32", make)
+
+
+def cases(scale: Scale) -> Iterator[Case]:
+    yield from (case_of(*each) for each in scale.pick(SMALL, LARGE, 4))
+
+
+if __name__ == "__main__":
+    sys.exit(main("attention_prefill", cases, __doc__))

@@ -1,0 +1,206 @@
+"""What the card can do at most, measured in the same run: reading, copying, FP32 multiply-adds.
+
+Every kernel's result is looked at before its time is. The best of some launch shapes, and of
+torch where it is there, is the ceiling.
+"""
+
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+from numba import cuda, float32, int64, uint32
+from rivals import Rival, randn, time_rival
+from timing import time_launches
+
+from m40llm.kernels.contract import Kernel
+from m40llm.kernels.intrinsics import load_uint4_readonly, store_uint4
+from m40llm.kernels.reduce import warp_sum
+
+N_THREADS = 256
+WORDS_PER_LOAD = 4
+LOADS = 4  # 16-byte loads that a thread has under way
+N_SUMS = 16  # accumulators of a thread of the multiply-add kernel
+CHUNK_BYTES = 2**26
+BLOCKS_PER_SM = (4, 8, 32)
+N_STEPS = 2048
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """The most of one thing: `rate` bytes or FLOPs a second, and what reached it."""
+
+    kind: str
+    rate: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    read: Ceiling
+    copy: Ceiling
+    fma: Ceiling
+
+    def of(self, bytes_read: int, bytes_written: int, n_flops: int) -> tuple[Ceiling, float]:
+        """(what bounds this work, microseconds that it takes at least)."""
+        memory = self.copy if 8 * bytes_written > bytes_read else self.read
+        floors = {
+            memory: (bytes_read + bytes_written) / memory.rate,
+            self.fma: n_flops / self.fma.rate,
+        }
+        bound = max(floors, key=lambda ceiling: floors[ceiling])
+        return bound, 1e6 * floors[bound]
+
+
+@cache
+def read_kernel() -> Kernel:
+    """sums[i] += all words of x that warp i reads, modulo 2^32; x in multiples of a thread's 16."""
+
+    def read_words(x: Any, sums: Any) -> None:
+        words = cuda.local.array((LOADS, WORDS_PER_LOAD), uint32)
+        total = uint32(0)
+        step = int64(cuda.gridDim.x) * N_THREADS * WORDS_PER_LOAD
+        for at in range(int64(cuda.grid(1)) * WORDS_PER_LOAD, x.size, step * LOADS):
+            for load in range(LOADS):
+                mine = min(at + load * step, x.size - WORDS_PER_LOAD)
+                a, b, c, d = load_uint4_readonly(x, mine)
+                words[load, 0], words[load, 1], words[load, 2], words[load, 3] = a, b, c, d
+            for load in range(LOADS):
+                if at + load * step < x.size:
+                    for word in range(WORDS_PER_LOAD):
+                        total = uint32(total + words[load, word])
+        total = warp_sum(int64(total))
+        if cuda.threadIdx.x % 32 == 0:
+            sums[cuda.grid(1) // 32] = uint32(total)
+
+    return Kernel(read_words)
+
+
+@cache
+def copy_kernel() -> Kernel:
+    def copy_words(x: Any, y: Any) -> None:
+        step = int64(cuda.gridDim.x) * N_THREADS * WORDS_PER_LOAD
+        for at in range(int64(cuda.grid(1)) * WORDS_PER_LOAD, x.size, step):
+            a, b, c, d = load_uint4_readonly(x, at)
+            store_uint4(y, at, a, b, c, d)
+
+    return Kernel(copy_words)
+
+
+@cache
+def fma_kernel() -> Kernel:
+    """Sixteen sums a thread, s = s * factor + term, in registers alone."""
+
+    def multiply_add(factor: Any, term: Any, n_steps: Any, out: Any) -> None:
+        sums = cuda.local.array(N_SUMS, float32)
+        for i in range(N_SUMS):
+            sums[i] = float32(cuda.threadIdx.x + i)
+        for _ in range(n_steps):
+            for i in range(N_SUMS):
+                sums[i] = sums[i] * factor + term
+        total = float32(0)
+        for i in range(N_SUMS):
+            total += sums[i]
+        out[cuda.grid(1)] = total
+
+    return Kernel(multiply_add)
+
+
+def measure_ceilings(card: Any, n_bytes: int, n_samples: int) -> Ceilings:
+    """All three; `n_bytes` are read, half of them copied."""
+    read_ceiling = measure_read(card, n_bytes, n_samples)
+    return Ceilings(
+        read_ceiling,
+        measure_copy(card, n_bytes // 2, n_samples),
+        measure_fma(card, n_samples),
+    )
+
+
+def measure_read(card: Any, n_bytes: int, n_samples: int) -> Ceiling:
+    x, total = _filled(card, n_bytes)
+    found = []
+    for n_blocks in _block_counts(card):
+        sums = card.alloc((n_blocks * N_THREADS // 32,), np.uint32)
+        args = (read_kernel(), n_blocks, N_THREADS, x, sums)
+        card.launch(*args)
+        got = int(card.read(sums).sum(dtype=np.uint64)) % 2**32
+        if got != total:
+            raise ArithmeticError(f"read: {n_blocks} blocks add up to {got}, not {total}")
+        times = time_launches(card, [partial(card.launch, *args)] * 2, n_samples)
+        found.append((n_blocks, times.median))
+    rate, source = _best(found, n_bytes)
+    n_floats = n_bytes // 4
+    del x
+    return _or_torch(
+        Ceiling("read", rate, source),
+        Rival("torch.sum float32", lambda torch: randn(torch, n_floats).sum),
+        n_bytes, n_samples,
+    )  # fmt: skip
+
+
+def measure_copy(card: Any, n_bytes: int, n_samples: int) -> Ceiling:
+    x, _ = _filled(card, n_bytes)
+    y = card.alloc(x.shape, np.uint32)
+    found = []
+    for n_blocks in _block_counts(card):
+        args = (copy_kernel(), n_blocks, N_THREADS, x, y)
+        card.launch(*args)
+        if not np.array_equal(card.read(y[-1024:]), card.read(x[-1024:])):
+            raise ArithmeticError(f"copy: {n_blocks} blocks leave an end that differs")
+        times = time_launches(card, [partial(card.launch, *args)] * 2, n_samples)
+        found.append((n_blocks, times.median))
+    rate, source = _best(found, 2 * n_bytes)
+    del x, y
+
+    def make(torch: Any) -> Any:
+        source, target = randn(torch, n_bytes // 4), randn(torch, n_bytes // 4)
+        return lambda: target.copy_(source)
+
+    rival = Rival("torch copy_ float32", make)
+    return _or_torch(Ceiling("copy", rate, source), rival, 2 * n_bytes, n_samples)
+
+
+def measure_fma(card: Any, n_samples: int, n_steps: int = N_STEPS) -> Ceiling:
+    """s = s / 2 + 1 comes to 2 exactly, from any start."""
+    found = []
+    for blocks_per_sm in (4, 8):
+        n_blocks = blocks_per_sm * card.n_sms
+        out = card.alloc((n_blocks * N_THREADS,), np.float32)
+        numbers = np.float32(0.5), np.float32(1), np.int32(n_steps)
+        args = (fma_kernel(), n_blocks, N_THREADS, *numbers, out)
+        card.launch(*args)
+        if not (card.read(out) == 2 * N_SUMS).all():
+            raise ArithmeticError("fma: a sum has not come to 2")
+        times = time_launches(card, [partial(card.launch, *args)] * 4, n_samples)
+        n_flops = 2 * N_SUMS * n_steps * n_blocks * N_THREADS
+        found.append((1e6 * n_flops / times.median, f"FFMA in registers, {n_blocks} blocks"))
+    return Ceiling("fma", *max(found))
+
+
+def _filled(card: Any, n_bytes: int) -> tuple[Any, int]:
+    """(words on the card, their sum modulo 2^32): one drawn chunk over and over."""
+    n_words, chunk_words = n_bytes // 4, min(CHUNK_BYTES, n_bytes) // 4
+    if n_words % chunk_words:
+        raise ValueError(f"n_bytes: expected a multiple of {4 * chunk_words}, got {n_bytes}")
+    chunk = np.random.default_rng(0).integers(0, 2**32, chunk_words, np.uint32)
+    x = card.alloc((n_words,), np.uint32)
+    for first in range(0, n_words, chunk_words):
+        card.write(x[first : first + chunk_words], chunk)
+    n_chunks = n_words // chunk_words
+    return x, int(chunk.sum(dtype=np.uint64)) * n_chunks % 2**32
+
+
+def _block_counts(card: Any) -> list[int]:
+    return [n * card.n_sms for n in BLOCKS_PER_SM]
+
+
+def _best(found: list[tuple[int, float]], n_bytes: int) -> tuple[float, str]:
+    n_blocks, us = min(found, key=lambda pair: pair[1])
+    return 1e6 * n_bytes / us, f"16-byte loads, {n_blocks} blocks of {N_THREADS}"
+
+
+def _or_torch(ours: Ceiling, rival: Rival, n_bytes: int, n_samples: int) -> Ceiling:
+    times, _ = time_rival(rival, 1, n_samples)
+    if times is None or 1e6 * n_bytes / times.median <= ours.rate:
+        return ours
+    return Ceiling(ours.kind, 1e6 * n_bytes / times.median, rival.name)
