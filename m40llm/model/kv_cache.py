@@ -42,8 +42,11 @@ class KVCache:
             raise RequestError(f"kv.read: no layer {layer} of sequence {seq}")
         if not 0 <= pos < self.seq_lens[seq]:
             raise RequestError(f"kv.read: pos {pos}: the cache holds {self.seq_lens[seq]} tokens")
-        k, v = self.k[layer, seq, :, pos], self.v[layer, seq, :, pos]
-        return self._ops.read(k), self._ops.read(v)
+        return self._token(self.k[layer, seq], pos), self._token(self.v[layer, seq], pos)
+
+    def _token(self, cache: Buffer, pos: int) -> NDArray[Any]:
+        """Head by head: a strided read would copy all that lies between the heads, too."""
+        return np.stack([self._ops.read(cache[head, pos]) for head in range(cache.shape[0])])
 
     def truncate(self, seq: int, seq_len: int) -> None:
         """Forget the tokens of a sequence from position `seq_len` on."""

@@ -104,13 +104,20 @@ BOUNDARIES = [1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128,
               255, 256, 257, 300]  # fmt: skip
 
 
-@pytest.mark.parametrize("group_size", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("group_size", [1, 2, 3, 4, 5, 7, 8])
 @pytest.mark.parametrize("head_dim", TINY_HEAD_DIMS + HEAD_DIMS)
 def test_parity_grid(launcher: Any, head_dim: int, group_size: int) -> None:
     """Lengths around every step of a block and every split, all in one ragged batch."""
     rng = np.random.default_rng(head_dim + group_size)
     case = drawn(rng, BOUNDARIES, 2 if group_size < 3 else 1, group_size, head_dim)
     case.check(attend(launcher, case, n_splits=3))
+
+
+def test_as_many_splits_as_there_can_be(launcher: Any) -> None:
+    """31 to 128 splits that have keys: around a whole warp of them, and around the last."""
+    lengths = [n * MIN_SPLIT_KEYS + more for n in (32, MAX_SPLITS) for more in (-64, 0, 1)]
+    case = drawn(np.random.default_rng(6), lengths, 1, 1, 32)
+    case.check(attend(launcher, case, MAX_SPLITS))
 
 
 @settings(max_examples=15)
