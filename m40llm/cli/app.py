@@ -8,6 +8,7 @@ import typer
 from m40llm import __version__
 from m40llm.cli.chat import chat
 from m40llm.cli.doctor import doctor
+from m40llm.cli.fuzz import fuzz
 from m40llm.cli.generate import generate
 from m40llm.cli.info import info
 from m40llm.cli.logits import logits
@@ -31,6 +32,7 @@ VERBS: dict[Callable[..., None], str] = {
     perplexity: "Measure how well a model predicts a text.",
     logits: "Show the likeliest next tokens.",
     pull: "Fetch a model, or list them.",
+    fuzz: "Fuzz GPU kernels against their references.",
     doctor: "Show what this machine has and lacks.",
 }
 for verb, summary in VERBS.items():

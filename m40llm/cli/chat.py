@@ -37,6 +37,8 @@ def chat(
     stop: opt.Stop = None,
     device: opt.Device = "auto",
     max_seq_len: opt.MaxSeqLen = None,
+    cublas: opt.Cublas = None,
+    require_sm52: opt.RequireSm52 = False,
     as_json: opt.AsJson = False,
     debug: opt.Debug = False,
 ) -> None:
@@ -65,7 +67,7 @@ def chat(
         frequency_penalty=frequency_penalty,
         seed=seed,
     )
-    with loaded(model, device, max_seq_len) as llm:
+    with loaded(model, device, max_seq_len, cublas, require_sm52) as llm:
         session = Session(llm, model, params)
         session.set_system(system or "")
         at_terminal = sys.stdin.isatty()

@@ -22,6 +22,7 @@ NUMBERS: dict[str, type] = {
     "seed": int,
     "max_tokens": int,
 }
+SHORT = {"temp": "temperature", "n": "max_tokens"}  # what the flags are called
 OPTIONAL = ("seed", "max_tokens")  # "none" unsets these
 
 
@@ -78,9 +79,11 @@ def set_param(session: Session, argument: str) -> str:
     """/set KEY VALUE changes a sampling parameter, /set alone shows them"""
     if not argument:
         return table((name, str(getattr(session.params, name))) for name in NUMBERS)
-    key, _, value = argument.partition(" ")
+    given, _, value = argument.partition(" ")
+    key = given.lstrip("-").replace("-", "_")
+    key = SHORT.get(key, key)
     if key not in NUMBERS:
-        raise RequestError(f"/set: expected one of {', '.join(NUMBERS)}, got {key!r}")
+        raise RequestError(f"/set: expected one of {', '.join(NUMBERS)}, got {given!r}")
     session.params = dataclasses.replace(session.params, **{key: _number(key, value.strip())})
     return f"{key} = {getattr(session.params, key)}"
 

@@ -19,7 +19,7 @@ PACKAGES = ("numpy", "numba", "llvmlite", "numba-cuda", "gguf", "tokenizers", "h
 # What of a CUDA toolkit numba-cuda[cu12] and numba-cuda[cu13] bring as wheels.
 CUDA12_WHEELS = ("nvidia-cuda-nvcc-cu12", "nvidia-cuda-runtime-cu12", "nvidia-nvjitlink-cu12")
 CUDA13_WHEELS = ("nvidia-cuda-nvcc", "nvidia-nvvm", "nvidia-cuda-runtime", "nvidia-nvjitlink")
-MAXWELL, FIRST_OF_CUDA13 = (5, 2), (7, 5)  # compute capabilities
+FIRST_OF_CUDA13 = (7, 5)  # compute capability
 
 
 @guarded
@@ -47,7 +47,7 @@ def examine() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in PACKAGES},
-        "driver": find_driver(),
+        "driver": _driver(),
         "toolkits": _toolkits(),
         "cache": _cache(),
     }
@@ -56,6 +56,21 @@ def examine() -> dict[str, Any]:
     )
     found["advice"] = advice(found)
     return found
+
+
+def _driver() -> dict[str, Any]:
+    """The driver, and of each card which driver it wants and why it is refused (or None)."""
+    from m40llm.device.cuda.requirements import Installed, driver_wanted, refusal, toolkit_major
+
+    driver, toolkit = find_driver(), toolkit_major()
+    speaks = driver["cuda_version"]
+    major, minor = map(int, speaks.split(".")) if speaks else (0, 0)
+    installed = Installed(driver["release"], (major, minor) if speaks else None, toolkit)
+    for card in driver["cards"]:
+        major, minor = card["compute_capability"]
+        card["driver_wanted"] = driver_wanted((major, minor), toolkit)
+        card["refused"] = refusal((major, minor), installed)
+    return driver
 
 
 def _version(distribution: str) -> str | None:
@@ -113,9 +128,11 @@ def advice(found: dict[str, Any]) -> list[dict[str, str]]:
         told.append((what, "sudo apt install nvidia-driver-580"))
     elif not cards:
         told.append((f"the driver shows no card ({driver['problem']})", "nvidia-smi"))
-    if cards and max(cards) < MAXWELL:
-        what = "no card is of compute capability 5.2 or above: run on the CPU"
-        told.append((what, "m40llm generate MODEL -p TEXT --device cpu"))
+    told += [
+        (f"{card['name']}: {card['refused']}", _way_out(card))
+        for card in driver["cards"]
+        if card["refused"]
+    ]
     if not found["packages"]["huggingface-hub"]:
         told.append(("hf: models need huggingface_hub", "pip install huggingface_hub"))
     if not _version("pip"):
@@ -125,6 +142,17 @@ def advice(found: dict[str, Any]) -> list[dict[str, str]]:
     if not found["cache"]["models"]:
         told.append(("no model is in the cache yet", "m40llm pull smollm2"))
     return [{"what": what, "command": command} for what, command in told]
+
+
+def _way_out(card: dict[str, Any]) -> str:
+    """What helps with a card that is refused."""
+    from m40llm.device.packages import CUDA_PACKAGE
+
+    if "CUDA 12" in card["refused"]:
+        return CUDA_PACKAGE
+    if "too old" in card["refused"]:
+        return "sudo apt install nvidia-driver-580"
+    return "m40llm generate MODEL -p TEXT --device cpu"
 
 
 def _report(found: dict[str, Any]) -> str:
@@ -138,6 +166,7 @@ def _report(found: dict[str, Any]) -> str:
         major, minor = card["compute_capability"]
         memory = human_bytes(card["memory_bytes"])
         rows.append((f"cuda:{card['index']}", f"{card['name']}, sm_{major}{minor}, {memory}"))
+        rows.append(("", f"driver wanted: {card['driver_wanted']}"))
     wheels = [f"{name} {version}" for name, version in toolkits["wheels"].items()]
     rows += [
         ("CUDA wheels", ", ".join(wheels) or "none"),

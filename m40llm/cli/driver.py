@@ -5,15 +5,12 @@ at once. Names and numbers are those of the CUDA driver API (cuda.h).
 """
 
 import ctypes
-import re
 import sys
-from pathlib import Path
 from typing import Any
 
 LIBRARIES = ("nvcuda.dll",) if sys.platform == "win32" else ("libcuda.so.1", "libcuda.so")
 COMPUTE_CAPABILITY_MAJOR, COMPUTE_CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
 NAME_BYTES = 256
-KERNEL_MODULE = Path("/proc/driver/nvidia/version")
 
 
 class _CallError(Exception):
@@ -22,9 +19,11 @@ class _CallError(Exception):
 
 def find_driver() -> dict[str, Any]:
     """The driver and its cards: is_found, release, cuda_version, cards, problem (or None)."""
+    from m40llm.device.cuda.requirements import driver_release
+
     found: dict[str, Any] = {
         "is_found": False,
-        "release": _release(),
+        "release": driver_release(),
         "cuda_version": None,
         "cards": [],
         "problem": None,
@@ -78,13 +77,3 @@ def _card(cuda: ctypes.CDLL, index: int) -> dict[str, Any]:
         "compute_capability": [major.value, minor.value],
         "memory_bytes": memory.value,
     }
-
-
-def _release() -> str | None:
-    """The driver's release, such as 580.65.06; the driver API does not tell it."""
-    try:
-        text = KERNEL_MODULE.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    match = re.search(r"\b\d{3}\.\d+(\.\d+)?\b", text)
-    return match.group() if match else None

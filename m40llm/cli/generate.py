@@ -31,6 +31,8 @@ def generate(
     ignore_eos: opt.IgnoreEos = False,
     device: opt.Device = "auto",
     max_seq_len: opt.MaxSeqLen = None,
+    cublas: opt.Cublas = None,
+    require_sm52: opt.RequireSm52 = False,
     as_json: opt.AsJson = False,
     debug: opt.Debug = False,
 ) -> None:
@@ -60,7 +62,7 @@ def generate(
         seed=seed,
         ignore_eos=ignore_eos,
     )
-    with loaded(model, device, max_seq_len) as llm:
+    with loaded(model, device, max_seq_len, cublas, require_sm52) as llm:
         completion = _run(llm.stream(text, params), show=not as_json)
         if as_json:
             print_json({"model": model, "device": llm.device_name, **_document(completion)})

@@ -14,8 +14,9 @@ from typing import NoReturn, ParamSpec
 
 import typer
 
+from m40llm.cli.options import with_flag
 from m40llm.cli.output import print_json, status
-from m40llm.errors import KernelContractError, M40LLMError
+from m40llm.errors import KernelContractError, M40LLMError, RequestError
 
 EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -51,6 +52,8 @@ def _fail(error: Exception, *, as_json: bool, debug: bool) -> NoReturn:
         traceback.print_exception(error)
     known = isinstance(error, M40LLMError) and not isinstance(error, KernelContractError)
     message = str(error) or type(error).__name__
+    if isinstance(error, RequestError):
+        message = with_flag(message)
     if isinstance(error, OSError):  # the machine's fault: a full disk, a file that vanished
         known, message = True, f"{error.filename or 'output'}: {error.strerror or error}"
         if error.errno == errno.ENOSPC:

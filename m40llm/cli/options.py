@@ -48,6 +48,17 @@ MaxSeqLen = Annotated[
         show_default=False,
     ),
 ]
+Cublas = Annotated[
+    bool | None,
+    typer.Option(
+        "--cublas/--no-cublas",
+        help="Matrix products on a card by cuBLAS; the default is M40LLM_ENABLE_CUBLAS (0 or 1).",
+        show_default=False,
+    ),
+]
+RequireSm52 = Annotated[
+    bool, typer.Option("--require-sm52", help="Refuse any card but an sm_52 one (Tesla M40).")
+]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON document (docs/cli.md lists its keys).")
 ]
@@ -112,6 +123,23 @@ DEFAULTS: dict[str, Any] = {
     "frequency_penalty": 0.0,
 }
 
+FLAGS = {field: f"--{field.replace('_', '-')}" for field in DEFAULTS} | {
+    "temperature": "--temp",
+    "seed": "--seed",
+    "max_tokens": "--max-tokens",
+    "stop": "--stop",
+    "device": "--device",
+    "max_seq_len": "--max-seq-len",
+    "cublas": "--cublas",
+    "require_sm52": "--require-sm52",
+}
+
+
+def with_flag(message: str) -> str:
+    """An error's text with the flag in place of the Python argument that it begins with."""
+    name, colon, rest = message.partition(":")
+    return f"{FLAGS.get(name, name)}{colon}{rest}"
+
 
 def sampling_params(stop: list[str] | None, **fields: Any) -> "SamplingParams":
     """The `SamplingParams` of the options given; a bad value is a usage error (exit code 2)."""
@@ -120,4 +148,4 @@ def sampling_params(stop: list[str] | None, **fields: Any) -> "SamplingParams":
     try:
         return SamplingParams(stop=tuple(stop or ()), **fields)
     except RequestError as error:
-        raise typer.BadParameter(str(error)) from error
+        raise typer.BadParameter(with_flag(str(error))) from error

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from m40llm.progress import Progress
+from m40llm.progress import BytesDone, Progress
 
 if TYPE_CHECKING:
     from m40llm.llm import LLM, Timings
@@ -59,6 +59,13 @@ def human_bytes(n_bytes: float) -> str:
     return f"{n_bytes:,.1f} GB"
 
 
+def bytes_done(fraction: float) -> str:
+    """ " 12.3 / 98.4 MB" behind a stage that counts bytes, nothing behind another."""
+    if not isinstance(fraction, BytesDone):
+        return ""
+    return f" {fraction.n_done / 1e6:.1f} / {fraction.n_total / 1e6:.1f} MB"
+
+
 def piece_of(tokenizer: "Tokenizer", token_id: int) -> str:
     """The text that a token stands for; bytes that are no UTF-8 by themselves become U+FFFD."""
     return tokenizer.token_bytes(token_id).decode("utf-8", errors="replace")
@@ -107,13 +114,16 @@ def progress_bar() -> Iterator[Progress]:
         task = bars.add_task("", total=1.0, visible=False)
 
         def report(stage: str, fraction: float) -> None:
-            bars.update(task, description=stage, completed=fraction, visible=True)
+            shown = stage + bytes_done(fraction)
+            bars.update(task, description=shown, completed=fraction, visible=True)
 
         yield report
 
 
 @contextmanager
-def loaded(model: str, device: str, max_seq_len: int | None) -> Iterator["LLM"]:
+def loaded(
+    model: str, device: str, max_seq_len: int | None, cublas: bool | None, require_sm52: bool
+) -> Iterator["LLM"]:
     """Load `model` with a progress bar, say which device was chosen and why, close it at the end.
 
     Raises:
@@ -122,7 +132,14 @@ def loaded(model: str, device: str, max_seq_len: int | None) -> Iterator["LLM"]:
     from m40llm.llm import LLM
 
     with progress_bar() as progress:
-        llm = LLM.load(model, device=device, max_seq_len=max_seq_len, progress=progress)
+        llm = LLM.load(
+            model,
+            device=device,
+            max_seq_len=max_seq_len,
+            progress=progress,
+            cublas=cublas,
+            require_sm52=require_sm52,
+        )
     with llm:
         status(f"device: {llm.device_name} ({llm.device_reason})")
         yield llm

@@ -66,6 +66,8 @@ def perplexity(
     per_token: PerToken = False,
     device: opt.Device = "auto",
     max_seq_len: opt.MaxSeqLen = None,
+    cublas: opt.Cublas = None,
+    require_sm52: opt.RequireSm52 = False,
     as_json: opt.AsJson = False,
     debug: opt.Debug = False,
 ) -> None:
@@ -80,7 +82,7 @@ def perplexity(
       m40llm perplexity model.gguf -f book.txt --chunk 512 --json --per-token
     """
     text = read_text(prompt, file)
-    with loaded(model, device, max_seq_len) as llm:
+    with loaded(model, device, max_seq_len, cublas, require_sm52) as llm:
         ids = llm.tokenizer.encode(text)[:max_tokens]
         n_chunk = chunk or min(llm.max_seq_len, CHUNK)
         n_stride = stride or n_chunk // 2

@@ -46,6 +46,13 @@ class Ops(Protocol):
         """Compiles what the ops need, so that no request waits for it."""
         ...
 
+    def recover(self) -> None:
+        """Makes good what a failed op may have left half-done, so that the next forward is right.
+
+        Buffers may hold anything; every op writes its `out` before anybody reads it.
+        """
+        ...
+
     def matrix_bytes(self, ggml_type: GGMLType, n_rows: int, n_cols: int) -> int:
         """Memory that such a matrix takes."""
         ...

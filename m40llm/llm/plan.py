@@ -7,6 +7,7 @@ from m40llm.errors import DeviceError, RequestError
 from m40llm.gguf import GGUFFile
 from m40llm.model.hparams import HParams
 from m40llm.model.kv_cache import cache_bytes
+from m40llm.model.rope import rope_bytes
 from m40llm.model.weights import weight_bytes
 from m40llm.model.workspace import workspace_bytes
 
@@ -59,11 +60,19 @@ def plan_memory(ops: Ops, file: GGUFFile, hp: HParams, max_seq_len: int | None) 
         wanted = max(SHORTEST_CONTEXT, wanted // 2)
         plan = _plan(ops, file, hp, wanted)
     if plan.total > plan.free:
-        hint = "; a smaller max_seq_len takes less" if max_seq_len is not None else ""
         raise DeviceError(
-            f"the model needs {plan}; device {ops.name!r} has {_size(plan.free)} free{hint}"
+            f"the model needs {plan}; device {ops.name!r} has {_size(plan.free)} free"
+            f"; {_what_helps(plan)}"
         )
     return plan
+
+
+def _what_helps(plan: Plan) -> str:
+    if plan.weights > plan.free:
+        return "a smaller quantisation of the model would take less"
+    if plan.max_seq_len > SHORTEST_CONTEXT:
+        return "a smaller max_seq_len (--max-seq-len) takes less, as does a smaller quantisation"
+    return "a smaller quantisation of the model, or max_seq_len (--max-seq-len), would take less"
 
 
 def _plan(ops: Ops, file: GGUFFile, hp: HParams, max_seq_len: int) -> Plan:
@@ -75,6 +84,6 @@ def _plan(ops: Ops, file: GGUFFile, hp: HParams, max_seq_len: int) -> Plan:
         max_logits=max_logits,
         weights=weight_bytes(ops, file),
         cache=cache_bytes(hp, 1, max_seq_len, ops.cache_dtype.itemsize),
-        workspace=workspace_bytes(hp, max_tokens, max_logits),
+        workspace=workspace_bytes(hp, max_tokens, max_logits) + rope_bytes(hp.rope, max_seq_len),
         free=ops.free_bytes(),
     )

@@ -75,6 +75,11 @@ def _llama3(rope: RopeParams, freq: Doubles) -> Doubles:
     return (1 - smooth) * freq / rope.factor + smooth * freq
 
 
+def rope_bytes(rope: RopeParams, max_seq_len: int) -> int:
+    """Bytes of the table below."""
+    return 4 * rope.rope_dim * max_seq_len
+
+
 def rope_table(
     ops: Ops,
     rope: RopeParams,

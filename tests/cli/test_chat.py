@@ -79,6 +79,10 @@ def test_set(session: Session) -> None:
     run_command(session, "/set temperature 0.5")
     run_command(session, "/set seed 7")
     assert (session.params.temperature, session.params.seed) == (0.5, 7)
+    for line in ("temp 0.25", "--temp 0.25", "-n 9", "top-p 0.5", "--min-p 0.125"):
+        run_command(session, f"/set {line}")
+    told = session.params
+    assert (told.temperature, told.max_tokens, told.top_p, told.min_p) == (0.25, 9, 0.5, 0.125)
     run_command(session, "/set seed none")
     assert session.params.seed is None
     assert "top_k" in run_command(session, "/set")

@@ -158,6 +158,7 @@ def test_docs_name_every_verb_and_key(run: Run, fake_llm: Any, tiny_model: str) 
         "perplexity": [[tiny_model, *text, "--per-token"]],
         "logits": [[tiny_model, *text]],
         "pull": [["--list"]],
+        "fuzz": [["--kernel", "cast", "--examples", "2", "--seed", "0"], ["--list"]],
         "doctor": [[]],
     }
     assert set(calls) == {verb.__name__ for verb in VERBS}

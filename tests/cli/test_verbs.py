@@ -1,5 +1,7 @@
 """Each verb: what it prints, its JSON document, its usage errors."""
 
+import copy
+import importlib
 import inspect
 import json
 import math
@@ -10,9 +12,13 @@ from typing import Any
 import pytest
 
 from m40llm.cli import options
+from m40llm.cli.output import bytes_done
 from m40llm.cli.perplexity import windows
+from m40llm.device.cuda import requirements
 from m40llm.engine.sampling import SamplingParams
+from m40llm.progress import BytesDone
 
+doctor = importlib.import_module("m40llm.cli.doctor")  # the name in the package may be the verb
 Run = Callable[..., Any]
 
 
@@ -64,7 +70,13 @@ def test_text_from_stdin_and_file(run: Run, fake_llm: Any, tiny_model: str, tmp_
     [
         (["generate", "m.gguf"], "either -p TEXT"),
         (["generate", "m.gguf", "-p", "a", "-f", "b"], "either -p TEXT"),
-        (["generate", "m.gguf", "-p", "a", "--temp", "-1"], "temperature"),
+        (
+            ["generate", "m.gguf", "-p", "a", "--temp", "-1"],
+            "--temp: expected a number from 0 to 1000, got -1.0",
+        ),
+        (["generate", "m.gguf", "-p", "a", "--top-p", "7"], "--top-p: expected a number above 0"),
+        (["generate", "m.gguf", "-p", "a", "-n", "0"], "--max-tokens: expected an integer from 1"),
+        (["chat", "m.gguf", "--repetition-penalty", "0"], "--repetition-penalty: expected"),
         (["generate", "m.gguf", "-p", "a", "--temp", "warm"], "--temp"),
         (["generate", "m.gguf", "-p", "a", "--device", "tpu"], "expected auto, cpu, cuda"),
         (["generate", "m.gguf", "-p", "a", "--max-seq-len", "0"], "--max-seq-len"),
@@ -187,6 +199,70 @@ def test_pull_list(run: Run, tmp_path: Path) -> None:
     assert made["models"][0]["name"] == "smollm2"
     assert made["models"][0]["path"] is None
     assert "not pulled yet" in run("pull", "--list").stdout
+
+
+def test_the_device_and_its_switches(run: Run, fake_llm: Any, tiny_model: str) -> None:
+    asked: list[dict[str, Any]] = []
+    fake_llm.load = classmethod(lambda cls, model, **options: asked.append(options) or cls(model))
+    for verb in ("generate", "logits", "perplexity"):
+        text = ["-p", "hello there"]
+        run(verb, tiny_model, *text)
+        run(verb, tiny_model, *text, "--device", "cuda:1", "--cublas", "--require-sm52")
+        run(verb, tiny_model, *text, "--no-cublas")
+        told = [(each["device"], each["cublas"], each["require_sm52"]) for each in asked]
+        assert told == [("auto", None, False), ("cuda:1", True, True), ("auto", False, False)]
+        asked.clear()
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["--device", "cpu", "--cublas"], "error: --cublas: expected a CUDA card"),
+        (["--device", "emulator", "--require-sm52"], "error: --require-sm52: expected a CUDA card"),
+        (["--device", "cpu", "--max-seq-len", "129"], "error: --max-seq-len: expected 1 to 128"),
+    ],
+)
+def test_failures_name_the_flag(run: Run, tiny_model: str, args: list[str], told: str) -> None:
+    result = run("generate", tiny_model, "-p", "a", *args, "--json")
+    assert result.exit_code == 1
+    assert result.stderr.startswith(told)
+    assert json.loads(result.stdout)["error"]["message"] in result.stderr
+
+
+def test_every_flag_exists(run: Run) -> None:
+    shown = run("generate", "--help").stdout
+    for flag in options.FLAGS.values():
+        assert flag in shown
+
+
+def test_doctor_names_the_driver_of_each_card(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = {"index": 0, "name": "Tesla M40", "compute_capability": [5, 2], "memory_bytes": 12 << 30}
+    driver = {
+        "is_found": True,
+        "release": "470.256.02",
+        "cuda_version": "11.4",
+        "cards": [card, card | {"index": 1, "name": "Tesla K80", "compute_capability": [3, 7]}],
+        "problem": None,
+    }
+    monkeypatch.setattr(doctor, "find_driver", lambda: copy.deepcopy(driver))
+    monkeypatch.setattr(requirements, "toolkit_major", lambda: 12)
+    made = document(run("doctor", "--json"))
+    m40, k80 = made["driver"]["cards"]
+    assert m40["driver_wanted"] == "525.60.13 or newer, up to the 580 branch"
+    assert "driver 470.256.02 (CUDA 11.4) is too old" in m40["refused"]
+    assert "compute capability is 3.7" in k80["refused"]
+    advice = {item["what"].split(":")[0]: item["command"] for item in made["advice"]}
+    assert advice["Tesla M40"] == "sudo apt install nvidia-driver-580"
+    assert advice["Tesla K80"].endswith("--device cpu")
+    shown = run("doctor").stdout
+    assert "driver wanted: 525.60.13 or newer, up to the 580 branch" in shown
+
+
+def test_downloads_show_their_bytes() -> None:
+    assert bytes_done(BytesDone(12_340_000, 98_400_000)) == " 12.3 / 98.4 MB"
+    assert bytes_done(BytesDone(99_000_000, 98_400_000)) == " 98.4 / 98.4 MB"
+    assert bytes_done(0.5) == ""
+    assert BytesDone(1, 4) == 0.25
 
 
 def test_doctor(run: Run) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from m40llm import LLM, SamplingParams
 from m40llm.device.gpu.ops import GpuOps
+from m40llm.device.packages import CUBLAS_PACKAGES
 from m40llm.testing import write_tiny_gguf
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
@@ -16,6 +17,7 @@ DEVICES = [
     pytest.param("emulator"),
     pytest.param("cuda", marks=pytest.mark.gpu),
 ]
+BOTH_WAYS = [*DEVICES, pytest.param("cuda, cublas", marks=pytest.mark.gpu)]
 MODELS: dict[str, dict[str, Any]] = {
     "F32": {},
     "F16": {"tensor_type": "F16"},
@@ -28,12 +30,20 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("device", DEVICES)
+def load(path: Path, device: str) -> LLM:
+    """On "cuda, cublas" the matrix products are cuBLAS's; skips where that is not installed."""
+    name, _, cublas = device.partition(", ")
+    if cublas:
+        pytest.importorskip("nvmath", reason=f"no cuBLAS: {CUBLAS_PACKAGES}")
+    return LLM.load(path, device=name, cublas=bool(cublas))
+
+
+@pytest.mark.parametrize("device", BOTH_WAYS)
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_as_on_the_cpu(device: str, name: str, tmp_path: Path) -> None:
     """Prefill of 20 and decode of 8; an FP16 cache moves logits of this spread by less than 0.1."""
     path = write_tiny_gguf(tmp_path / "tiny.gguf", **SHAPE, **MODELS[name])
-    with LLM.load(path, device="cpu") as cpu, LLM.load(path, device=device) as gpu:
+    with LLM.load(path, device="cpu") as cpu, load(path, device) as gpu:
         ids = np.random.default_rng(0).integers(0, cpu.hparams.vocab_size, 20).tolist()
         expected = cpu.generate(ids, GREEDY)
         whole = cpu.logits(ids + expected.ids)
@@ -49,7 +59,7 @@ def test_logits_as_on_the_cpu(device: str, name: str, tmp_path: Path) -> None:
 def test_every_op_is_a_launch(device: str, tmp_path: Path) -> None:
     """No op goes around the kernels: 1 embedding, 12 a layer, 3 for the logits."""
     path = write_tiny_gguf(tmp_path / "tiny.gguf", **SHAPE)
-    with LLM.load(path, device=device) as llm:
+    with load(path, device) as llm:
         ops = llm._open_engine().model.ops
         assert isinstance(ops, GpuOps)
         before = ops.card.n_launches
@@ -58,9 +68,22 @@ def test_every_op_is_a_launch(device: str, tmp_path: Path) -> None:
         assert ops.card.n_launches - before == 1 + 12 * n_layers + 3
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.gpu
+def test_cublas_has_every_product(tmp_path: Path) -> None:
+    """What is left of our launches: 7 products a layer and the logits' are cuBLAS's."""
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", **SHAPE)
+    with load(path, "cuda, cublas") as llm:
+        ops = llm._open_engine().model.ops
+        assert isinstance(ops, GpuOps)
+        assert "cuBLAS" in llm.device_reason
+        before = ops.card.n_launches
+        llm.logits([1, 2, 3])
+        assert ops.card.n_launches - before == 1 + 5 * llm.hparams.n_layers + 2
+
+
+@pytest.mark.parametrize("device", BOTH_WAYS)
 def test_stories_are_the_same_everywhere(device: str, shared_data: Path) -> None:
     path = shared_data / "models" / "stories260K.f16.gguf"
     params = SamplingParams(temperature=0, max_tokens=32)
-    with LLM.load(path, device="cpu") as cpu, LLM.load(path, device=device) as gpu:
+    with LLM.load(path, device="cpu") as cpu, load(path, device) as gpu:
         assert gpu.generate([1], params).text == cpu.generate([1], params).text

@@ -11,6 +11,7 @@ from hub_server import CONTENT, FakeHub, fake_hub
 from m40llm import hub
 from m40llm.errors import PullError
 from m40llm.hub.huggingface import parse_name
+from m40llm.progress import BytesDone
 
 pytest.importorskip("huggingface_hub", reason="the extra `hub` is not installed")
 NAME = "hf:me/things/q4/a.gguf"
@@ -35,6 +36,8 @@ def test_pull_then_offline(server: FakeHub, cache: Path) -> None:
     assert path.read_bytes() == CONTENT
     assert path.is_relative_to(cache / "hf")
     assert ("download", 1.0) in told
+    sizes = {fraction.n_total for _, fraction in told if isinstance(fraction, BytesDone)}
+    assert sizes == {len(CONTENT)}
     assert told[-1] == ("check", 1.0)
     n_requests = len(server.requests)
     assert hub.resolve(NAME) == path
@@ -82,11 +85,15 @@ def test_refusals(server: FakeHub, name: str, told: str) -> None:
         hub.pull(name)
 
 
-def test_nobody_answers(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_answers(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Said once, by our error: the library's word on each attempt is not shown."""
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between its attempts
     with pytest.raises(PullError, match=r"http://127.0.0.1:9 cannot be reached"):
         hub.pull(NAME)
+    assert capfd.readouterr().err == ""
 
 
 def test_without_the_extra(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,9 @@
 
 from gguf import GGMLQuantizationType as GGMLType
 from numba import types
-from sm52_assembly import F16_2, F32_1, F32_2, Signature
+from sm52_assembly import F16_2, F32_1, F32_2, I64, Signature
 
-from m40llm.kernels import gemm, gemv
+from m40llm.kernels import add_bias, dequantize_rows, gemm, gemv
 from m40llm.kernels.planes import DENSE, LAYOUTS
 
 U16_2, U32_2 = types.Array(types.uint16, 2, "C"), types.Array(types.uint32, 2, "C")
@@ -29,6 +29,12 @@ def of_gemm(ggml_type: GGMLType, tile: int, *, half: bool = False, bias: bool = 
     return Signature(kernel, arg_types, gemm.N_THREADS, label)
 
 
+def of_dequantize_rows(ggml_type: GGMLType) -> Signature:
+    arg_types = (*planes_of(ggml_type), I64, F32_2)
+    kernel = dequantize_rows._compile(ggml_type)
+    return Signature(kernel, arg_types, dequantize_rows.N_THREADS, ggml_type.name)
+
+
 def planes_of(ggml_type: GGMLType) -> tuple[types.Type, ...]:
     return U32_2, U32_2, U16_2 if ggml_type in HALF_SCALES else U32_2
 
@@ -38,11 +44,13 @@ SOME = (GGMLType.F16, GGMLType.Q4_0, GGMLType.Q6_K)
 SIGNATURES = [
     *(of_gemv(ggml_type, 1, n_rows) for ggml_type in TYPES for n_rows in (1, 4)),
     *(of_gemv(ggml_type, 8, 2) for ggml_type in TYPES),
-    *(of_gemv(GGMLType.Q5_K, n, gemv.rows_a_warp(10**6, n)) for n in (3, 5, 7)),
+    *(of_gemv(GGMLType.Q5_K, n, gemv.rows_a_warp(10**6, n, 132)) for n in (3, 5, 7)),
     of_gemv(GGMLType.Q6_K, 1, 2),
     *(of_gemv(ggml_type, 2, 4, swiglu=True) for ggml_type in SOME),
     *(of_gemv(ggml_type, 2, 4, bias=True) for ggml_type in SOME),
     *(of_gemm(ggml_type, 128) for ggml_type in TYPES),
     *(of_gemm(ggml_type, 64) for ggml_type in SOME),
     *(of_gemm(GGMLType.Q5_K, tile, half=True, bias=True) for tile in (64, 128)),
+    *(of_dequantize_rows(ggml_type) for ggml_type in TYPES),
+    Signature(add_bias._compile(), (F32_1, F32_2), add_bias.N_THREADS),
 ]

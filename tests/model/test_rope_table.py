@@ -5,9 +5,10 @@ import math
 import numpy as np
 import pytest
 
+from m40llm.device.cpu.ops import CpuOps
 from m40llm.errors import ModelFileError, UnsupportedModelError
 from m40llm.model.hparams import RopeParams
-from m40llm.model.rope import rope_angles
+from m40llm.model.rope import rope_angles, rope_bytes, rope_table
 
 
 def frequencies(rope: RopeParams, factors: np.ndarray | None = None) -> np.ndarray:
@@ -87,3 +88,9 @@ def test_yarn() -> None:
 def test_unknown_scaling_is_refused_by_name() -> None:
     with pytest.raises(UnsupportedModelError, match="longrope"):
         frequencies(RopeParams(rope_dim=4, scaling="longrope"))
+
+
+def test_its_bytes_are_reckoned_beforehand() -> None:
+    params = RopeParams(rope_dim=6)
+    table = rope_table(CpuOps(), params, "half", 10)
+    assert rope_bytes(params, 10) == table.cos.nbytes + table.sin.nbytes

@@ -33,6 +33,9 @@ class CpuOps:
     def prepare(self, progress: Progress | None = None) -> None:
         prepare(progress)
 
+    def recover(self) -> None:
+        """No op keeps a state of its own."""
+
     def matrix_bytes(self, ggml_type: GGMLType, n_rows: int, n_cols: int) -> int:
         """What formats.py knows is read from the file's mapping; the rest becomes float32."""
         is_packed = _is_packed(ggml_type, n_cols)

@@ -1,13 +1,21 @@
 """Which card: an M40 first, as this project is for it, then the most capable."""
 
 import importlib.util
-import os
 from dataclasses import dataclass
 
+from m40llm.device.cuda.requirements import (
+    Installed,
+    driver_release,
+    refusal,
+    toolkit_major,
+    why_no_card,
+)
+from m40llm.device.environment import FORCE_M40, switch
 from m40llm.errors import DeviceError
 
 SM_52 = (5, 2)
 NO_PACKAGE = "numba-cuda is not installed (m40llm doctor says how)"
+HINT = "--device cpu works anywhere, m40llm doctor says what is missing"
 
 
 @dataclass(frozen=True)
@@ -27,39 +35,57 @@ def find_cards() -> tuple[list[FoundCard], str]:
 
     try:
         if not cuda.is_available():
-            return [], "no NVIDIA driver or no card was found"
+            return [], why_no_card(driver_release())
         cards = [
             FoundCard(card.id, _text(card.name), tuple(card.compute_capability))
             for card in cuda.gpus
         ]
     except Exception as error:  # whatever an odd driver raises, the CPU still works
         return [], f"the driver failed: {error}"
-    return cards, "" if cards else "the driver lists no card"
+    return cards, "" if cards else why_no_card(driver_release())
 
 
 def _text(name: bytes | str) -> str:
     return name.decode() if isinstance(name, bytes) else name
 
 
-def choose_card(index: int | None) -> FoundCard:
-    """Card number `index`; None takes an sm_52 card, else the most capable.
+def find_installed() -> Installed:
+    """Driver and toolkit of this machine, asked once there is a card."""
+    from numba.cuda.cudadrv.driver import driver
 
-    M40LLM_FORCE_M40=1 refuses any other than sm_52. DeviceError says why there is none.
+    try:
+        major, minor = map(int, driver.get_version())
+    except Exception:  # the card shows soon enough what is wrong with its driver
+        return Installed(driver_release(), None, toolkit_major())
+    return Installed(driver_release(), (major, minor), toolkit_major())
+
+
+def choose_card(index: int | None, *, require_sm52: bool = False) -> FoundCard:
+    """Card number `index`; None takes an sm_52 card, else the most capable that can be used.
+
+    require_sm52, and M40LLM_FORCE_M40=1, refuse any other than sm_52. DeviceError says of each
+    card why it is refused.
     """
+    device = "cuda" if index is None else f"cuda:{index}"
+    is_forced = switch(FORCE_M40)
     cards, reason = find_cards()
-    if os.environ.get("M40LLM_FORCE_M40") == "1":
-        others = [card for card in cards if card.capability != SM_52]
-        cards = [card for card in cards if card.capability == SM_52]
-        if not cards and others:
-            names = ", ".join(card.name for card in others)
-            reason = f"M40LLM_FORCE_M40=1 wants an sm_52 card; there is {names}"
     if not cards:
-        hint = "--device cpu works anywhere, m40llm doctor says what is missing"
-        raise DeviceError(f"device 'cuda': {reason or 'no card'}; {hint}")
-    if index is None:
-        return max(cards, key=lambda card: (card.capability == SM_52, card.capability))
-    for card in cards:
-        if card.index == index:
-            return card
-    known = ", ".join(f"{card.index} ({card.name})" for card in cards)
-    raise DeviceError(f"device 'cuda:{index}': no such card; there is {known}")
+        raise DeviceError(f"device {device!r}: {reason or 'no card'}; {HINT}")
+    wanted = [card for card in cards if index in (None, card.index)]
+    if not wanted:
+        known = ", ".join(f"{card.index} ({card.name})" for card in cards)
+        raise DeviceError(f"device {device!r}: no such card; there is {known}")
+    rule = "--require-sm52" if require_sm52 else f"{FORCE_M40}=1" if is_forced else None
+    installed = find_installed()
+    refused = {card: _refusal(card, rule, installed) for card in wanted}
+    usable = [card for card, why in refused.items() if why is None]
+    if not usable:
+        told = "; ".join(f"{card.name}: {why}" for card, why in refused.items())
+        raise DeviceError(f"device {device!r}: {told}; {HINT}")
+    return max(usable, key=lambda card: (card.capability == SM_52, card.capability))
+
+
+def _refusal(card: FoundCard, rule: str | None, installed: Installed) -> str | None:
+    if rule and card.capability != SM_52:
+        return "{} wants an sm_52 card, this one is sm_{}{}".format(rule, *card.capability)
+    return refusal(card.capability, installed)

@@ -1,7 +1,7 @@
 """The ops of a GPU, real or emulated: each is one launch of the kernel of its name, or two."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from gguf import GGMLQuantizationType as GGMLType
@@ -35,18 +35,36 @@ class Table:
     rows: Buffer
 
 
+class Products(Protocol):
+    """Another maker of matrix products than our kernels: cuBLAS."""
+
+    def matmul(
+        self, w: Planes, x: Buffer, out: Buffer, bias: Buffer | None, accumulate: bool
+    ) -> None:
+        """out (+)= x W^T (+ bias), enqueued in the card's order."""
+        ...
+
+
 class GpuOps:
-    """Implements `device.ops.Ops` on a card. Cache and weights FP16 or quantised, the rest FP32."""
+    """Implements `device.ops.Ops` on a card. Cache and weights FP16 or quantised, the rest FP32.
+
+    `products` makes the matrix products in place of gemv and gemm.
+    """
 
     cache_dtype = np.dtype(np.float16)
 
-    def __init__(self, card: Card) -> None:
-        self.card = card
+    def __init__(self, card: Card, products: Products | None = None) -> None:
+        self.card, self.products = card, products
         self.name = card.name
         self._workspaces: dict[tuple[int, ...], tuple[Buffer, Buffer]] = {}
 
     def free_bytes(self) -> int:
         return self.card.free_bytes()
+
+    def recover(self) -> None:
+        """Counts again from zero what a launch that was broken off had counted."""
+        for _, arrived in self._workspaces.values():
+            self.write(arrived, np.zeros(arrived.shape, np.int32))
 
     def prepare(self, progress: Progress | None = None) -> None:
         """Kernels are compiled at their first launch: which ones, the model decides."""
@@ -100,6 +118,9 @@ class GpuOps:
         bias: Buffer | None = None,
         accumulate: bool = False,
     ) -> None:
+        if self.products is not None:
+            self.products.matmul(w, x, out, bias, accumulate)
+            return
         product = gemv if x.shape[0] <= MAX_TOKENS else gemm
         product(w, x, out, bias=bias, accumulate=accumulate, stream=self.card)
 
