@@ -191,6 +191,6 @@ def test_a_failure_says_what_was_asked_and_what_is_free(emulated: Bench) -> None
 
 
 def test_without_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "nvmath", None)
+    monkeypatch.setitem(sys.modules, "nvmath.bindings", None)
     with pytest.raises(DeviceError, match="pip install nvmath-python nvidia-cublas-cu12"):
         open_cublas(None)  # type: ignore[arg-type]
