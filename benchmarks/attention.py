@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from bounds import attention_bound, gamma, share_of
+from bounds import share_of
 from cases import Arrays
 from numpy.typing import NDArray
 
 from m40llm import reference
+from m40llm.fuzz.bounds import attention_bound, gamma
 
 N_CHECKED = 6
 N_DRAWN = 999_983  # numbers of a cache, which then repeat
@@ -65,7 +66,9 @@ def check(heads: Heads, a: Arrays, out: NDArray[Any]) -> float:
             reference.attention(q, k[None, None], values[None, None], *rows, heads.scale)[0]
             for values in (v, np.abs(v))
         )
-        bound = attention_bound(q[0], k, magnitude, n_keys, heads.scale)
+        largest_score = (np.abs(k.astype(np.float64)) @ np.abs(q[0]).T).max(axis=0)[:, None]
+        score = abs(heads.scale) * largest_score
+        bound = attention_bound(score, n_keys, heads.head_dim, magnitude)
         worst = max(worst, share_of(out[token, mine], expected, bound))
     largest = np.abs(a["v"].reshape(-1)[:N_DRAWN]).max() * (1 + gamma(7 * a["k"].shape[2] + 64) * 2)
     return worst if (np.abs(out) <= largest).all() else float("inf")

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from bounds import gamma
 from cases import Arrays, Case, Scale, poison
 from gguf import GGMLQuantizationType as GGMLType
 from harness import main
@@ -26,6 +25,7 @@ from matrices import (
 from rivals import Rival, randn
 
 from m40llm import reference
+from m40llm.fuzz.bounds import gamma
 from m40llm.kernels.gemv import gemv, gemv_swiglu
 from m40llm.kernels.planes import DENSE, LAYOUTS
 

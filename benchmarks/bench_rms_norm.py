@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from bounds import U, block_sums, equal, share_of
+from bounds import equal, share_of
 from cases import Arrays, Case, Scale, poison
 from harness import main
 from rivals import Rival, randn
 
 from m40llm import reference
+from m40llm.fuzz.bounds import rms_norm_bound
 from m40llm.kernels.rms_norm import N_THREADS, add_rms_norm, rms_norm, rms_norm_heads
 
 EPS = 1e-5
@@ -47,7 +48,7 @@ def check(a: Arrays, got: Arrays) -> float:
     x = a["x"] + a["residual"] if "residual" in a else a["x"]
     expected = reference.rms_norm(x, a["weight"], float(np.float32(EPS)))
     n_threads = N_THREADS if x.ndim == 2 else 32
-    bound = 1.01 * U * (block_sums(x.shape[-1], n_threads) / 2 + 6) * np.abs(expected)
+    bound = rms_norm_bound(x.shape[-1], n_threads) * np.abs(expected)
     return max(share_of(got["out"], expected, bound), equal(got["x"], x))
 
 

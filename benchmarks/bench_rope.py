@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 from attention import LLAMA_1B, LLAMA_8B, TINY, Heads
-from bounds import HALF_TINY, HALF_ULP, U, share_of
+from bounds import HALF_TINY, HALF_ULP, share_of
 from cases import Arrays, Case, Scale, poison
 from harness import main
 
 from m40llm import reference
+from m40llm.fuzz.bounds import UNIT_ROUNDOFF
 from m40llm.kernels.rope import rope, rope_append
 
 N_POS = 4096
@@ -54,7 +55,7 @@ def turned(a: Arrays, name: str, layout: str) -> tuple[np.ndarray, np.ndarray]:
     """(exact, bound): two products and a sum, three roundings of at most |a| + |b|."""
     x = a[name]
     exact = reference.rope(x, a["pos"], a["cos"], a["sin"], layout)
-    return exact, 3 * U * 2 * np.abs(x).max(axis=-1, keepdims=True)
+    return exact, 3 * UNIT_ROUNDOFF * 2 * np.abs(x).max(axis=-1, keepdims=True)
 
 
 def check(layout: str, a: Arrays, got: Arrays) -> float:

@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from bounds import share_of, softmax_bound
+from bounds import share_of
 from cases import Arrays, Case, Scale, poison
 from harness import main
 from rivals import Rival, randn
 
 from m40llm import reference
+from m40llm.fuzz.bounds import softmax_bound
 from m40llm.kernels.softmax import N_THREADS, softmax
 
 SMALL = [(2, 257)]

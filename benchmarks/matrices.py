@@ -8,11 +8,11 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from bounds import gamma
 from cases import Arrays, Buffers
 from gguf import GGMLQuantizationType as GGMLType
 from numpy.typing import NDArray
 
+from m40llm.fuzz.bounds import gamma
 from m40llm.gguf.blocks import dequantize, row_bytes
 from m40llm.kernels.planes import DENSE, Planes, from_blocks, to_blocks
 from m40llm.testing.random_blocks import random_tensor

@@ -15,6 +15,7 @@ import pytest
 
 from m40llm import LLM, SamplingParams
 from m40llm.engine.sampling import log_softmax
+from m40llm.testing.greedy import assert_same_greedy
 
 GOLDENS = json.loads((Path(__file__).parent / "goldens" / "smollm2.json").read_text("utf-8"))
 
@@ -78,3 +79,13 @@ def test_nll_and_top_logits_of_a_thousand_tokens(llm: LLM, promise: Promise) -> 
 def test_same_seed_same_text(llm: LLM) -> None:
     params = SamplingParams(max_tokens=12, seed=11)
     assert llm.generate("Once", params).text == llm.generate("Once", params).text
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("row", GOLDENS["greedy"][:3], ids=lambda row: row["prompt"][:20])
+def test_256_greedy_tokens_as_on_the_cpu(smollm2: Path, row: dict[str, Any]) -> None:
+    with (
+        LLM.load(smollm2, device="cpu", max_seq_len=512) as cpu,
+        LLM.load(smollm2, device="cuda", max_seq_len=512) as cuda,
+    ):
+        assert_same_greedy(cuda, cpu, row["prompt_ids"], 256, gap=0.05)

@@ -1,17 +1,23 @@
 """What verbs print: results on stdout, everything else on stderr, one document with --json."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from m40llm.progress import BytesDone, Progress
 
 if TYPE_CHECKING:
     from m40llm.llm import LLM, Timings
     from m40llm.text import Tokenizer
+
+
+BAR_WIDTH: Final = 30
+# Of a terminal (ECMA-48, DEC VT100): the rest of the line, the cursor, wrapping at the line's end.
+ERASE, SAVE, RESTORE, NO_WRAP, WRAP = "\x1b[K", "\x1b7", "\x1b8", "\x1b[?7l", "\x1b[?7h"
 
 
 def status(line: str) -> None:
@@ -100,24 +106,43 @@ class _LongStages:
             self._is_named = True
 
 
+class _Line:
+    """Progress at a terminal's cursor, in the rest of its line: also behind an unfinished answer.
+
+    Drawn with the cursor saved and no wrapping, so that text goes on as if nothing had been there.
+    """
+
+    def __init__(self) -> None:
+        self._drawn = 0.0  # when; 0.0: there is nothing to see
+
+    def report(self, stage: str, fraction: float) -> None:
+        now = time.monotonic()
+        if fraction >= 1.0:
+            self.erase()
+        elif fraction == 0.0 or now - self._drawn > 0.1:
+            self._drawn = now
+            filled = "#" * int(fraction * BAR_WIDTH)
+            bar = f"  [{filled:<{BAR_WIDTH}}] {fraction:4.0%}" if fraction else ""
+            shown = f"  {stage}{bytes_done(fraction)}{bar}"
+            write_text(f"{ERASE}{SAVE}{NO_WRAP}{shown}{WRAP}{RESTORE}", to_stderr=True)
+
+    def erase(self) -> None:
+        if self._drawn:
+            write_text(ERASE, to_stderr=True)
+            self._drawn = 0.0
+
+
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """A bar on stderr, gone when done; where stderr is no terminal, a line for what takes long."""
-    if not sys.stderr.isatty():
+    """A line on stderr, gone when done; where stderr is no terminal, one for what takes long."""
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         yield _LongStages().report
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task("", total=1.0, visible=False)
-
-        def report(stage: str, fraction: float) -> None:
-            shown = stage + bytes_done(fraction)
-            bars.update(task, description=shown, completed=fraction, visible=True)
-
-        yield report
+    line = _Line()
+    try:
+        yield line.report
+    finally:
+        line.erase()
 
 
 @contextmanager
@@ -131,7 +156,7 @@ def loaded(
     """
     from m40llm.llm import LLM
 
-    with progress_bar() as progress:
+    with progress_bar() as progress:  # to the end: kernels are compiled in requests, too
         llm = LLM.load(
             model,
             device=device,
@@ -140,6 +165,6 @@ def loaded(
             cublas=cublas,
             require_sm52=require_sm52,
         )
-    with llm:
-        status(f"device: {llm.device_name} ({llm.device_reason})")
-        yield llm
+        with llm:
+            status(f"device: {llm.device_name} ({llm.device_reason})")
+            yield llm

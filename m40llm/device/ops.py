@@ -43,7 +43,7 @@ class Ops(Protocol):
         ...
 
     def prepare(self, progress: Progress | None = None) -> None:
-        """Compiles what the ops need, so that no request waits for it."""
+        """Compiles what the ops need; `progress` is also told of what is compiled later on."""
         ...
 
     def recover(self) -> None:

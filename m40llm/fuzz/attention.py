@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m40llm import reference
-from m40llm.fuzz.bounds import UNIT_ROUNDOFF, assert_within, gamma
+from m40llm.fuzz.bounds import assert_within, attention_bound
 
 POISON = 6e4  # what the cache holds beyond its length: any leak shows
 Array = NDArray[Any]
@@ -45,16 +45,7 @@ class Case:
         )
 
     def bound(self) -> Array:
-        """Error of FP32 arithmetic, per element; the FP16 of the cache is exact input.
-
-        A score s errs by gamma_(head_dim + 8) of S = scale * max_p sum |q| |k|, which bounds |s|,
-        too: head_dim products, `inner` and its product, `outer` and its product, tanh (2 ulp). The
-        differences of scores and maxima that are exponents add up to 2 S at most, as a running
-        maximum only grows: u 2 S. Each key can cost a weight one rescaling (exp2 of 2 ulp, a
-        product), and each sum one product and one addition: 7 roundings a key, and some for the
-        few parts that are merged. A relative error r in each weight, above and below the fraction
-        bar, makes 2 r / (1 - r) of sum p |v|.
-        """
+        """Error of FP32 arithmetic, per element."""
         n_heads, n_kv_heads = self.q.shape[1], self.k.shape[1]
         score = np.empty((*self.q.shape[:2], 1))
         for t, (s, last) in enumerate(zip(self.seq, self.pos, strict=True)):
@@ -63,9 +54,8 @@ class Case:
                 score[t, head] = (k.astype(np.float64) @ np.abs(self.q[t, head])).max()
         score *= abs(self.scale)
         n_keys = (self.pos + 1 - [self._first(last) for last in self.pos])[:, None, None]
-        exponent = (gamma(self.q.shape[2] + 8) + 2 * UNIT_ROUNDOFF) * score
-        relative = np.expm1(exponent) + gamma(7 * n_keys + 64)
-        return np.asarray(2 * relative / (1 - relative) * self.expected(v=np.abs(self.v)))
+        magnitude = self.expected(v=np.abs(self.v))
+        return attention_bound(score, n_keys, self.q.shape[2], magnitude)
 
     def _first(self, last: int) -> int:
         return max(0, int(last) + 1 - self.window) if self.window else 0

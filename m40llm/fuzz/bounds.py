@@ -83,3 +83,20 @@ def gated_sums_bound(y: Array, error: Array, expected: Array) -> Array:
     bound = 1.1 * gate_error * (np.abs(up) + up_error) + np.abs(gate) * up_error
     bound = bound + gamma(8) * np.abs(expected) + UNIT_ROUNDOFF * np.abs(gate * up)
     return np.asarray(bound)
+
+
+def attention_bound(score: Array, n_keys: Any, head_dim: int, magnitude: Array) -> Array:
+    """Error of FP32 arithmetic, per element; the FP16 of the cache is exact input.
+
+    `score` is scale * max over the keys of sum |q| |k|; `magnitude` the same attention over |v|.
+
+    A score s errs by gamma_(head_dim + 8) of `score`, which bounds |s|, too: head_dim products,
+    `inner` and its product, `outer` and its product, tanh (2 ulp). The differences of scores and
+    maxima that are exponents add up to 2 |s| at most, as a running maximum only grows: u 2 |s|.
+    Each key can cost a weight one rescaling (exp2 of 2 ulp, a product), and each sum one product
+    and one addition: 7 roundings a key, and some for the few parts that are merged. A relative
+    error r in each weight, above and below the fraction bar, makes 2 r / (1 - r) of sum p |v|.
+    """
+    exponent = (gamma(head_dim + 8) + 2 * UNIT_ROUNDOFF) * score
+    relative = np.expm1(exponent) + gamma(7 * n_keys + 64)
+    return np.asarray(2 * relative / (1 - relative) * magnitude)

@@ -43,7 +43,6 @@ from m40llm.kernels.unpack import LANES
 N_THREADS: Final = 256
 BK: Final = 16  # columns of a tile in shared memory
 PADDING: Final = 4  # floats after a column of a tile
-BLOCKS_WANTED: Final = 132  # of 128 x 128; smaller products are cut into tiles of 64 x 64
 
 
 def _registers(type: GGMLType, tile: int) -> int:
@@ -220,7 +219,7 @@ def gemm(
     accumulate: bool = False,
     tile: int | None = None,
 ) -> None:
-    """out (+)= x W^T (+ bias); tile 64 or 128 (None: by size)."""
+    """out (+)= x W^T (+ bias); tile 64, or 128 where that is a block an SM (None: by size)."""
     n_tokens, x_is_half = int(x.shape[0]), np.dtype(x.dtype) == np.float16
     if n_tokens < 1:
         raise KernelContractError("x: expected at least one row, got none")
@@ -230,7 +229,7 @@ def gemm(
     check_array("bias", bias, np.float32, (w.n_rows,), optional=True)
     if tile is None:
         n_blocks = ceil_div(n_tokens, 128) * ceil_div(w.n_rows, 128)
-        tile = 128 if n_tokens > 64 and n_blocks >= BLOCKS_WANTED else 64
+        tile = 128 if n_tokens > 64 and n_blocks >= stream.n_sms else 64
     kernel = _compile(w.type, tile, x_is_half, bias is not None, accumulate)
     grid = (ceil_div(w.n_rows, tile), ceil_div(n_tokens, tile))
     highs, scales = (w.quants if plane is None else plane for plane in (w.highs, w.scales))

@@ -82,7 +82,8 @@ class LLM:
                        what is not here yet is pulled
         device         auto, cpu, cuda, cuda:N or emulator
         max_seq_len    None: the model's whole context, or as much of it as fits in memory
-        progress       called with what is going on and the fraction done
+        progress       called with what is going on and the fraction done; also after the load,
+                       when a request is the first to need a GPU kernel, which is then compiled
         cublas         matrix products on a card by cuBLAS (None: as M40LLM_ENABLE_CUBLAS says)
         require_sm52   refuse any other card than one of compute capability 5.2
 

@@ -142,14 +142,15 @@ def made(monkeypatch: pytest.MonkeyPatch, kernel: Kernel) -> tuple[modules.Modul
 
 
 def test_a_second_start_compiles_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[str] = []
+    told: list[tuple[str, float]] = []
     FakeDriver(monkeypatch)
     first = modules.Modules((5, 2), (5, 2))
-    first.compiling = told.append
+    first.compiling.progress = lambda *report: told.append(report)
     first.function(KERNEL, ARGS, 9)
-    assert (first.n_compiled, told) == (1, ["scale"])
+    stage = "compiling GPU kernels for sm_52, once: scale (1 so far)"
+    assert told == [(stage, 0.0), (stage, 1.0)]
     second, cubin = made(monkeypatch, KERNEL)
-    assert second.n_compiled == 0
+    assert (first.compiling.n_compiled, second.compiling.n_compiled) == (1, 0)
     assert cubin.startswith(ELF)
     assert len(list(folder.iterdir())) == 1
 
@@ -164,7 +165,7 @@ def test_a_broken_entry_is_compiled_anew(
     stored[len(stored) // 2] ^= 1
     path.write_bytes({"empty": b"", "truncated": stored[:99], "flipped": stored}[damage])
     again, cubin = made(monkeypatch, KERNEL)
-    assert again.n_compiled == 1
+    assert again.compiling.n_compiled == 1
     assert (cubin[:4], len(cubin)) == (sound[:4], len(sound))  # but for the number in a name
 
 

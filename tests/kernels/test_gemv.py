@@ -11,8 +11,8 @@ from matmul_cases import error_bound, integer_blocks, integers, normal_blocks, p
 
 from m40llm import reference
 from m40llm.errors import KernelContractError
+from m40llm.fuzz.bounds import assert_within, gated_sums_bound
 from m40llm.kernels.gemv import gemv, gemv_swiglu, rows_a_warp
-from m40llm.testing.noisy_ops import UNIT_ROUNDOFF, gamma
 
 seeds = st.integers(0, 2**32)
 
@@ -93,13 +93,8 @@ def test_swiglu(launcher: Any, warp_rows: int, n_out: int, seed: int) -> None:
     out = launcher.poisoned((2, n_out))
     gemv_swiglu(w, launcher.upload(x), out, stream=launcher, warp_rows=warp_rows)
     y, error = reference.matmul(weights, x), error_bound(GGMLType.F16, data, x)
-    gate, up, gate_error, up_error = y[:, :n_out], y[:, n_out:], error[:, :n_out], error[:, n_out:]
-    expected = reference.swiglu(gate, up)
-    # silu is at most |gate| and changes by at most 1.1 times what gate does; its exp, with an
-    # error of 2 units, sum and quotient add at most gamma(8).
-    bound = 1.1 * gate_error * (np.abs(up) + up_error) + np.abs(gate) * up_error
-    bound += gamma(8) * np.abs(expected) + UNIT_ROUNDOFF * np.abs(gate * up)
-    assert (np.abs(launcher.read(out) - expected) <= bound).all()
+    expected = reference.swiglu(*np.split(y, 2, axis=1))
+    assert_within(launcher.read(out), expected, gated_sums_bound(y, error, expected))
 
 
 def test_a_token_does_not_depend_on_its_company(launcher: Any) -> None:

@@ -6,21 +6,12 @@ import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from m40llm.fuzz.bounds import rms_norm_bound
 from m40llm.kernels.rms_norm import N_THREADS, add_rms_norm, rms_norm, rms_norm_heads
 from m40llm.reference import rms_norm as reference
 
-U = 2.0**-24  # half a unit in the last place of FP32, relative
 SEEDS = st.integers(0, 2**32 - 1)
 SIZES = st.one_of(st.integers(1, 80), st.integers(N_THREADS - 2, N_THREADS + 2), st.just(1100))
-
-
-def relative_bound(n_embd: int, n_threads: int) -> float:
-    """A sum of squares rounds once a term of its thread, warp and block; the root halves that.
-
-    Then: mean, eps, root, quotient and two products, each correctly rounded.
-    """
-    n_sums = 1 + -(-n_embd // n_threads) + 5 + n_threads // 32
-    return float((n_sums / 2 + 6) * U * 1.01)
 
 
 def inputs(n_rows: int, n_embd: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -43,7 +34,7 @@ def test_rms_norm(launcher: Any, n_tokens: int, n_embd: int, in_place: bool, see
     stream = launcher.reordered(seed)
     rms_norm(on_device, launcher.upload(weight), 1e-5, out, stream=stream)
     expected = reference(x, weight, float(np.float32(1e-5)))
-    check(launcher.read(out), expected, relative_bound(n_embd, N_THREADS))
+    check(launcher.read(out), expected, rms_norm_bound(n_embd, N_THREADS))
 
 
 @given(n_tokens=st.integers(1, 3), n_embd=SIZES, in_place=st.booleans(), seed=SEEDS)
@@ -56,7 +47,7 @@ def test_add_rms_norm(launcher: Any, n_tokens: int, n_embd: int, in_place: bool,
     add_rms_norm(x_on, residual_on, launcher.upload(weight), 1e-6, out, stream=stream)
     np.testing.assert_array_equal(launcher.read(x_on), x + residual)
     expected = reference(x + residual, weight, float(np.float32(1e-6)))
-    check(launcher.read(out), expected, relative_bound(n_embd, N_THREADS))
+    check(launcher.read(out), expected, rms_norm_bound(n_embd, N_THREADS))
 
 
 @given(
@@ -76,4 +67,4 @@ def test_rms_norm_heads(
     stream = launcher.reordered(seed)
     rms_norm_heads(on_device, launcher.upload(weight), 1e-5, out, stream=stream)
     expected = reference(x, weight, float(np.float32(1e-5)))
-    check(launcher.read(out), expected, relative_bound(head_dim, 32))
+    check(launcher.read(out), expected, rms_norm_bound(head_dim, 32))

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from m40llm import reference
 from m40llm.errors import KernelContractError
+from m40llm.fuzz.bounds import assert_within, rope_bound
 from m40llm.kernels.rope import rope, rope_append
 
-U = 2.0**-24
 POISON = np.float16(6e4)  # what lies in the cache where nobody wrote
 SEEDS = st.integers(0, 2**32 - 1)
 LAYOUTS = st.sampled_from(["interleaved", "half"])
@@ -45,8 +45,7 @@ def test_rope(
     rope(on_device, *arguments, layout, stream=launcher.reordered(seed))
     expected = reference.rope(x, pos, cos, sin, layout)
     # Two products and a sum: three roundings of at most |a| + |b| (|cos|, |sin| <= 1).
-    bound = 3 * U * 2 * np.abs(x).max(axis=-1, keepdims=True)
-    assert (np.abs(launcher.read(on_device) - expected) <= bound).all()
+    assert_within(launcher.read(on_device), expected, rope_bound(x))
     np.testing.assert_array_equal(
         launcher.read(on_device)[..., 2 * cos.shape[1] :], x[..., 2 * cos.shape[1] :]
     )

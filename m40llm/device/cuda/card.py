@@ -6,7 +6,7 @@ some 190 us of Python for a kernel of five arrays, one from here a tenth of that
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,6 +24,7 @@ from m40llm.device.cuda.staging import Staging
 from m40llm.device.gpu.compiler import Capability
 from m40llm.errors import DeviceError
 from m40llm.kernels.contract import Dim, Kernel
+from m40llm.progress import Progress
 
 
 class CudaCard:
@@ -59,11 +60,10 @@ class CudaCard:
     @property
     def n_compiled(self) -> int:
         """Kernels compiled by this process, not found on disk."""
-        return self._modules.n_compiled
+        return self._modules.compiling.n_compiled
 
-    def tell_compiling(self, listener: Callable[[str], None] | None) -> None:
-        """Call the listener with a kernel's name whenever one has to be compiled."""
-        self._modules.compiling = listener
+    def tell_compiling(self, progress: Progress | None) -> None:
+        self._modules.compiling.progress = progress
 
     def free_bytes(self) -> int:
         self._bind()

@@ -2,7 +2,6 @@
 
 import ctypes
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +15,7 @@ from m40llm.device.cuda.array import DeviceArray
 from m40llm.device.cuda.assemble import assemble, assembler_name
 from m40llm.device.cuda.driver import call
 from m40llm.device.gpu.compiler import Capability, argument_type, ptx_of
+from m40llm.device.gpu.compiling import Compiling
 from m40llm.device.gpu.disk_cache import entry_path, key_of, read_entry, write_entry
 from m40llm.device.gpu.fingerprint import fingerprint
 from m40llm.errors import KernelContractError
@@ -39,12 +39,11 @@ class Function:
 
 
 class Modules:
-    """The kernels that a card has, by signature. `compiling` is told the name of a new one."""
+    """The kernels that a card has, by signature. `compiling` counts and tells of new ones."""
 
     def __init__(self, capability: Capability, target: Capability) -> None:
         self.target = target
-        self.n_compiled = 0
-        self.compiling: Callable[[str], None] | None = None
+        self.compiling = Compiling(f"sm_{target[0]}{target[1]}")
         self._assembler = assembler_name(target, capability)
         self._functions: dict[tuple[Any, ...], Function] = {}
         self._lock = threading.Lock()
@@ -64,16 +63,15 @@ class Modules:
         identity = fingerprint(kernel)
         path = None
         if identity is not None:
-            target = f"sm_{self.target[0]}{self.target[1]}"
+            target = self.compiling.target
             key = key_of(identity, str(arg_types), target, self._assembler, _toolchain())
             path = entry_path("cuda", key)
             if stored := read_entry(path):
                 return stored[0]["entry"], stored[1]
-        if self.compiling:
-            self.compiling(kernel.name)
-        self.n_compiled += 1
-        entry, ptx = ptx_of(kernel, arg_types, self.target)
-        cubin = assemble(ptx, kernel.registers, self._assembler)
+        with self.compiling.watch() as notice:
+            notice.begin(kernel.name)
+            entry, ptx = ptx_of(kernel, arg_types, self.target)
+            cubin = assemble(ptx, kernel.registers, self._assembler)
         if path is not None:
             write_entry(path, {"entry": entry, "kernel": kernel.name}, cubin)
         return entry, cubin

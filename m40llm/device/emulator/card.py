@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from m40llm.device.emulator.emulator import Emulator
 from m40llm.device.host_memory import available_bytes
 from m40llm.kernels.contract import Dim, Kernel
+from m40llm.progress import Progress
 
 Buffer = NDArray[Any]
 
@@ -24,6 +25,14 @@ class EmulatedCard:
     @property
     def n_launches(self) -> int:
         return self.emulator.n_launches
+
+    @property
+    def n_compiled(self) -> int:
+        """Kernels that this card had compiled, not found on disk."""
+        return self.emulator.compiling.n_compiled
+
+    def tell_compiling(self, progress: Progress | None) -> None:
+        self.emulator.compiling.progress = progress
 
     def free_bytes(self) -> int:
         return available_bytes()

@@ -13,10 +13,12 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from m40llm.device.emulator.counters import Counts
 from m40llm.device.emulator.errors import EmulatorError
+from m40llm.device.emulator.frontend import COMPUTE_CAPABILITY
 from m40llm.device.emulator.launch import ORDERS, Geometry, Job, Settings, dims, pack, run
 from m40llm.device.emulator.memory import Array, DeviceMemory
-from m40llm.device.emulator.program import program
+from m40llm.device.emulator.program import Program, program
 from m40llm.device.emulator.report import Scene
+from m40llm.device.gpu.compiling import Compiling
 
 
 class Emulator:
@@ -51,6 +53,7 @@ class Emulator:
         self.settings = Settings(order, seed, checks, interleave, n_threads, count, time_limit_s)
         self.counts: Counts | None = None
         self.memory = DeviceMemory()
+        self.compiling = Compiling("sm_{}{}".format(*COMPUTE_CAPABILITY))
         self.n_launches = 0
 
     def alloc(self, shape: int | Sequence[int], dtype: DTypeLike, fill: Any = None) -> Array:
@@ -84,21 +87,30 @@ class Emulator:
                            has volatile loads)
         wait_s             how long blocks may wait for the host to write what they poll
         """
-        settings = self.settings
-        args = tuple(args)
+        settings, args = self.settings, tuple(args)
         steps = settings.interleave or settings.count
-        compiled = program(kernel, args, checks=settings.checks, steps=steps)
-        geometry = Geometry(dims(grid), dims(block), shared_bytes)
-        geometry.check(compiled)
-        concurrent = compiled.code.polls if concurrent_blocks is None else concurrent_blocks
-        arrays = [arg for arg in args if isinstance(arg, np.ndarray)] if settings.checks else []
+        with self.compiling.watch() as notice:
+            how = {"checks": settings.checks, "steps": steps}
+            compiled = program(kernel, args, **how, on_compile=notice.begin)
+            geometry = Geometry(dims(grid), dims(block), shared_bytes)
+            geometry.check(compiled)
+            concurrent = compiled.code.polls if concurrent_blocks is None else concurrent_blocks
+            scene = self._scene(compiled, args, concurrent)
+            job = Job(compiled, geometry, pack(args), scene, settings, concurrent, wait_s)
+            self.n_launches += 1
+            if self.n_launches > 1:  # the first run has the scheduler compiled, too
+                notice.end()
+            self.counts = run(job)
+
+    def _scene(self, compiled: Program, args: tuple[Any, ...], concurrent: bool) -> Scene:
+        """What an error text would tell of a launch: its arrays and their names."""
+        arrays = (
+            [arg for arg in args if isinstance(arg, np.ndarray)] if self.settings.checks else []
+        )
         table, allocations = self.memory.table(arrays)
         names = {
             arg.ctypes.data: name
             for name, arg in zip(compiled.parameters, args, strict=False)
             if isinstance(arg, np.ndarray)
         }
-        scene = Scene(compiled.name, table, allocations, names, concurrent)
-        self.n_launches += 1
-        job = Job(compiled, geometry, pack(args), scene, settings, concurrent, wait_s)
-        self.counts = run(job)
+        return Scene(compiled.name, table, allocations, names, concurrent)

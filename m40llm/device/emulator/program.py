@@ -4,6 +4,7 @@ import inspect
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -46,25 +47,38 @@ _programs: WeakKeyDictionary[Callable[..., Any], _Compiled] = WeakKeyDictionary(
 _lock = threading.RLock()
 
 
-def program(kernel: Any, args: tuple[Any, ...], *, checks: bool, steps: bool) -> Program:
-    """The kernel compiled for these arguments, now or before."""
+def program(
+    kernel: Any,
+    args: tuple[Any, ...],
+    *,
+    checks: bool,
+    steps: bool,
+    on_compile: Callable[[str], None] = lambda name: None,
+) -> Program:
+    """The kernel compiled for these arguments, now or before.
+
+    `on_compile` is told its name before Numba, and again before LLVM, has to compile it.
+    """
     py_func, options = python_function(kernel)
+    name = py_func.__name__
+    begin = partial(on_compile, name)
     signature = (*map(argument_key, args), str(options.get("fastmath", False)))
     with _lock:
         known = _programs.setdefault(py_func, _Compiled())
         if signature not in known.host:
-            known.host[signature] = _host_ir(py_func, args, options)
+            known.host[signature] = _host_ir(py_func, args, options, begin)
         key = (signature, checks, steps)
         if key not in known.programs:
             host = known.host[signature]
-            code = build(host, checks=checks, steps=steps)
+            code = build(host, checks=checks, steps=steps, on_compile=begin)
             parameters = tuple(inspect.signature(py_func).parameters)
-            name = py_func.__name__
             known.programs[key] = Program(name, parameters, host, code, _frame_bytes(code))
         return known.programs[key]
 
 
-def _host_ir(py_func: Callable[..., Any], args: tuple[Any, ...], options: Any) -> HostIR:
+def _host_ir(
+    py_func: Callable[..., Any], args: tuple[Any, ...], options: Any, on_compile: Callable[[], None]
+) -> HostIR:
     """The kernel's IR: from the disk if this very function was seen before, else from Numba."""
     arg_types = tuple(map(argument_type, args))
     kernel = Kernel(py_func, fastmath=bool(options.get("fastmath", False)))
@@ -73,6 +87,7 @@ def _host_ir(py_func: Callable[..., Any], args: tuple[Any, ...], options: Any) -
         header, modules = stored
         shared = tuple(SharedArray(*sizes) for sizes in header["shared"])
         return HostIR(tuple(modules.decode().split("\0")), shared)
+    on_compile()
     host = host_ir(numba_ir(py_func, arg_types, options))
     if path is not None:
         shared_sizes = [(array.n_bytes, array.offset) for array in host.shared]

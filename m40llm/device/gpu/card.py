@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m40llm.kernels.contract import Launcher
+from m40llm.progress import Progress
 
 Buffer = Any
 
@@ -21,6 +22,10 @@ class Card(Launcher, Protocol):
     @property
     def n_launches(self) -> int:
         """Launches so far: a test counts that no op went around the kernels."""
+        ...
+
+    def tell_compiling(self, progress: Progress | None) -> None:
+        """From now on, tell of each kernel that has to be compiled: 0.0, and 1.0 when it is."""
         ...
 
     def free_bytes(self) -> int:

@@ -67,7 +67,8 @@ class GpuOps:
             self.write(arrived, np.zeros(arrived.shape, np.int32))
 
     def prepare(self, progress: Progress | None = None) -> None:
-        """Kernels are compiled at their first launch: which ones, the model decides."""
+        """Kernels are compiled at their first launch, and `progress` is told of each then."""
+        self.card.tell_compiling(progress)
 
     def matrix_bytes(self, ggml_type: GGMLType, n_rows: int, n_cols: int) -> int:
         return n_rows * row_bytes(_held_as(ggml_type, n_cols), n_cols)
