@@ -170,7 +170,9 @@ def apply_penalties(
         logits[seen] = np.where(logits[seen] > 0, logits[seen] / penalty, logits[seen] * penalty)
     if ids and (params.presence_penalty or params.frequency_penalty):
         seen, counts = np.unique(np.asarray(ids, np.int64), return_counts=True)
-        lost = params.presence_penalty + params.frequency_penalty * counts
+        presence = np.float64(np.float32(params.presence_penalty))
+        frequency = np.float64(np.float32(params.frequency_penalty))
+        lost = presence + frequency * counts  # rounded once, as an FMA
         logits[seen] -= lost.astype(np.float32)
     return logits
 

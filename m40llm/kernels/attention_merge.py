@@ -10,7 +10,7 @@ import math
 from functools import cache
 from typing import Any, Final
 
-from numba import cuda, float32, int32
+from numba import cuda, float32
 
 from m40llm.kernels.attention_common import HALVES_PER_LOAD, LOWEST
 from m40llm.kernels.reduce import FULL_MASK, WARP_SIZE, warp_max, warp_sum
@@ -43,43 +43,51 @@ def _merge_warp(n_lanes: int, n_heads: int) -> Any:
     return merge_warp
 
 
+def merge_floats(head_dim: int, n_heads: int, n_warps: int = N_WARPS) -> int:
+    """Shared memory that merge_warps takes: each warp's sums, then maxima, then totals."""
+    return n_heads * n_warps * (head_dim + 2)
+
+
 @cache
-def merge_warps(head_dim: int, n_heads: int, n_lanes: int) -> Any:
+def merge_warps(head_dim: int, n_heads: int, n_lanes: int, n_warps: int = N_WARPS) -> Any:
     """The block's sums, from its lanes' registers to `out`, or to `partial` if it is one of many.
 
     Each group of `n_lanes` lanes has seen other keys; lane i of a group holds elements 8i to 8i+7.
+    shared  float32[merge_floats(...)]
     """
     merge_warp = _merge_warp(n_lanes, n_heads)
+    n_mixed, n_parts = n_heads * n_warps * head_dim, n_heads * n_warps
 
     @cuda.jit(device=True, forceinline=True)
     def merge_warps(
-        highest: Any, total: Any, mixed: Any, partial: Any, out: Any,
+        highest: Any, total: Any, mixed: Any, partial: Any, out: Any, shared: Any,
         token: Any, first_head: Any, end_head: Any, split: Any, n_splits: Any,
     ) -> None:  # fmt: skip
-        warp_highest = cuda.shared.array((n_heads, N_WARPS), float32)
-        warp_total = cuda.shared.array((n_heads, N_WARPS), float32)
-        warp_mixed = cuda.shared.array((N_WARPS, n_heads, head_dim), float32)
         warp, lane = cuda.threadIdx.x // WARP_SIZE, cuda.threadIdx.x % WARP_SIZE
         merge_warp(highest, total, mixed)
         if lane * HALVES_PER_LOAD < head_dim:  # the first group of lanes
             for head in range(n_heads):
                 for d in range(HALVES_PER_LOAD):
-                    warp_mixed[warp, head, lane * HALVES_PER_LOAD + d] = mixed[head, d]
+                    at = (head * n_warps + warp) * head_dim + lane * HALVES_PER_LOAD + d
+                    shared[at] = mixed[head, d]
         if lane == 0:
             for head in range(n_heads):
-                warp_highest[head, warp] = highest[head]
-                warp_total[head, warp] = total[head]
+                shared[n_mixed + head * n_warps + warp] = highest[head]
+                shared[n_mixed + n_parts + head * n_warps + warp] = total[head]
         cuda.syncthreads()
-        for element in range(cuda.threadIdx.x, (end_head - first_head) * head_dim, N_THREADS):
+        for element in range(
+            cuda.threadIdx.x, (end_head - first_head) * head_dim, n_warps * WARP_SIZE
+        ):
             head, d = element // head_dim, element % head_dim
+            first = head * n_warps
             top = LOWEST
-            for part in range(N_WARPS):
-                top = max(top, warp_highest[head, part])
+            for part in range(first, first + n_warps):
+                top = max(top, shared[n_mixed + part])
             whole, mix = float32(0), float32(0)
-            for part in range(N_WARPS):
-                weight = math.exp2(warp_highest[head, part] - top)
-                whole += weight * warp_total[head, part]
-                mix += weight * warp_mixed[part, head, d]
+            for part in range(first, first + n_warps):
+                weight = math.exp2(shared[n_mixed + part] - top)
+                whole += weight * shared[n_mixed + n_parts + part]
+                mix += weight * shared[part * head_dim + d]
             if n_splits == 1:
                 out[token, first_head + head, d] = mix / whole
             else:
@@ -92,26 +100,28 @@ def merge_warps(head_dim: int, n_heads: int, n_lanes: int) -> Any:
 
 
 @cache
-def merge_splits(head_dim: int, n_heads: int) -> Any:
-    """The block that comes last combines what all have left in `partial`; the others return."""
+def merge_splits(head_dim: int, n_warps: int = N_WARPS) -> Any:
+    """The block that comes last combines what all have left in `partial`; the others return.
+
+    tile     which of the row's counters in `arrived` is that of these heads
+    ticket   shared int32[1]; weights  shared float32[heads of a tile * MAX_SPLITS]
+    """
 
     @cuda.jit(device=True, forceinline=True)
     def merge_splits(
-        partial: Any, arrived: Any, out: Any,
-        token: Any, first_head: Any, end_head: Any, n_splits: Any,
+        partial: Any, arrived: Any, out: Any, ticket: Any, weights: Any,
+        token: Any, tile: Any, first_head: Any, end_head: Any, n_splits: Any,
     ) -> None:  # fmt: skip
-        ticket = cuda.shared.array(1, int32)
-        weights = cuda.shared.array((N_WARPS, MAX_SPLITS), float32)
         cuda.threadfence()  # what this thread wrote, before the block's ticket
         cuda.syncthreads()
         if cuda.threadIdx.x == 0:
-            ticket[0] = cuda.atomic.add(arrived, (token, cuda.blockIdx.y), 1)
+            ticket[0] = cuda.atomic.add(arrived, (token, tile), 1)
         cuda.syncthreads()
         if ticket[0] != n_splits - 1:
             return
         cuda.threadfence()
         if cuda.threadIdx.x == 0:
-            arrived[token, cuda.blockIdx.y] = 0  # for the next launch
+            arrived[token, tile] = 0  # for the next launch
 
         warp, lane = cuda.threadIdx.x // WARP_SIZE, cuda.threadIdx.x % WARP_SIZE
         if warp < end_head - first_head:
@@ -123,16 +133,21 @@ def merge_splits(head_dim: int, n_heads: int) -> Any:
             for split in range(lane, n_splits, WARP_SIZE):
                 weight = math.exp2(partial[token, head, split, head_dim] - top)
                 whole += weight * partial[token, head, split, head_dim + 1]
-                weights[warp, split] = weight
+                weights[warp * MAX_SPLITS + split] = weight
             whole = warp_sum(whole)
             for split in range(lane, n_splits, WARP_SIZE):
-                weights[warp, split] /= whole
+                weights[warp * MAX_SPLITS + split] /= whole
         cuda.syncthreads()
-        for element in range(cuda.threadIdx.x, (end_head - first_head) * head_dim, N_THREADS):
+        for element in range(
+            cuda.threadIdx.x, (end_head - first_head) * head_dim, n_warps * WARP_SIZE
+        ):
             tile_head, d = element // head_dim, element % head_dim
             mix = float32(0)
             for split in range(n_splits):
-                mix += weights[tile_head, split] * partial[token, first_head + tile_head, split, d]
+                mix += (
+                    weights[tile_head * MAX_SPLITS + split]
+                    * partial[token, first_head + tile_head, split, d]
+                )
             out[token, first_head + tile_head, d] = mix
 
     return merge_splits

@@ -38,18 +38,14 @@ from typing import Any, Final
 
 import numpy as np
 from gguf import GGMLQuantizationType as GGMLType
-from numba import cuda, float32, int64, uint32, uint64
+from numba import cuda, float32, int64, uint32
 
 from m40llm.errors import KernelContractError
 from m40llm.kernels.contract import Kernel, Launcher, ceil_div, check_array
-from m40llm.kernels.intrinsics import (
-    load_float4_shared,
-    load_uint4_readonly,
-)
 from m40llm.kernels.planes import DENSE, Planes, check_planes
 from m40llm.kernels.reduce import WARP_SIZE, warp_sum
-from m40llm.kernels.scales import BIAS, SCALES
 from m40llm.kernels.staging import N_THREADS, N_WARPS, StagedShape, stage_of
+from m40llm.kernels.unit_product import load_unit, multiply_unit
 from m40llm.kernels.unpack import LANES, RESULT_SCALE
 
 MAX_TOKENS: Final = 8
@@ -85,88 +81,6 @@ class Form:
 
 
 @cache
-def _multiply(type: GGMLType, n_tokens: int, n_rows: int, chunk_cols: int) -> Any:
-    """multiply(planes, rows, first_unit, unit, staged, sums, acc): 16 bytes of each row."""
-    lane, shape = LANES[type], StagedShape(type, n_tokens, chunk_cols)
-    fetch, decode, has_minimum = SCALES[type]
-    unpack, n_groups, n_halves, n_highs = lane.unpack, lane.n_groups, lane.n_halves, lane.n_highs
-    n_words, pitch, token_slots = lane.n_words, shape.pitch, shape.token_slots
-    token_sums, is_dense = shape.token_sums, type in DENSE
-    half_groups = n_groups // n_halves
-    bias = float(BIAS.get(type, 0))
-    units_a_scale = 32 // lane.n_cols if not is_dense else 1
-    n_parts = n_rows * n_tokens
-
-    @cuda.jit(device=True, forceinline=True)
-    def multiply(
-        quants: Any,
-        highs: Any,
-        scales: Any,
-        rows: Any,
-        first_unit: Any,
-        unit: Any,
-        staged: Any,
-        sums: Any,
-        acc: Any,
-    ) -> None:
-        words = cuda.local.array((n_rows, 4), uint32)
-        high = cuda.local.array((n_rows, 2), uint32)
-        packed = cuda.local.array((n_rows, 4), uint32)
-        part = cuda.local.array(n_parts, float32)
-        weight = cuda.local.array((n_rows, 4), float32)
-        scaled_unit = (first_unit + unit) // units_a_scale
-        for r in range(n_rows):
-            at = rows[r] * quants.shape[1] + (first_unit + unit) * 4
-            words[r, 0], words[r, 1], words[r, 2], words[r, 3] = load_uint4_readonly(quants, at)
-        for r in range(n_rows):
-            a, b, c, d = fetch(scales, rows[r], scaled_unit)
-            packed[r, 0], packed[r, 1], packed[r, 2], packed[r, 3] = a, b, c, d
-            for h in range(n_highs):
-                high[r, h] = highs[uint64(rows[r]), uint32(scaled_unit * n_highs + h)]
-        for half in range(n_halves):
-            for i in range(n_parts):
-                part[i] = acc[i] if is_dense else float32(0)
-            for g in range(half_groups):
-                group = half * half_groups + g
-                for r in range(n_rows):
-                    first = group * n_words & 3
-                    f0, f1, f2, f3 = unpack(
-                        words[r, first],
-                        words[r, first + 1 & 3],
-                        words[r, first + 2 & 3],
-                        words[r, first + 3 & 3],
-                        high[r, 0],
-                        high[r, n_highs // 2],
-                        group,
-                    )
-                    weight[r, 0], weight[r, 1], weight[r, 2], weight[r, 3] = f0, f1, f2, f3
-                slot = ((unit >> 5) * n_groups + group) * pitch + (unit & 31)
-                for token in range(n_tokens):
-                    x0, x1, x2, x3 = load_float4_shared(staged, (token * token_slots + slot) * 4)
-                    for r in range(n_rows):
-                        i = r * n_tokens + token
-                        part[i] += weight[r, 0] * x0
-                        part[i] += weight[r, 1] * x1
-                        part[i] += weight[r, 2] * x2
-                        part[i] += weight[r, 3] * x3
-            for r in range(n_rows):
-                scale, minimum = decode(
-                    packed[r, 0], packed[r, 1], packed[r, 2], packed[r, 3], scaled_unit, half
-                )
-                if not has_minimum:
-                    minimum = scale * float32(-bias)
-                for token in range(n_tokens):
-                    i = r * n_tokens + token
-                    if is_dense:
-                        acc[i] = part[i]
-                    else:
-                        total = sums[uint32(token * token_sums + unit * n_halves + half)]
-                        acc[i] += scale * part[i] + minimum * total
-
-    return multiply
-
-
-@cache
 def _finish(n_tokens: int, n_rows: int, swiglu: bool, has_bias: bool, accumulate: bool) -> Any:
     """finish(acc, scale, first_row, bias, out): sums over the warp; a lane stores a result."""
     n_results = n_rows // (2 if swiglu else 1) * n_tokens
@@ -199,7 +113,7 @@ def _compile(form: Form) -> Kernel:
     shape = StagedShape(type, n_tokens, chunk_cols)
     n_staged, n_sums = 4 * n_tokens * shape.token_slots, n_tokens * shape.token_sums
     stage = stage_of(type, n_tokens, chunk_cols)
-    multiply = _multiply(type, n_tokens, n_rows, chunk_cols)
+    load, multiply = load_unit(type, n_rows), multiply_unit(type, n_tokens, n_rows, chunk_cols)
     finish = _finish(n_tokens, n_rows, form.swiglu, form.has_bias, form.accumulate)
     lane_cols, n_parts = LANES[type].n_cols, n_rows * n_tokens
     n_results = n_rows // 2 if form.swiglu else n_rows  # rows of out
@@ -212,6 +126,9 @@ def _compile(form: Form) -> Kernel:
         sums = cuda.shared.array(n_sums, float32)
         acc = cuda.local.array(n_parts, float32)
         rows = cuda.local.array(n_rows, int64)
+        words = cuda.local.array((n_rows, 4), uint32)
+        high = cuda.local.array((n_rows, 2), uint32)
+        packed = cuda.local.array((n_rows, 4), uint32)
         for i in range(n_parts):
             acc[i] = float32(0)
         n_out, n_cols = out.shape[1], x.shape[1]
@@ -227,7 +144,8 @@ def _compile(form: Form) -> Kernel:
             cuda.syncthreads()
             first_unit = first_col // lane_cols
             for unit in range(lane, n_here // lane_cols, WARP_SIZE):
-                multiply(quants, highs, scales, rows, first_unit, unit, staged, sums, acc)
+                load(quants, highs, scales, rows, first_unit + unit, words, high, packed)
+                multiply(words, high, packed, first_unit + unit, unit, staged, sums, acc)
         finish(acc, float32(scale), first_row, bias, out)
 
     return Kernel(gemv, registers=form.registers)

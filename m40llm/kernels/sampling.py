@@ -101,13 +101,20 @@ def _add_bias(x: Any, ids: Any, values: Any) -> None:
 
 @cuda.jit(device=True)
 def _penalised(logit: Any, seen: Any, settings: Any) -> Any:
-    """A seen token's logit; the answer's two penalties make one float32, as on the host."""
+    """A seen token's logit, rounded where the host rounds: once for each of the two steps.
+
+    A fused multiply-add says so: of a product and a sum the compiler makes one rounding or two as
+    it likes.
+    """
     repetition = settings[REPETITION]
     if repetition != float32(1.0):
-        logit = logit / repetition if logit > float32(0.0) else logit * repetition
+        if logit > float32(0.0):
+            logit = logit / repetition
+        else:
+            logit = cuda.fma(logit, repetition, float32(0.0))
     n_answered = seen // IN_ANSWER
     if n_answered > 0:
-        logit -= settings[PRESENCE] + settings[FREQUENCY] * float32(int32(n_answered))
+        logit -= cuda.fma(settings[FREQUENCY], float32(int32(n_answered)), settings[PRESENCE])
     return logit
 
 
@@ -130,14 +137,50 @@ def _penalise(x: Any, history: Any, settings: Any) -> Any:
     return best
 
 
+_select_count: Final = select_over(key_in_row, count)
+_select_count_kept: Final = select_over(key_in_list, count)
+
+
+@cuda.jit(device=True)
+def draw_token(
+    x: Any, pos: Any, settings: Any, k: Any, seed: Any, bias_ids: Any, bias_values: Any,
+    history: Any, kept: Any, bins: Any, scratch: Any, found: Any, n_kept: Any,
+) -> Any:  # fmt: skip
+    """The token of a row of logits, x, which are overwritten; -1 for none. The whole block calls.
+
+    kept, bins, scratch, found  shared int64[2 * blockDim.x], [N_BINS], [32], [2]
+    n_kept                      shared int32[1]
+    """
+    zero, n = float32(0.0), x.size
+    _add_bias(x, bias_ids, bias_values)
+    thread_best = _penalise(x, history, settings)
+    best = block_max(thread_best, scratch)
+    temperature, top_p, min_p = settings[TEMPERATURE], settings[TOP_P], settings[MIN_P]
+    if not logit_of(best) > float32(_MINUS_INFINITY):
+        return int64(-1)
+    if not temperature > zero:
+        return id_of(best)
+    uniform = uniform_bits(seed, pos)
+    if 0 < k <= cuda.blockDim.x and k < n:
+        n_found = gather_top(x, n, k, thread_best, kept, n_kept, bins, found)
+        lowest = _select_count_kept(kept, n_found, int64(0), zero, zero, k - 1, bins, found)
+        return draw_from_list(
+            kept, n_found, lowest, best, temperature, top_p, min_p, uniform, bins, found, scratch
+        )
+    lowest = int64(0)
+    if 0 < k < n:
+        lowest = _select_count(x, n, lowest, zero, zero, k - 1, bins, found)
+    return draw_from_row(
+        x, n, lowest, best, temperature, top_p, min_p, uniform, bins, found, scratch
+    )
+
+
 @cache
 def _compile(n_threads: int) -> Kernel:
     capacity = 2 * n_threads
-    select_count = select_over(key_in_row, count)
-    select_count_kept = select_over(key_in_list, count)
 
     def sample_kernel(
-        logits: Any, seq: Any, pos: Any, all_settings: Any, top_k: Any, seed: Any,
+        logits: Any, seq: Any, pos: Any, settings: Any, top_k: Any, seed: Any,
         bias_ids: Any, bias_values: Any, history: Any, out: Any,
     ) -> None:  # fmt: skip
         kept = cuda.shared.array(capacity, int64)
@@ -146,32 +189,11 @@ def _compile(n_threads: int) -> Kernel:
         found = cuda.shared.array(2, int64)
         n_kept = cuda.shared.array(1, int32)
         row = cuda.blockIdx.x
-        at, zero = seq[row], float32(0.0)
-        x, settings = logits[row], all_settings[at]
-        k, n = top_k[at], x.size
-        _add_bias(x, bias_ids[at], bias_values[at])
-        thread_best = _penalise(x, history[at], settings)
-        best = block_max(thread_best, scratch)
-        temperature, top_p, min_p = settings[TEMPERATURE], settings[TOP_P], settings[MIN_P]
-        token_id = id_of(best)
-        if not logit_of(best) > float32(_MINUS_INFINITY):
-            token_id = int64(-1)
-        elif temperature > zero:
-            uniform = uniform_bits(seed[at], pos[row])
-            if 0 < k <= n_threads and k < n:
-                n_found = gather_top(x, n, k, thread_best, kept, n_kept, bins, found)
-                lowest = select_count_kept(kept, n_found, int64(0), zero, zero, k - 1, bins, found)
-                token_id = draw_from_list(
-                    kept, n_found, lowest, best, temperature, top_p, min_p,
-                    uniform, bins, found, scratch,
-                )  # fmt: skip
-            else:
-                lowest = int64(0)
-                if 0 < k < n:
-                    lowest = select_count(x, n, lowest, zero, zero, k - 1, bins, found)
-                token_id = draw_from_row(
-                    x, n, lowest, best, temperature, top_p, min_p, uniform, bins, found, scratch
-                )
+        at = seq[row]
+        token_id = draw_token(
+            logits[row], pos[row], settings[at], top_k[at], seed[at], bias_ids[at],
+            bias_values[at], history[at], kept, bins, scratch, found, n_kept,
+        )  # fmt: skip
         if cuda.threadIdx.x == 0:
             out[row] = int32(token_id)
             if token_id >= 0:

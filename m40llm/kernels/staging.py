@@ -31,10 +31,12 @@ CHUNK_FLOATS: Final = 4096  # of x, over all tokens: 16 to 34 KiB with padding a
 class StagedShape:
     """Where x lies in shared memory: [token][32 lanes' units][group][lane], 4 floats each."""
 
-    def __init__(self, type: GGMLType, n_tokens: int, n_cols: int) -> None:
+    def __init__(
+        self, type: GGMLType, n_tokens: int, n_cols: int, chunk_floats: int = CHUNK_FLOATS
+    ) -> None:
         lane = LANES[type]
         span = WARP_SIZE * lane.n_cols
-        most = max(CHUNK_FLOATS // n_tokens // 1024, 1) * 1024
+        most = max(chunk_floats // n_tokens // 1024, 1) * 1024
         self.chunk_cols = most if n_cols > 1024 else 1024  # two kernels for all widths
         self.n_groups = lane.n_groups
         self.pitch = WARP_SIZE + (0 if lane.n_groups == 1 else 8 // lane.n_groups)

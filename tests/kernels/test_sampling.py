@@ -88,7 +88,7 @@ def on_device(launcher: Any, cases: list[Case], stream: Any = None) -> np.ndarra
 
 
 def drawn_case(rng: np.random.Generator, vocab_size: int, is_rough: bool, **settings: Any) -> Case:
-    """Penalties, biases and rough logits are multiples of 1/8: both sides compute them exactly."""
+    """Penalties are rounded alike on both sides; rough logits, multiples of 1/2, make ties."""
     logits = rng.normal(0, 4, vocab_size)
     if is_rough:
         logits = np.round(logits * 2) / 2
@@ -96,9 +96,9 @@ def drawn_case(rng: np.random.Generator, vocab_size: int, is_rough: bool, **sett
     bias = {int(some[0]): 1.5, int(some[1]): -math.inf, int(some[2]): -0.25}
     has_bias = vocab_size > 1 and rng.random() < 0.5
     params = SamplingParams(
-        repetition_penalty=float(rng.choice([1.0, 2.0, 0.5])),
-        presence_penalty=float(rng.choice([0.0, 1.5])),
-        frequency_penalty=float(rng.choice([0.0, 0.125])),
+        repetition_penalty=float(rng.choice([1.0, 2.0, 0.5, 1.1])),
+        presence_penalty=float(rng.choice([0.0, 1.5, 0.1, 0.7])),
+        frequency_penalty=float(rng.choice([0.0, 0.125, 0.3, 0.1])),
         logit_bias=bias if has_bias else {},
         **settings,
     )

@@ -4,6 +4,7 @@ Numba compiles; all else goes straight to the driver: a launch through Numba's d
 some 190 us of Python for a kernel of five arrays, one from here a tenth of that.
 """
 
+import ctypes
 import threading
 import weakref
 from collections.abc import Iterator
@@ -99,6 +100,14 @@ class CudaCard:
             memory = _Memory(max(n_bytes, 1), self._context)
         return DeviceArray.at(memory.address, tuple(shape), dtype, memory)
 
+    def alloc_mapped(self, shape: tuple[int, ...], dtype: Any) -> tuple[DeviceArray, NDArray[Any]]:
+        n_bytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        self._bind()
+        with _as_device_error(f"allocating {n_bytes / 1e6:.1f} MB of pinned memory"):
+            memory = _MappedMemory(n_bytes, self._context)
+        array = DeviceArray.at(memory.address, tuple(shape), dtype, memory)
+        return array, memory.bytes.view(dtype).reshape(shape)
+
     def upload(self, values: NDArray[Any]) -> DeviceArray:
         values = np.asarray(values)
         buffer = self.alloc(values.shape, values.dtype)
@@ -178,6 +187,23 @@ class _Memory:
     def __init__(self, n_bytes: int, context: Any) -> None:
         self.address = int(call(driver.cuMemAlloc, n_bytes))
         weakref.finalize(self, _free, self.address, context)
+
+
+class _MappedMemory:
+    """Zeroed page-locked memory that host and card both see; freed with its last device array."""
+
+    def __init__(self, n_bytes: int, context: Any) -> None:
+        host = int(call(driver.cuMemHostAlloc, n_bytes, driver.CU_MEMHOSTALLOC_DEVICEMAP))
+        weakref.finalize(self, _free_host, host, context)
+        memory = (ctypes.c_uint8 * n_bytes).from_address(host)
+        self.bytes: NDArray[np.uint8] = np.ctypeslib.as_array(memory)
+        self.bytes[...] = 0
+        self.address = int(call(driver.cuMemHostGetDevicePointer, host, 0))
+
+
+def _free_host(address: int, context: Any) -> None:
+    driver.cuCtxSetCurrent(context)
+    driver.cuMemFreeHost(address)
 
 
 def _free(address: int, context: Any) -> None:

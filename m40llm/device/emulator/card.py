@@ -45,6 +45,10 @@ class EmulatedCard:
     def alloc(self, shape: tuple[int, ...], dtype: Any) -> Buffer:
         return self.emulator.alloc(shape, dtype)
 
+    def alloc_mapped(self, shape: tuple[int, ...], dtype: Any) -> tuple[Buffer, Buffer]:
+        array = self.emulator.alloc(shape, dtype, fill=0)
+        return array, array
+
     def upload(self, values: NDArray[Any]) -> Buffer:
         return self.emulator.upload(values, read_only=True)
 

@@ -173,6 +173,7 @@ def _rewrite(text: str) -> str:
     text = _ASSEMBLY.sub(_assembly_twin, text)
     # Loops stay loops: a call of memset would pass the access check by.
     text = re.sub(r"^(define .*\))", r'\1 "no-builtins"', text, flags=re.M)
+    text = re.sub(r"^(define .*)\bnoinline\b", r"\1", text, flags=re.M)  # one coroutine a thread
     text = re.sub(r'^(define (?!.*@"emu\.kernel").*\))', r"\1 alwaysinline", text, flags=re.M)
     shared = "declare ptr @emu.shared(i32) memory(none) nounwind willreturn\n"
     return f"{text}\n{shared}{assembly_declarations()}"

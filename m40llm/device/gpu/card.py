@@ -36,6 +36,10 @@ class Card(Launcher, Protocol):
         """An uninitialised array."""
         ...
 
+    def alloc_mapped(self, shape: tuple[int, ...], dtype: Any) -> tuple[Buffer, NDArray[Any]]:
+        """A zeroed array in pinned host memory: (as kernels see it, as the host sees it)."""
+        ...
+
     def upload(self, values: NDArray[Any]) -> Buffer:
         """A read-only array with these values."""
         ...

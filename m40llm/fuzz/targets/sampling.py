@@ -59,14 +59,14 @@ def sample(
 
 
 def penalties(rng: np.random.Generator, vocab_size: int, how: dict[str, Any]) -> SamplingParams:
-    """Penalties and biases are multiples of 1/8, rough logits too: both sides are exact."""
+    """Both sides round penalties and biases alike, so that tokens are equal, at ties, too."""
     some = [int(i) for i in rng.integers(0, vocab_size, 3)]
     bias = {some[0]: 1.5, some[1]: -math.inf, some[2]: -0.25}
     has_bias = vocab_size > 1 and rng.random() < 0.5
     return SamplingParams(
-        repetition_penalty=float(rng.choice([1.0, 2.0, 0.5])),
-        presence_penalty=float(rng.choice([0.0, 1.5])),
-        frequency_penalty=float(rng.choice([0.0, 0.125])),
+        repetition_penalty=float(rng.choice([1.0, 2.0, 0.5, 1.1])),
+        presence_penalty=float(rng.choice([0.0, 1.5, 0.1, 0.7])),
+        frequency_penalty=float(rng.choice([0.0, 0.125, 0.3, 0.1])),
         logit_bias=bias if has_bias else {},
         **how,
     )

@@ -1,0 +1,158 @@
+"""The decode program on a card: instructions encoded, state allocated, steps enqueued."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m40llm.device.gpu.card import Card
+from m40llm.kernels.planes import Planes
+from m40llm.kernels.program import state as rings
+from m40llm.kernels.program import words
+from m40llm.kernels.program.attend import split_shape
+from m40llm.kernels.program.form import Form, stage_cols
+from m40llm.kernels.program.state import DecodeState
+from m40llm.kernels.sampling import N_SETTINGS, SamplerState
+
+Buffer = Any
+EFFECTS = {
+    "store": words.STORE,
+    "add": words.ADD,
+    "swiglu": words.SWIGLU,
+    "append": words.APPEND,
+    "logits": words.LOGITS,
+}
+
+
+def address(buffer: Any) -> int:
+    """Where a buffer begins, on its card."""
+    return int(buffer.ctypes.data if isinstance(buffer, np.ndarray) else buffer.address)
+
+
+@dataclass(frozen=True)
+class Product:
+    """One matrix product of a program: buffers and planes in place of names."""
+
+    effect: str
+    w: Planes
+    x: Buffer
+    out: Buffer
+    norm: Buffer | None = None
+    bias: Buffer | None = None
+    first_row: int = 0
+    k_cache: Buffer | None = None
+    v_cache: Buffer | None = None
+    waits: bool = True
+
+
+@dataclass(frozen=True)
+class Other:
+    """Any other instruction."""
+
+    operation: int
+    x: Buffer | None = None
+    out: Buffer | None = None
+    k_cache: Buffer | None = None
+    v_cache: Buffer | None = None
+    waits: bool = True
+
+
+def encode(instructions: Sequence[Product | Other], form: Form) -> NDArray[np.int64]:
+    """int64[n_instructions, N_WORDS], as kernels/program/words.py says.
+
+    It has addresses only: hold the instructions for as long as the program is run.
+    """
+    program = np.zeros((len(instructions), words.N_WORDS), np.int64)
+    for row, instruction in zip(program, instructions, strict=True):
+        row[words.WAITS] = instruction.waits
+        for word, buffer in (
+            (words.X, instruction.x),
+            (words.OUT, instruction.out),
+            (words.K_CACHE, instruction.k_cache),
+            (words.V_CACHE, instruction.v_cache),
+        ):
+            row[word] = 0 if buffer is None else address(buffer)
+        if instruction.out is not None:
+            row[words.OUT_COLS] = instruction.out.shape[1]
+        if isinstance(instruction, Product):
+            _encode_product(row, instruction, form)
+        else:
+            row[words.OP] = instruction.operation
+    return program
+
+
+def _encode_product(row: NDArray[np.int64], product: Product, form: Form) -> None:
+    w = product.w
+    row[words.OP] = words.PRODUCT + form.types.index(w.type)
+    row[words.KIND] = EFFECTS[product.effect]
+    row[words.N_ROWS], row[words.N_COLS] = w.n_rows, w.n_cols
+    row[words.STAGE_COLS] = stage_cols(w.n_cols, form.n_seqs)
+    row[words.FIRST_ROW] = product.first_row
+    for word, plane in ((words.QUANTS, w.quants), (words.HIGHS, w.highs), (words.SCALES, w.scales)):
+        given = w.quants if plane is None else plane  # a kernel wants an address that is there
+        row[word], row[word + 1] = address(given), given.shape[1]
+    for word, vector in ((words.NORM, product.norm), (words.BIAS, product.bias)):
+        row[word] = 0 if vector is None else address(vector)
+
+
+@dataclass(frozen=True)
+class HostRings:
+    """The host's side of the rings in pinned memory."""
+
+    commands: NDArray[np.int64]
+    answers: NDArray[np.int64]
+    n_taken: NDArray[np.int64]
+
+
+def new_state(
+    card: Card, form: Form, vocab_size: int, n_blocks: int, max_bias: int = 1
+) -> tuple[DecodeState, HostRings]:
+    """All slots idle and greedy, slot s in the cache's sequence s."""
+    n = form.n_seqs
+    commands, host_commands = card.alloc_mapped((rings.N_COMMANDS, 2), np.int64)
+    answers, host_answers = card.alloc_mapped((rings.N_ANSWERS, 2), np.int64)
+    n_taken, host_taken = card.alloc_mapped((1,), np.int64)
+    seq = card.alloc((n,), np.dtype(np.int32))
+    card.write(seq, np.arange(n, dtype=np.int32))
+    state = DecodeState(
+        token_ids=_filled(card, (n,), np.int32),
+        pos=_filled(card, (n,), np.int32),
+        row_pos=_filled(card, (n,), np.int32, -1),
+        seq=seq,
+        n_left=_filled(card, (n,), np.int32),
+        stop_ids=_filled(card, (n, rings.MAX_STOP_IDS), np.int32, -1),
+        control=_filled(card, (rings.N_CONTROL,), np.int64),
+        arrived=_filled(card, (1,), np.uint64),
+        best=_filled(card, (n, n_blocks), np.int64),
+        mass=_filled(card, (n, n_blocks, 2), np.float32),
+        partial=card.alloc(split_shape(form, n_blocks), np.dtype(np.float32)),
+        merged=_filled(card, (n, form.n_heads), np.int32),
+        raw=card.alloc((n, vocab_size), np.dtype(np.float32)),
+        logits=card.alloc((n, vocab_size), np.dtype(np.float32)),
+        sampler=_greedy(card, n, vocab_size, max_bias),
+        commands=commands,
+        answers=answers,
+        n_taken=n_taken,
+    )
+    return state, HostRings(host_commands, host_answers, host_taken)
+
+
+def _greedy(card: Card, n: int, vocab_size: int, max_bias: int) -> SamplerState:
+    settings = card.alloc((n, N_SETTINGS), np.dtype(np.float32))
+    card.write(settings, np.tile(np.array([0, 1, 0, 1, 0, 0], np.float32), (n, 1)))
+    return SamplerState(
+        settings=settings,
+        top_k=_filled(card, (n,), np.int32),
+        seed=_filled(card, (n,), np.uint64),
+        bias_ids=_filled(card, (n, max_bias), np.int32, -1),
+        bias_values=_filled(card, (n, max_bias), np.float32),
+        history=_filled(card, (n, vocab_size), np.int32),
+    )
+
+
+def _filled(card: Card, shape: tuple[int, ...], dtype: Any, value: float = 0) -> Buffer:
+    buffer = card.alloc(shape, np.dtype(dtype))
+    card.write(buffer, np.full(shape, value, dtype))
+    return buffer

@@ -1,0 +1,12 @@
+"""The decode program on a GPU: one kernel that interprets a list of instructions.
+
+words.py     an instruction as int64 words, which the host writes and the kernel reads
+form.py      what is fixed when the kernel is compiled, and where things lie in shared memory
+barrier.py   the grid barrier between instructions
+rows.py      which rows of a matrix a warp takes, in which order
+stage.py     x, normed where asked, into shared memory
+product.py   matrix x vector, with what becomes of the results: epilogue.py
+attend.py    attention over the KV cache
+choose.py    the next token, the stop check, the answer
+run.py       the kernel and its launch wrapper
+"""

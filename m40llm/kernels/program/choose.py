@@ -1,0 +1,205 @@
+"""The ends of a step: EMBED begins it, CHOOSE finds each slot's token, tells the host, and stops.
+
+EMBED   block 0 alone: takes the commands that have come, decides whether there is anything to do
+        (control[IS_RUNNING]), and puts the embedding of each slot's token into x.
+CHOOSE  block s for slot s: the token, by the blocks' largest keys where the slot is greedy and
+        has neither bias nor penalties, else by the sampler (sampling.py); its log-probability;
+        then the answer, and what the next step needs.
+"""
+
+import math
+from functools import cache
+from typing import Any, Final
+
+from numba import cuda, float32, int32, int64
+
+from m40llm.gguf.blocks import FORMATS
+from m40llm.kernels.block_reduce import block_max, block_sum
+from m40llm.kernels.intrinsics import float_as_uint, load_volatile, store_volatile
+from m40llm.kernels.order import N_BINS, id_of, logit_of
+from m40llm.kernels.program import state, words
+from m40llm.kernels.program.epilogue import LOWEST
+from m40llm.kernels.program.form import N_THREADS, Form
+from m40llm.kernels.quant_blocks import WEIGHT_OF
+from m40llm.kernels.sampling import (
+    FREQUENCY,
+    IN_ANSWER,
+    PRESENCE,
+    REPETITION,
+    TEMPERATURE,
+    draw_token,
+)
+from m40llm.kernels.views import array_at, never_inlined, part_of
+
+_NUMBER_MASK: Final = 0x7FFFFFFF
+
+
+@cuda.jit(device=True)
+def _answer(control: Any, answers: Any, slot: Any, token: Any, logprob: Any, done: Any) -> None:
+    """One entry of the ring; see state.py."""
+    index = cuda.atomic.add(control, state.ANSWERED, int64(1))
+    number = (index + int64(1)) & int64(_NUMBER_MASK)
+    at = index % int64(state.N_ANSWERS) * int64(2)
+    what = (int64(done) << state.DONE_SHIFT) | (int64(slot) << state.SLOT_SHIFT)
+    store_volatile(answers, at, (number << 32) | what | (int64(token) & int64(state.NO_TOKEN)))
+    store_volatile(answers, at + int64(1), (number << 32) | int64(float_as_uint(logprob)))
+
+
+@cache
+def _commands_of(n_seqs: int) -> Any:
+    """take_commands(commands, n_taken, control, n_left, answers): all that have come; one thread.
+
+    control[IS_RUNNING] is 1 if a slot has tokens to make, nobody said STOP, and the answers of
+    one more step find room.
+    """
+
+    @cuda.jit(device=True)
+    def take_commands(commands: Any, n_taken: Any, control: Any, n_left: Any, answers: Any) -> None:
+        done = control[state.COMMANDS_DONE]
+        while True:
+            number = (done + int64(1)) & int64(_NUMBER_MASK)
+            at = done % int64(state.N_COMMANDS) * int64(2)
+            what, count = load_volatile(commands, at), load_volatile(commands, at + int64(1))
+            if what >> 32 != number or count >> 32 != number:
+                break
+            done += int64(1)
+            operation, slot = (what >> 8) & int64(0xFF), what & int64(0xFF)
+            if operation == state.STOP:
+                control[state.IS_STOPPED] = int64(1)
+            elif slot < n_seqs:
+                if operation == state.DECODE:
+                    n_left[slot] = int32(count & int64(0xFFFFFFFF))
+                elif n_left[slot] > 0:
+                    n_left[slot] = int32(0)
+                    _answer(control, answers, slot, state.NO_TOKEN, float32(0), state.CANCELLED)
+        control[state.COMMANDS_DONE] = done
+        is_busy = False
+        for slot in range(n_seqs):
+            is_busy = is_busy or n_left[slot] > 0
+        unread = control[state.ANSWERED] - load_volatile(n_taken, 0)
+        has_room = unread + int64(2 * n_seqs) <= int64(state.N_ANSWERS)
+        is_running = is_busy and has_room and control[state.IS_STOPPED] == int64(0)
+        control[state.IS_RUNNING] = int64(1 if is_running else 0)
+
+    return take_commands
+
+
+@cache
+def embed_of(form: Form) -> Any:
+    """embed(w, table, token_ids, pos, row_pos, n_left, control, commands, answers, n_taken)"""
+    weight, n_seqs = WEIGHT_OF[form.table_type], form.n_seqs
+    block = FORMATS[form.table_type]
+    n_weights, n_bytes = block.n_weights, block.n_bytes
+    take_commands = _commands_of(n_seqs)
+
+    @cuda.jit(device=True, forceinline=True)
+    def embed(
+        w: Any, table: Any, token_ids: Any, pos: Any, row_pos: Any, n_left: Any, control: Any,
+        commands: Any, answers: Any, n_taken: Any,
+    ) -> None:  # fmt: skip
+        if cuda.blockIdx.x != 0:
+            return
+        if cuda.threadIdx.x == 0:
+            take_commands(commands, n_taken, control, n_left, answers)
+            for s in range(n_seqs):
+                row_pos[s] = pos[s] if n_left[s] > 0 else int32(-1)
+        cuda.syncthreads()
+        out = array_at(w[words.OUT], (n_seqs, w[words.OUT_COLS]), float32)
+        for s in range(n_seqs):
+            is_idle = row_pos[s] < 0
+            row = table[0 if is_idle else token_ids[s]]
+            for c in range(cuda.threadIdx.x, out.shape[1], N_THREADS):
+                value = float32(0)
+                if not is_idle:
+                    value = weight(row, int64(c // n_weights) * n_bytes, c % n_weights)
+                out[s, c] = value
+
+    return embed
+
+
+@cuda.jit(device=True)
+def _log_sum_exp(mass: Any, s: Any, scratch: Any) -> Any:
+    """Of slot s's logits, from the blocks' shares; the whole block calls it."""
+    top, whole = float32(LOWEST), float32(0)
+    for block in range(cuda.threadIdx.x, mass.shape[1], N_THREADS):
+        top = max(top, mass[s, block, 0])
+    top = block_max(top, scratch)
+    for block in range(cuda.threadIdx.x, mass.shape[1], N_THREADS):
+        whole += mass[s, block, 1] * math.exp(mass[s, block, 0] - top)
+    return top + math.log(block_sum(whole, scratch))
+
+
+@cuda.jit(device=True)
+def _reason(token: Any, n_left: Any, next_pos: Any, max_seq_len: Any, stop_ids: Any) -> Any:
+    """Whether this token is the slot's last, and why: the order is the engine's."""
+    for i in range(stop_ids.size):
+        if stop_ids[i] == token:
+            return state.STOP_TOKEN
+    if n_left <= 1:
+        return state.LENGTH
+    if next_pos >= max_seq_len:
+        return state.CONTEXT
+    return state.GOES_ON
+
+
+@cache
+def choose_of(form: Form) -> Any:
+    """choose(pool, scratch, found, best, mass, raw, logits, token_ids, pos, row_pos, n_left,
+    stop_ids, settings, top_k, seed, bias_ids, bias_values, history, control, answers,
+    max_seq_len)"""
+    n_seqs, capacity = form.n_seqs, 2 * N_THREADS
+    bins_at, scratch_at = 2 * capacity, 2 * capacity + 2 * N_BINS
+
+    @cuda.jit(device=True)
+    def choose(
+        pool: Any, best: Any, mass: Any, raw: Any, logits: Any, token_ids: Any, pos: Any,
+        row_pos: Any, n_left: Any, stop_ids: Any, settings: Any, top_k: Any, seed: Any,
+        bias_ids: Any, bias_values: Any, history: Any, control: Any, answers: Any,
+        max_seq_len: Any,
+    ) -> None:  # fmt: skip
+        never_inlined()
+        kept = part_of(pool, 0, capacity, int64)
+        bins = part_of(pool, bins_at, N_BINS, int64)
+        wide = part_of(pool, scratch_at, 32, int64)
+        found = part_of(pool, scratch_at + 64, 2, int64)
+        n_kept = part_of(pool, scratch_at + 68, 1, int32)
+        narrow = part_of(pool, scratch_at + 72, 32, float32)
+        for s in range(cuda.blockIdx.x, n_seqs, cuda.gridDim.x):
+            if row_pos[s] >= 0:
+                logsumexp = _log_sum_exp(mass, s, narrow)
+                how = settings[s]
+                is_plain = (
+                    how[TEMPERATURE] == float32(0)
+                    and how[REPETITION] == float32(1)
+                    and how[PRESENCE] == float32(0)
+                    and how[FREQUENCY] == float32(0)
+                    and bias_ids[s, 0] < 0
+                )
+                token = int64(-1)
+                if is_plain:
+                    key = int64(-1)
+                    for block in range(cuda.threadIdx.x, best.shape[1], N_THREADS):
+                        key = max(key, best[s, block])
+                    key = block_max(key, wide)
+                    if logit_of(key) > float32(LOWEST):
+                        token = id_of(key)
+                else:
+                    token = draw_token(
+                        logits[s], row_pos[s] + 1, how, top_k[s], seed[s], bias_ids[s],
+                        bias_values[s], history[s], kept, bins, wide, found, n_kept,
+                    )  # fmt: skip
+                cuda.syncthreads()
+                if cuda.threadIdx.x == 0:
+                    done, logprob = state.DAMAGED, float32(0)
+                    if token >= 0:
+                        logprob = raw[s, token] - logsumexp
+                        next_pos = row_pos[s] + 1
+                        done = _reason(token, n_left[s], next_pos, max_seq_len, stop_ids[s])
+                        history[s, token] += IN_ANSWER
+                        token_ids[s] = int32(token)
+                        pos[s] = next_pos
+                    n_left[s] = n_left[s] - 1 if done == state.GOES_ON else int32(0)
+                    _answer(control, answers, s, token, logprob, done)
+                cuda.syncthreads()
+
+    return choose

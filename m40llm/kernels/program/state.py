@@ -1,0 +1,99 @@
+"""What a decode program keeps on the device between its steps, and how it talks with the host.
+
+Commands and answers are rings in pinned host memory, of entries of two int64, each of which
+carries the entry's sequence number in its upper half: an entry has come when both halves show the
+number that its reader waits for. 8-byte stores are whole, so no fence is needed, and an entry can
+be neither torn, lost nor read twice. Numbers count from 1 and wrap at 2^31.
+
+    command   number << 32 | operation << 8 | slot        number << 32 | count
+    answer    number << 32 | done << 28 | slot << 24 | token     number << 32 | bits of the logprob
+
+The kernel never waits for the host: where the ring of answers has no room left it ends, to be
+launched again when the host has read.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from m40llm.kernels.contract import check_array
+from m40llm.kernels.sampling import SamplerState
+
+# Operations of a command.
+DECODE, CANCEL, STOP = 1, 2, 3
+
+# Why a slot is done, in an answer.
+GOES_ON, STOP_TOKEN, LENGTH, CONTEXT, CANCELLED, DAMAGED = range(6)
+
+N_COMMANDS: Final = 64
+N_ANSWERS: Final = 1024
+MAX_STOP_IDS: Final = 16
+NO_TOKEN: Final = (1 << 24) - 1
+TOKEN_BITS: Final = 24
+SLOT_SHIFT: Final = 24
+DONE_SHIFT: Final = 28
+
+# Entries of `control`, int64 on the device.
+COMMANDS_DONE, ANSWERED, IS_RUNNING, IS_STOPPED = range(4)
+N_CONTROL: Final = 4
+
+
+@dataclass(frozen=True)
+class DecodeState:
+    """Buffers of a program of n_seqs slots. All on the device but the three of the last lines.
+
+    token_ids  int32[n_seqs]    the token that goes in next
+    pos        int32[n_seqs]    the position that it takes
+    row_pos    int32[n_seqs]    the same during a step; -1 for a slot that is idle
+    seq        int32[n_seqs]    the sequence of the KV cache that belongs to the slot
+    n_left     int32[n_seqs]    tokens still to be made; 0: idle
+    stop_ids   int32[n_seqs, MAX_STOP_IDS]   -1 where unused
+    control    int64[N_CONTROL]
+    arrived    uint64[1]        of the grid barrier; a multiple of the number of blocks at rest
+    best       int64[n_seqs, n_blocks]       largest key of each block's logits
+    mass       float32[n_seqs, n_blocks, 2]  max, and sum of exp(logit - max)
+    partial    float32[attend.split_shape]   of attention
+    merged     int32[n_seqs, n_heads]        zero at rest
+    raw        float32[n_seqs, vocab_size]   logits as the model has them
+    logits     float32[n_seqs, vocab_size]   the same, as the sampler has left them
+    sampler    of n_seqs rows
+    commands   int64[N_COMMANDS, 2]   in pinned memory, written by the host
+    answers    int64[N_ANSWERS, 2]    in pinned memory, written by the kernel
+    n_taken    int64[1]               in pinned memory: answers that the host has read
+    """
+
+    token_ids: Any
+    pos: Any
+    row_pos: Any
+    seq: Any
+    n_left: Any
+    stop_ids: Any
+    control: Any
+    arrived: Any
+    best: Any
+    mass: Any
+    partial: Any
+    merged: Any
+    raw: Any
+    logits: Any
+    sampler: SamplerState
+    commands: Any
+    answers: Any
+    n_taken: Any
+
+    def check(self, n_seqs: int, vocab_size: int) -> None:
+        """KernelContractError unless types and shapes are these."""
+        for name in ("token_ids", "pos", "row_pos", "seq", "n_left"):
+            check_array(name, getattr(self, name), np.int32, (n_seqs,))
+        check_array("stop_ids", self.stop_ids, np.int32, (n_seqs, MAX_STOP_IDS))
+        check_array("control", self.control, np.int64, (N_CONTROL,))
+        check_array("arrived", self.arrived, np.uint64, (1,))
+        check_array("best", self.best, np.int64, (n_seqs, None))
+        check_array("mass", self.mass, np.float32, (n_seqs, self.best.shape[1], 2))
+        check_array("raw", self.raw, np.float32, (n_seqs, vocab_size))
+        check_array("logits", self.logits, np.float32, (n_seqs, vocab_size))
+        check_array("commands", self.commands, np.int64, (N_COMMANDS, 2))
+        check_array("answers", self.answers, np.int64, (N_ANSWERS, 2))
+        check_array("n_taken", self.n_taken, np.int64, (1,))
+        self.sampler.check(vocab_size)
