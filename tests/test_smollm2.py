@@ -89,3 +89,14 @@ def test_256_greedy_tokens_as_on_the_cpu(smollm2: Path, row: dict[str, Any]) -> 
         LLM.load(smollm2, device="cuda", max_seq_len=512) as cuda,
     ):
         assert_same_greedy(cuda, cpu, row["prompt_ids"], 256, gap=0.05)
+
+
+def test_the_gpu_kernels_on_the_emulator(smollm2: Path) -> None:
+    """The whole model through its kernels for sm_52, on the CPU."""
+    limits = {"max_seq_len": 64}
+    with (
+        LLM.load(smollm2, device="cpu", **limits) as cpu,
+        LLM.load(smollm2, device="emulator", **limits) as emulator,
+    ):
+        ids = cpu.tokenizer.encode("The capital of France is")
+        assert_same_greedy(emulator, cpu, ids, 12, gap=0.05)

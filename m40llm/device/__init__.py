@@ -1,8 +1,9 @@
 """Devices: `open_device` turns what the user typed after --device into one device's ops."""
 
 import re
+from importlib.util import find_spec
 
-from m40llm.device.environment import ENABLE_CUBLAS, switch
+from m40llm.device.environment import ENABLE_CUBLAS, FORCE_M40, switch
 from m40llm.device.ops import Ops
 from m40llm.device.packages import CUDA_PACKAGE
 from m40llm.errors import DeviceError, RequestError
@@ -18,12 +19,14 @@ def open_device(
     `cuda` and `cuda:-1` take an sm_52 card first, then the most capable; `cuda:N` that card.
     cublas        matrix products by cuBLAS; None does as M40LLM_ENABLE_CUBLAS=0|1 says
     require_sm52  refuse any other card, as M40LLM_FORCE_M40=1 does
+    The variables say nothing of a device that is no card, where the arguments are refused.
     Where one of the two is asked for, `auto` does not fall back to the CPU.
 
     Raises RequestError for a name of no known form and for what needs a card on a device that is
     none, DeviceError for a device that cannot be used.
     """
     by_cublas = switch(ENABLE_CUBLAS) if cublas is None else cublas
+    switch(FORCE_M40)  # is read where a card is chosen; a value that is none is refused anywhere
     needs_card = bool(cublas) or require_sm52
     if name == "auto":
         return _open_auto(bool(by_cublas), require_sm52, needs_card)
@@ -33,7 +36,7 @@ def open_device(
             raise RequestError(f"{what}: expected a CUDA card (--device cuda), got device {name!r}")
         if name == "cpu":
             return _open_cpu(), "asked for"
-        return _open_emulator(), "asked for; a first run compiles kernels for about a minute"
+        return _open_emulator(), "asked for"
     match = re.fullmatch(r"cuda(?::(-1|\d+))?", name)
     if not match:
         raise RequestError(f"device: expected {DEVICE_FORMS}, got {name!r}")
@@ -80,6 +83,8 @@ def _open_cuda(index: int | None, cublas: bool, require_sm52: bool) -> tuple[Ops
 
 
 def _open_emulator() -> Ops:
+    if find_spec("numba_cuda") is None:
+        raise DeviceError(f"device 'emulator': numba-cuda is not installed: {CUDA_PACKAGE}")
     try:
         from m40llm.device.emulator.card import EmulatedCard
         from m40llm.device.gpu.ops import GpuOps

@@ -35,10 +35,17 @@ def load_target(source: str) -> Target:
     """
     if ".py:" in source:
         path, _, name = source.rpartition(":")
-        found = getattr(_module(Path(path)), name, None)
-        if not isinstance(found, Target):
-            raise RequestError(f"{path}: expected a Target named {name}, got {type(found)}")
-        return found
+        if not name:
+            raise RequestError(f"kernel {source!r}: expected FILE.py:NAME")
+        module = _module(Path(path))
+        found = getattr(module, name, None)
+        if isinstance(found, Target):
+            return found
+        there_are = sorted(key for key, value in vars(module).items() if isinstance(value, Target))
+        there = f"it has {', '.join(there_are)}" if there_are else "it has none; see docs/fuzzing.md"
+        raise RequestError(f"{path}: no target {name!r}, a function under @target; {there}")
+    if source.endswith(".py"):
+        raise RequestError(f"kernel {source!r}: expected FILE.py:NAME, the target's name, too")
     if source not in _ours():
         known = ", ".join(target_names())
         raise RequestError(f"kernel {source!r}: expected FILE.py:NAME or one of {known}")
@@ -60,6 +67,10 @@ def _module(path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        what = f"{type(error).__name__}: {error}"
+        raise RequestError(f"{path}: cannot be imported: {what}") from error
     except BaseException:
         del sys.modules[name]
         raise

@@ -23,6 +23,7 @@ class Failure:
     """
 
     target: str
+    source: str
     error: str
     case: Mapping[str, Any]
     test: str
@@ -31,8 +32,10 @@ class Failure:
 
     @property
     def file_name(self) -> str:
-        """Of the test: the same for the same case."""
-        digest = hashlib.sha256(repr((self.target, dict(self.case))).encode()).hexdigest()[:8]
+        """Of the test: the same for the same target, kind of error and case."""
+        kind = self.error.partition(":")[0]
+        identity = repr((self.target, self.source, kind, dict(self.case)))
+        digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
         return f"test_{self.target}_{digest}.py"
 
 
@@ -42,7 +45,7 @@ def failure_of(
     """The report of a case that fails with this error."""
     message = f"{type(error).__name__}: {error}".strip()
     text = _test(target, message, case, device)
-    return Failure(target.name, message, case, text, is_sure=is_sure)
+    return Failure(target.name, target.source, message, case, text, is_sure=is_sure)
 
 
 def _test(target: Target, message: str, case: dict[str, Any], device: str) -> str:

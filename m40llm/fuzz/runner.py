@@ -1,5 +1,6 @@
 """The fuzzing itself: Hypothesis draws cases, the first that fails is shrunk, reported and kept."""
 
+import hashlib
 import os
 import time
 from collections.abc import Callable
@@ -129,7 +130,7 @@ class _Search:
 
     def one(self, case: dict[str, Any]) -> None:
         """Check one case, unless time is up."""
-        if self.limit is not None and self.spent() > self.limit:
+        if self.limit is not None and self.n and self.spent() > self.limit:
             raise _StopError
         arguments = dict(case)
         schedule = arguments.pop("schedule")
@@ -162,7 +163,8 @@ def _settings(target: Target, examples: int, folder: Path | None, shrink: bool) 
     phases = [Phase.reuse, Phase.generate, *([Phase.shrink] if shrink else [])]
     database: ExampleDatabase | None = None
     if folder is not None:
-        database = DirectoryBasedExampleDatabase(folder / "examples" / target.name)
+        digest = hashlib.sha256(target.source.encode()).hexdigest()[:8]  # files share names
+        database = DirectoryBasedExampleDatabase(folder / "examples" / f"{target.name}_{digest}")
     return settings(
         max_examples=examples,
         database=database,

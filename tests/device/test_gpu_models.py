@@ -27,25 +27,44 @@ MODELS: dict[str, dict[str, Any]] = {
     "Q4_K": {"tensor_type": "Q4_K"},
     "IQ4_XS, held as F16": {"tensor_type": "IQ4_XS"},
     "qwen2": {"arch": "qwen2", "tensor_type": "Q4_0"},
+    "head_dim 32, a KV head each": {"head_dim": 32, "n_heads": 4, "n_kv_heads": 4},
+    "head_dim 80, half turned": {"head_dim": 80, "rope_dim": 40},
+    "head_dim 128, groups of 7": {"head_dim": 128, "n_heads": 7, "n_kv_heads": 1},
+    "head_dim 256, yarn": {
+        "head_dim": 256,
+        "rope_scaling": {"type": "yarn", "factor": 4.0, "original_context_length": 16},
+    },
 }
 
 
 def load(path: Path, device: str) -> LLM:
-    """On "cuda, cublas" the matrix products are cuBLAS's; skips where that is not installed."""
+    """On "cuda, cublas" the matrix products are cuBLAS's; skips where that is not installed.
+
+    Elsewhere M40LLM_ENABLE_CUBLAS decides.
+    """
     name, _, cublas = device.partition(", ")
     if cublas:
         pytest.importorskip("nvmath", reason=f"no cuBLAS: {CUBLAS_PACKAGES}")
-    return LLM.load(path, device=name, cublas=bool(cublas))
+    return LLM.load(path, device=name, cublas=True if cublas else None)
+
+
+def nll(logits: Any, ids: list[int]) -> Any:
+    """Of each token but the first, given those before it."""
+    shifted = logits[:-1].astype(np.float64)
+    shifted -= shifted.max(1, keepdims=True)
+    return np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(ids) - 1), ids[1:]]
 
 
 @pytest.mark.parametrize("device", BOTH_WAYS)
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_as_on_the_cpu(device: str, name: str, tmp_path: Path) -> None:
     """Prefill of 28, decode of 8; an FP16 cache moves logits of this spread by less than 0.1."""
-    path = write_tiny_gguf(tmp_path / "tiny.gguf", **SHAPE, **MODELS[name])
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", **{**SHAPE, **MODELS[name]})
     with LLM.load(path, device="cpu") as cpu, load(path, device) as gpu:
         ids = np.random.default_rng(0).integers(0, cpu.hparams.vocab_size, 28).tolist()
-        np.testing.assert_allclose(gpu.logits(ids), cpu.logits(ids), atol=0.1)
+        logits, exact = gpu.logits(ids), cpu.logits(ids)
+        np.testing.assert_allclose(logits, exact, atol=0.1)
+        np.testing.assert_allclose(nll(logits, ids), nll(exact, ids), atol=0.05)
         assert_same_greedy(gpu, cpu, ids, 8, gap=0.05)
 
 
@@ -57,8 +76,9 @@ def test_256_greedy_tokens_as_on_the_cpu(device: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_every_op_is_a_launch(device: str, tmp_path: Path) -> None:
+def test_every_op_is_a_launch(device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No op goes around the kernels: 1 embedding, 12 a layer, 3 for the logits."""
+    monkeypatch.delenv("M40LLM_ENABLE_CUBLAS", raising=False)
     path = write_tiny_gguf(tmp_path / "tiny.gguf", **SHAPE)
     with load(path, device) as llm:
         ops = llm._open_engine().model.ops
@@ -83,8 +103,9 @@ def test_cublas_has_every_product(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("device", BOTH_WAYS)
-def test_stories_are_the_same_everywhere(device: str, shared_data: Path) -> None:
-    path = shared_data / "models" / "stories260K.f16.gguf"
+@pytest.mark.parametrize("type", ["f32", "f16", "q8_0"])
+def test_stories_are_the_same_everywhere(device: str, type: str, shared_data: Path) -> None:
+    path = shared_data / "models" / f"stories260K.{type}.gguf"
     params = SamplingParams(temperature=0, max_tokens=32)
     with LLM.load(path, device="cpu") as cpu, load(path, device) as gpu:
         assert gpu.generate([1], params).text == cpu.generate([1], params).text

@@ -98,7 +98,7 @@ def test_more_tokens(launcher: Any) -> None:
     data, x = integer_blocks(rng, ggml_type, 21, 512), integers(rng, 8, 512, most=1)
     w, weights = planes_and_weights(launcher, ggml_type, data, 512)
     expected = reference.matmul(weights, x)
-    for n_tokens in (5, 8):
+    for n_tokens in range(1, 9):
         out = launcher.poisoned((n_tokens, 21))
         gemv(w, launcher.upload(x[:n_tokens]), out, stream=launcher)
         np.testing.assert_array_equal(launcher.read(out), expected[:n_tokens])

@@ -14,7 +14,7 @@ from m40llm.device.environment import FORCE_M40, switch
 from m40llm.errors import DeviceError
 
 SM_52 = (5, 2)
-NO_PACKAGE = "numba-cuda is not installed (m40llm doctor says how)"
+NO_PACKAGE = "no GPU support installed"
 HINT = "--device cpu works anywhere, m40llm doctor says what is missing"
 
 

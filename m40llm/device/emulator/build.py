@@ -14,6 +14,7 @@ import llvmlite.binding as llvm
 from m40llm.device.emulator.compiled import SOURCE_STAMP
 from m40llm.device.emulator.coroutine import ENTRY, coroutine
 from m40llm.device.emulator.host_ir import TRIPLE, HostIR
+from m40llm.device.emulator.interrupts import interrupt_later
 from m40llm.device.emulator.libdevice import c_declarations, libdevice
 from m40llm.device.emulator.prelude import prelude
 from m40llm.device.emulator.source_lines import Line, Location
@@ -115,9 +116,10 @@ def _target_machine() -> llvm.TargetMachine:
 
 def _load(machine_code: bytes) -> Any:
     machine = _target_machine()
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
-    engine.add_object_file(llvm.ObjectFileRef.from_data(machine_code))
-    engine.finalize_object()
+    with interrupt_later():
+        engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+        engine.add_object_file(llvm.ObjectFileRef.from_data(machine_code))
+        engine.finalize_object()
     return engine
 
 

@@ -2,10 +2,11 @@
 
 import math
 import os
+import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from typing import Any, Final
 
@@ -108,6 +109,7 @@ class Job:
     settings: Settings
     concurrent: bool  # all blocks live at once
     wait_s: float  # while blocks only poll, time for the host to write what they poll
+    is_broken_off: threading.Event = field(default_factory=threading.Event)
 
 
 def run(job: Job) -> Counts | None:
@@ -118,7 +120,7 @@ def run(job: Job) -> Counts | None:
     if n_cores == 1:
         _finish(pools[0], job)
     else:
-        list(_executor(n_cores).map(_finish, pools, [job] * n_cores))
+        _finish_all(pools, job)
     for pool in pools:
         job.program.spare_pools.setdefault(pool.key, []).append(pool)
     if not job.settings.count:
@@ -171,13 +173,34 @@ def _executor(n_threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(n_threads, thread_name_prefix="emulator")
 
 
+def _finish_all(pools: list[Pool], job: Job) -> None:
+    """Each pool on a core of its own. The memory that they use is the caller's: where Ctrl-C ends
+    the launch, they stop first."""
+    running = [_executor(len(pools)).submit(_finish, pool, job) for pool in pools]
+    interruption: KeyboardInterrupt | None = None
+    while True:
+        try:
+            wait(running)
+            break
+        except KeyboardInterrupt as error:
+            interruption = error
+            job.is_broken_off.set()
+    if interruption is not None:
+        raise interruption
+    for future in running:
+        future.result()
+
+
 def _finish(pool: Pool, job: Job) -> None:
     """Run a pool to its end, within the time allowed."""
     began = idle_since = time.monotonic()
     limit_s = job.settings.time_limit_s
     while (status := pool.run(MAX_IDLE_ROUNDS)) != records.FINISHED:
         if status in (records.FAULTED, records.STUCK):
+            job.is_broken_off.set()  # the other cores need not go on
             raise report(pool, job.scene)
+        if job.is_broken_off.is_set():
+            return
         now = time.monotonic()
         if limit_s is not None and now - began > limit_s:
             raise DeadlockError(f"{job.scene.kernel}: not done after {limit_s} s")
