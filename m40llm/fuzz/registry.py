@@ -41,8 +41,8 @@ def load_target(source: str) -> Target:
         found = getattr(module, name, None)
         if isinstance(found, Target):
             return found
-        there_are = sorted(key for key, value in vars(module).items() if isinstance(value, Target))
-        there = f"it has {', '.join(there_are)}" if there_are else "it has none; see docs/fuzzing.md"
+        targets = sorted(key for key, value in vars(module).items() if isinstance(value, Target))
+        there = f"it has {', '.join(targets)}" if targets else "it has none: docs/fuzzing.md"
         raise RequestError(f"{path}: no target {name!r}, a function under @target; {there}")
     if source.endswith(".py"):
         raise RequestError(f"kernel {source!r}: expected FILE.py:NAME, the target's name, too")

@@ -144,10 +144,8 @@ def merge_splits(head_dim: int, n_warps: int = N_WARPS) -> Any:
             tile_head, d = element // head_dim, element % head_dim
             mix = float32(0)
             for split in range(n_splits):
-                mix += (
-                    weights[tile_head * MAX_SPLITS + split]
-                    * partial[token, first_head + tile_head, split, d]
-                )
+                weight = weights[tile_head * MAX_SPLITS + split]
+                mix += weight * partial[token, first_head + tile_head, split, d]
             out[token, first_head + tile_head, d] = mix
 
     return merge_splits

@@ -62,9 +62,9 @@ BUGS = {
         "attention_decode",
         "attention_decode",
         "attention_merge",
-        "mix += weights[tile_head, split] * partial[token, first_head + tile_head, split, d]",
-        "at = (split + cuda.blockIdx.x) % n_splits; "
-        "mix += weights[tile_head, at] * partial[token, first_head + tile_head, at, d]",
+        "mix += weight * partial[token, first_head + tile_head, split, d]",
+        "at = (split + cuda.blockIdx.x) % n_splits; weight = weights[tile_head * MAX_SPLITS + at]; "
+        "mix += weight * partial[token, first_head + tile_head, at, d]",
     ),
     "stale cache row": Bug(
         "attention_decode", "attention_decode", "attention_decode", "end = pos[token] + 1",

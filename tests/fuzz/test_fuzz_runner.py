@@ -130,7 +130,7 @@ def test_wrong_targets() -> None:
         load_target("nothing")
     with pytest.raises(RequestError, match="no such file"):
         load_target("/nowhere/mine.py:halve")
-    with pytest.raises(RequestError, match="no target 'sizes'.*it has below_forty"):
+    with pytest.raises(RequestError, match=r"no target 'sizes'.*it has below_forty"):
         load_target(f"{__file__}:sizes")
     with pytest.raises(RequestError, match=r"draws \['m'\], but its check takes \['n'\]"):
         target(m=sizes(4))(fine.check)
