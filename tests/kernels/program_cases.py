@@ -69,6 +69,7 @@ class ProgramCase:
     def answers(self) -> list[tuple[int, int, float, int]]:
         """(slot, token, log-probability, done) of those that have come since the last call."""
         found = []
+        self.launcher.read(self.state.control)  # waits for what was launched
         while True:
             what, value = (int(v) for v in self.rings.answers[self.n_answers % rings.N_ANSWERS])
             if {what >> 32, value >> 32} != {self.n_answers + 1}:

@@ -143,36 +143,53 @@ def _reason(token: Any, n_left: Any, next_pos: Any, max_seq_len: Any, stop_ids: 
 
 
 @cache
-def choose_of(form: Form) -> Any:
-    """choose(pool, scratch, found, best, mass, raw, logits, token_ids, pos, row_pos, n_left,
-    stop_ids, settings, top_k, seed, bias_ids, bias_values, history, control, answers,
-    max_seq_len)"""
-    n_seqs, capacity = form.n_seqs, 2 * N_THREADS
+def _sample_of(form: Form) -> Any:
+    """sample(s, pool, raw, ...): draw_token for slot s, kept out of line: few slots need it."""
+    capacity = 2 * N_THREADS
     bins_at, scratch_at = 2 * capacity, 2 * capacity + 2 * N_BINS
 
     @cuda.jit(device=True)
-    def choose(
-        pool: Any, best: Any, mass: Any, raw: Any, logits: Any, token_ids: Any, pos: Any,
-        row_pos: Any, n_left: Any, stop_ids: Any, settings: Any, top_k: Any, seed: Any,
-        bias_ids: Any, bias_values: Any, history: Any, control: Any, answers: Any,
-        max_seq_len: Any,
-    ) -> None:  # fmt: skip
+    def sample(
+        s: Any, pos: Any, pool: Any, logits: Any, settings: Any, top_k: Any, seed: Any,
+        bias_ids: Any, bias_values: Any, history: Any,
+    ) -> Any:  # fmt: skip
         never_inlined()
         kept = part_of(pool, 0, capacity, int64)
         bins = part_of(pool, bins_at, N_BINS, int64)
         wide = part_of(pool, scratch_at, 32, int64)
         found = part_of(pool, scratch_at + 64, 2, int64)
         n_kept = part_of(pool, scratch_at + 68, 1, int32)
-        narrow = part_of(pool, scratch_at + 72, 32, float32)
-        for s in range(cuda.blockIdx.x, n_seqs, cuda.gridDim.x):
+        return draw_token(
+            logits[s], pos, settings[s], top_k[s], seed[s], bias_ids[s], bias_values[s],
+            history[s], kept, bins, wide, found, n_kept,
+        )  # fmt: skip
+
+    return sample
+
+
+@cache
+def choose_of(form: Form) -> Any:
+    """choose(pool, best, mass, raw, logits, token_ids, pos, row_pos, n_left, stop_ids, settings,
+    top_k, seed, bias_ids, bias_values, history, control, answers, max_seq_len)"""
+    n_seqs, sample = form.n_seqs, _sample_of(form)
+
+    @cuda.jit(device=True, forceinline=True)
+    def choose(
+        pool: Any, best: Any, mass: Any, raw: Any, logits: Any, token_ids: Any, pos: Any,
+        row_pos: Any, n_left: Any, stop_ids: Any, settings: Any, top_k: Any, seed: Any,
+        bias_ids: Any, bias_values: Any, history: Any, control: Any, answers: Any,
+        max_seq_len: Any,
+    ) -> None:  # fmt: skip
+        wide, narrow = part_of(pool, 0, 32, int64), part_of(pool, 64, 32, float32)
+        for s in range(int32(cuda.blockIdx.x), n_seqs, int32(cuda.gridDim.x)):
             if row_pos[s] >= 0:
+                cuda.syncthreads()
                 logsumexp = _log_sum_exp(mass, s, narrow)
-                how = settings[s]
                 is_plain = (
-                    how[TEMPERATURE] == float32(0)
-                    and how[REPETITION] == float32(1)
-                    and how[PRESENCE] == float32(0)
-                    and how[FREQUENCY] == float32(0)
+                    settings[s, TEMPERATURE] == float32(0)
+                    and settings[s, REPETITION] == float32(1)
+                    and settings[s, PRESENCE] == float32(0)
+                    and settings[s, FREQUENCY] == float32(0)
                     and bias_ids[s, 0] < 0
                 )
                 token = int64(-1)
@@ -184,11 +201,11 @@ def choose_of(form: Form) -> Any:
                     if logit_of(key) > float32(LOWEST):
                         token = id_of(key)
                 else:
-                    token = draw_token(
-                        logits[s], row_pos[s] + 1, how, top_k[s], seed[s], bias_ids[s],
-                        bias_values[s], history[s], kept, bins, wide, found, n_kept,
+                    cuda.syncthreads()
+                    token = sample(
+                        s, row_pos[s] + 1, pool, logits, settings, top_k, seed, bias_ids,
+                        bias_values, history,
                     )  # fmt: skip
-                cuda.syncthreads()
                 if cuda.threadIdx.x == 0:
                     done, logprob = state.DAMAGED, float32(0)
                     if token >= 0:
