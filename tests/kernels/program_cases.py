@@ -8,13 +8,13 @@ import numpy as np
 from gguf import GGMLQuantizationType as GGMLType
 from numpy.typing import NDArray
 
-from m40llm.device.gpu.decode import HostRings, Other, Product, encode, new_state
+from m40llm.device.gpu.decode import HostRings, Other, Product, Setting, encode, new_state
 from m40llm.gguf.blocks import dequantize
 from m40llm.kernels.planes import Planes, from_blocks
 from m40llm.kernels.program import state as rings
 from m40llm.kernels.program import words
 from m40llm.kernels.program.form import Form
-from m40llm.kernels.program.run import Model, run_persistent, run_program
+from m40llm.kernels.program.run import Program, run_once, run_persistent
 from m40llm.kernels.program.state import DecodeState
 from m40llm.testing.random_blocks import random_tensor
 
@@ -51,10 +51,10 @@ class ProgramCase:
 
     shape: Shape
     launcher: Any
-    model: Model
+    setting: Setting
+    program: Program
     state: DecodeState
     rings: HostRings
-    n_blocks: int
     host: dict[str, Doubles]
     n_commands: int = 0
     n_answers: int = 0
@@ -90,15 +90,11 @@ class ProgramCase:
 
     def eager(self) -> None:
         """One step, a launch an instruction."""
-        for at in range(self.model.program.shape[0]):
-            run_program(
-                self.model, self.state, at, at + 1, n_blocks=self.n_blocks, stream=self.launcher
-            )
+        for at in range(self.program.code.shape[0]):
+            run_once(self.program, at, at + 1, stream=self.launcher)
 
     def persistent(self, n_steps: int = 1000) -> None:
-        run_persistent(
-            self.model, self.state, n_steps, n_blocks=self.n_blocks, stream=self.launcher
-        )
+        run_persistent(self.program, n_steps, stream=self.launcher)
 
 
 class _Maker:
@@ -147,16 +143,19 @@ def make_case(
     angles = np.outer(np.arange(shape.max_seq_len), THETA ** (-2.0 * pairs / shape.rope_dim))
     make.host["angles"] = angles
     instructions = _instructions(shape, make, types, b, state)
-    model = Model(
+    setting = Setting(
         form,
-        launcher.upload(encode(instructions, form)),
+        state,
         launcher.upload(embd.view(np.uint8)),
         launcher.upload(np.cos(angles).astype(np.float32)),
         launcher.upload(np.sin(angles).astype(np.float32)),
-        EPS, 1 / math.sqrt(shape.head_dim), 0, shape.max_seq_len,
-    )  # fmt: skip
+        EPS,
+        1 / math.sqrt(shape.head_dim),
+        shape.max_seq_len,
+    )
+    program = Program(form, launcher.upload(encode(instructions, setting)), state.arrived, n_blocks)
     return ProgramCase(
-        shape, launcher, model, state, host_rings, n_blocks, make.host, instructions=instructions
+        shape, launcher, setting, program, state, host_rings, make.host, instructions=instructions
     )
 
 
@@ -192,7 +191,7 @@ class NumpyLoop:
 
     def __init__(self, case: ProgramCase) -> None:
         self.shape, self.host, s = case.shape, case.host, case.shape
-        self.layout, self.pos = case.model.form.rope_layout, 0
+        self.layout, self.pos = case.program.form.rope_layout, 0
         self.k = np.zeros((s.n_layers, s.n_kv_heads, s.max_seq_len, s.head_dim))
         self.v = np.zeros_like(self.k)
 

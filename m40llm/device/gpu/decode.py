@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m40llm.device.gpu.card import Card
+from m40llm.kernels.attention_common import score_factors, window_keys
 from m40llm.kernels.planes import Planes
 from m40llm.kernels.program import state as rings
 from m40llm.kernels.program import words
@@ -59,12 +60,33 @@ class Other:
     waits: bool = True
 
 
-def encode(instructions: Sequence[Product | Other], form: Form) -> NDArray[np.int64]:
+@dataclass(frozen=True)
+class Setting:
+    """What all instructions of a program share.
+
+    table   uint8[vocab_size, row_bytes]: the embedding, the file's own bytes, of form.table_type
+    cos     float32[max_seq_len or more, rope_dim / 2], and sin
+    scale   of attention's scores; window: keys that a row sees, 0 for all
+    """
+
+    form: Form
+    state: DecodeState
+    table: Buffer
+    cos: Buffer
+    sin: Buffer
+    eps: float
+    scale: float
+    max_seq_len: int
+    window: int = 0
+
+
+def encode(instructions: Sequence[Product | Other], setting: Setting) -> NDArray[np.int64]:
     """int64[n_instructions, N_WORDS], as kernels/program/words.py says.
 
     It has addresses only: hold the instructions for as long as the program is run.
     """
     program = np.zeros((len(instructions), words.N_WORDS), np.int64)
+    program[:] = _shared_words(setting)
     for row, instruction in zip(program, instructions, strict=True):
         row[words.WAITS] = instruction.waits
         for word, buffer in (
@@ -77,10 +99,49 @@ def encode(instructions: Sequence[Product | Other], form: Form) -> NDArray[np.in
         if instruction.out is not None:
             row[words.OUT_COLS] = instruction.out.shape[1]
         if isinstance(instruction, Product):
-            _encode_product(row, instruction, form)
+            _encode_product(row, instruction, setting.form)
         else:
             row[words.OP] = instruction.operation
     return program
+
+
+def _shared_words(setting: Setting) -> NDArray[np.int64]:
+    state, sampler, row = setting.state, setting.state.sampler, np.zeros(words.N_WORDS, np.int64)
+    inner, outer = score_factors(setting.scale, 0.0)
+    numbers = (
+        (words.EPS, _bits(setting.eps)),
+        (words.INNER, _bits(inner)),
+        (words.OUTER, _bits(outer)),
+        (words.WINDOW, int(window_keys(setting.window))),
+        (words.MAX_SEQ_LEN, setting.max_seq_len),
+        (words.N_SPLITS, state.partial.shape[2]),
+        (words.VOCAB_SIZE, setting.table.shape[0]),
+        (words.ROW_BYTES, setting.table.shape[1]),
+        (words.MAX_BIAS, sampler.bias_ids.shape[1]),
+    )
+    buffers = (
+        *((words.SEQ, state.seq), (words.ROW_POS, state.row_pos), (words.BEST, state.best)),
+        *((words.MASS, state.mass), (words.RAW, state.raw), (words.LOGITS_LEFT, state.logits)),
+        *((words.COS, setting.cos), (words.SIN, setting.sin), (words.TABLE, setting.table)),
+        *((words.PARTIAL, state.partial), (words.MERGED, state.merged), (words.POS, state.pos)),
+        *((words.TOKEN_IDS, state.token_ids), (words.N_LEFT, state.n_left)),
+        *((words.STOP_IDS, state.stop_ids), (words.CONTROL, state.control)),
+        *((words.COMMANDS, state.commands), (words.ANSWERS, state.answers)),
+        *((words.N_TAKEN, state.n_taken), (words.SETTINGS, sampler.settings)),
+        *((words.TOP_K, sampler.top_k), (words.SEED, sampler.seed)),
+        *((words.BIAS_IDS, sampler.bias_ids), (words.BIAS_VALUES, sampler.bias_values)),
+        (words.HISTORY, sampler.history),
+    )
+    for word, number in numbers:
+        row[word] = number
+    for word, buffer in buffers:
+        row[word] = address(buffer)
+    return row
+
+
+def _bits(number: Any) -> int:
+    """Of a float32."""
+    return int(np.float32(number).view(np.uint32))
 
 
 def _encode_product(row: NDArray[np.int64], product: Product, form: Form) -> None:

@@ -8,7 +8,7 @@ splits a sequence has depends on its length alone, and on the grid.
 from functools import cache
 from typing import Any, Final
 
-from numba import cuda, float32, int32, int64
+from numba import cuda, float32, int32, int64, uint32
 from numba.cuda.types import float16
 
 from m40llm.kernels.attention_common import HALVES_PER_LOAD, LOWEST
@@ -21,6 +21,7 @@ from m40llm.kernels.attention_keys import (
 )
 from m40llm.kernels.attention_merge import MAX_SPLITS, merge_floats, merge_splits, merge_warps
 from m40llm.kernels.contract import ceil_div
+from m40llm.kernels.intrinsics import uint_as_float
 from m40llm.kernels.program import words
 from m40llm.kernels.program.form import N_THREADS, N_WARPS, Form
 from m40llm.kernels.views import array_at, part_of
@@ -44,7 +45,7 @@ def tiles_a_group(form: Form) -> int:
 
 @cache
 def attend_of(form: Form) -> Any:
-    """attention(w, inner, outer, window, pool, seq, row_pos, max_seq_len, partial, merged)"""
+    """attention(w, pool): the instruction w."""
     n_seqs, head_dim, n_kv_heads, n_q_heads = (
         *(form.n_seqs, form.head_dim, form.n_kv_heads, form.n_heads),
     )
@@ -61,10 +62,7 @@ def attend_of(form: Form) -> Any:
     idle_elements = n_q_heads * head_dim
 
     @cuda.jit(device=True, forceinline=True)
-    def attention(
-        w: Any, inner: Any, outer: Any, window: Any, pool: Any, seq: Any, row_pos: Any,
-        max_seq_len: Any, partial: Any, merged: Any,
-    ) -> None:  # fmt: skip
+    def attention(w: Any, pool: Any) -> None:
         query = cuda.local.array((n_heads, HALVES_PER_LOAD), float32)
         highest = cuda.local.array(n_heads, float32)
         total = cuda.local.array(n_heads, float32)
@@ -76,7 +74,15 @@ def attend_of(form: Form) -> Any:
         out = array_at(w[words.OUT], (n_seqs, n_q_heads, head_dim), float32)
         k_cache = array_at(w[words.K_CACHE], (_UNSEEN,), float16)
         v_cache = array_at(w[words.V_CACHE], (_UNSEEN,), float16)
-        most_splits = partial.shape[2]
+        seq = array_at(w[words.SEQ], (n_seqs,), int32)
+        row_pos = array_at(w[words.ROW_POS], (n_seqs,), int32)
+        most_splits = int32(w[words.N_SPLITS])
+        partial = array_at(
+            w[words.PARTIAL], (n_seqs, n_q_heads, most_splits, head_dim + 2), float32
+        )
+        merged = array_at(w[words.MERGED], (n_seqs, n_q_heads), int32)
+        inner = uint_as_float(uint32(w[words.INNER]))
+        outer = uint_as_float(uint32(w[words.OUTER]))
         n_items = int32(most_splits * n_row_items * n_seqs)
         for item in range(int32(cuda.blockIdx.x), n_items, int32(cuda.gridDim.x)):
             s = item % n_seqs
@@ -86,7 +92,7 @@ def attend_of(form: Form) -> Any:
             if end == 0 and tile == 0 and split == 0:  # an idle sequence; nobody reads it
                 for i in range(cuda.threadIdx.x, idle_elements, N_THREADS):
                     out[s, i // head_dim, i % head_dim] = float32(0)
-            begin = max(end - window, 0)
+            begin = max(end - int32(w[words.WINDOW]), int32(0))
             split_keys = (end - begin + most_splits - 1) // most_splits
             split_keys = (split_keys + split_keys_unit - 1) // split_keys_unit * split_keys_unit
             n_splits = int32(0)
@@ -103,7 +109,7 @@ def attend_of(form: Form) -> Any:
                     highest[head], total[head] = LOWEST, float32(0)
                     for d in range(HALVES_PER_LOAD):
                         mixed[head, d] = float32(0)
-                row = (int64(seq[s]) * n_kv_heads + kv_head) * max_seq_len
+                row = (int64(seq[s]) * n_kv_heads + kv_head) * w[words.MAX_SEQ_LEN]
                 d = cuda.threadIdx.x % n_lanes * HALVES_PER_LOAD
                 base = row * head_dim + (d if d < head_dim else 0)
                 attend(query, k_cache, v_cache, base, begin, end, outer, highest, total, mixed)

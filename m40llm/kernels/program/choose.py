@@ -11,7 +11,7 @@ import math
 from functools import cache
 from typing import Any, Final
 
-from numba import cuda, float32, int32, int64
+from numba import cuda, float32, int32, int64, uint8, uint64
 
 from m40llm.gguf.blocks import FORMATS
 from m40llm.kernels.block_reduce import block_max, block_sum
@@ -24,6 +24,7 @@ from m40llm.kernels.quant_blocks import WEIGHT_OF
 from m40llm.kernels.sampling import (
     FREQUENCY,
     IN_ANSWER,
+    N_SETTINGS,
     PRESENCE,
     REPETITION,
     TEMPERATURE,
@@ -86,20 +87,26 @@ def _commands_of(n_seqs: int) -> Any:
 
 @cache
 def embed_of(form: Form) -> Any:
-    """embed(w, table, token_ids, pos, row_pos, n_left, control, commands, answers, n_taken)"""
+    """embed(w): the instruction w."""
     weight, n_seqs = WEIGHT_OF[form.table_type], form.n_seqs
     block = FORMATS[form.table_type]
     n_weights, n_bytes = block.n_weights, block.n_bytes
     take_commands = _commands_of(n_seqs)
 
     @cuda.jit(device=True, forceinline=True)
-    def embed(
-        w: Any, table: Any, token_ids: Any, pos: Any, row_pos: Any, n_left: Any, control: Any,
-        commands: Any, answers: Any, n_taken: Any,
-    ) -> None:  # fmt: skip
+    def embed(w: Any) -> None:
         if cuda.blockIdx.x != 0:
             return
+        table = array_at(w[words.TABLE], (w[words.VOCAB_SIZE], w[words.ROW_BYTES]), uint8)
+        token_ids = array_at(w[words.TOKEN_IDS], (n_seqs,), int32)
+        row_pos = array_at(w[words.ROW_POS], (n_seqs,), int32)
         if cuda.threadIdx.x == 0:
+            commands = array_at(w[words.COMMANDS], (state.N_COMMANDS, 2), int64)
+            answers = array_at(w[words.ANSWERS], (state.N_ANSWERS, 2), int64)
+            n_taken = array_at(w[words.N_TAKEN], (1,), int64)
+            control = array_at(w[words.CONTROL], (state.N_CONTROL,), int64)
+            n_left = array_at(w[words.N_LEFT], (n_seqs,), int32)
+            pos = array_at(w[words.POS], (n_seqs,), int32)
             take_commands(commands, n_taken, control, n_left, answers)
             for s in range(n_seqs):
                 row_pos[s] = pos[s] if n_left[s] > 0 else int32(-1)
@@ -143,17 +150,45 @@ def _reason(token: Any, n_left: Any, next_pos: Any, max_seq_len: Any, stop_ids: 
 
 
 @cache
+def _settle_of(n_seqs: int) -> Any:
+    """settle(w, s, token, logprob, next_pos): the answer, and what the next step needs."""
+
+    @cuda.jit(device=True, forceinline=True)
+    def settle(w: Any, s: Any, token: Any, logprob: Any, next_pos: Any) -> None:
+        n_left = array_at(w[words.N_LEFT], (n_seqs,), int32)
+        control = array_at(w[words.CONTROL], (state.N_CONTROL,), int64)
+        answers = array_at(w[words.ANSWERS], (state.N_ANSWERS, 2), int64)
+        done = state.DAMAGED
+        if token >= 0:
+            stop_ids = array_at(w[words.STOP_IDS], (n_seqs, state.MAX_STOP_IDS), int32)
+            history = array_at(w[words.HISTORY], (n_seqs, w[words.VOCAB_SIZE]), int32)
+            done = _reason(token, n_left[s], next_pos, w[words.MAX_SEQ_LEN], stop_ids[s])
+            history[s, token] += IN_ANSWER
+            array_at(w[words.TOKEN_IDS], (n_seqs,), int32)[s] = int32(token)
+            array_at(w[words.POS], (n_seqs,), int32)[s] = next_pos
+        n_left[s] = n_left[s] - 1 if done == state.GOES_ON else int32(0)
+        _answer(control, answers, s, token, logprob, done)
+
+    return settle
+
+
+@cache
 def _sample_of(form: Form) -> Any:
-    """sample(s, pool, raw, ...): draw_token for slot s, kept out of line: few slots need it."""
-    capacity = 2 * N_THREADS
+    """sample(w, s, pos, pool): draw_token for slot s, kept out of line: few slots need it."""
+    capacity, n_seqs = 2 * N_THREADS, form.n_seqs
     bins_at, scratch_at = 2 * capacity, 2 * capacity + 2 * N_BINS
 
     @cuda.jit(device=True)
-    def sample(
-        s: Any, pos: Any, pool: Any, logits: Any, settings: Any, top_k: Any, seed: Any,
-        bias_ids: Any, bias_values: Any, history: Any,
-    ) -> Any:  # fmt: skip
+    def sample(w: Any, s: Any, pos: Any, pool: Any) -> Any:
         never_inlined()
+        n_bias, vocab = w[words.MAX_BIAS], w[words.VOCAB_SIZE]
+        logits = array_at(w[words.LOGITS_LEFT], (n_seqs, vocab), float32)
+        settings = array_at(w[words.SETTINGS], (n_seqs, N_SETTINGS), float32)
+        top_k = array_at(w[words.TOP_K], (n_seqs,), int32)
+        seed = array_at(w[words.SEED], (n_seqs,), uint64)
+        bias_ids = array_at(w[words.BIAS_IDS], (n_seqs, n_bias), int32)
+        bias_values = array_at(w[words.BIAS_VALUES], (n_seqs, n_bias), float32)
+        history = array_at(w[words.HISTORY], (n_seqs, vocab), int32)
         kept = part_of(pool, 0, capacity, int64)
         bins = part_of(pool, bins_at, N_BINS, int64)
         wide = part_of(pool, scratch_at, 32, int64)
@@ -169,17 +204,18 @@ def _sample_of(form: Form) -> Any:
 
 @cache
 def choose_of(form: Form) -> Any:
-    """choose(pool, best, mass, raw, logits, token_ids, pos, row_pos, n_left, stop_ids, settings,
-    top_k, seed, bias_ids, bias_values, history, control, answers, max_seq_len)"""
-    n_seqs, sample = form.n_seqs, _sample_of(form)
+    """choose(w, pool): the instruction w."""
+    n_seqs, sample, settle = form.n_seqs, _sample_of(form), _settle_of(form.n_seqs)
 
     @cuda.jit(device=True, forceinline=True)
-    def choose(
-        pool: Any, best: Any, mass: Any, raw: Any, logits: Any, token_ids: Any, pos: Any,
-        row_pos: Any, n_left: Any, stop_ids: Any, settings: Any, top_k: Any, seed: Any,
-        bias_ids: Any, bias_values: Any, history: Any, control: Any, answers: Any,
-        max_seq_len: Any,
-    ) -> None:  # fmt: skip
+    def choose(w: Any, pool: Any) -> None:
+        n_blocks = int32(cuda.gridDim.x)
+        best = array_at(w[words.BEST], (n_seqs, n_blocks), int64)
+        mass = array_at(w[words.MASS], (n_seqs, n_blocks, 2), float32)
+        raw = array_at(w[words.RAW], (n_seqs, w[words.VOCAB_SIZE]), float32)
+        settings = array_at(w[words.SETTINGS], (n_seqs, N_SETTINGS), float32)
+        bias_ids = array_at(w[words.BIAS_IDS], (n_seqs, w[words.MAX_BIAS]), int32)
+        row_pos = array_at(w[words.ROW_POS], (n_seqs,), int32)
         wide, narrow = part_of(pool, 0, 32, int64), part_of(pool, 64, 32, float32)
         for s in range(int32(cuda.blockIdx.x), n_seqs, int32(cuda.gridDim.x)):
             if row_pos[s] >= 0:
@@ -202,21 +238,12 @@ def choose_of(form: Form) -> Any:
                         token = id_of(key)
                 else:
                     cuda.syncthreads()
-                    token = sample(
-                        s, row_pos[s] + 1, pool, logits, settings, top_k, seed, bias_ids,
-                        bias_values, history,
-                    )  # fmt: skip
+                    token = sample(w, s, row_pos[s] + 1, pool)
                 if cuda.threadIdx.x == 0:
-                    done, logprob = state.DAMAGED, float32(0)
+                    logprob = float32(0)
                     if token >= 0:
                         logprob = raw[s, token] - logsumexp
-                        next_pos = row_pos[s] + 1
-                        done = _reason(token, n_left[s], next_pos, max_seq_len, stop_ids[s])
-                        history[s, token] += IN_ANSWER
-                        token_ids[s] = int32(token)
-                        pos[s] = next_pos
-                    n_left[s] = n_left[s] - 1 if done == state.GOES_ON else int32(0)
-                    _answer(control, answers, s, token, logprob, done)
+                    settle(w, s, token, logprob, row_pos[s] + 1)
                 cuda.syncthreads()
 
     return choose

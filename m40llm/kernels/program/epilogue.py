@@ -29,26 +29,26 @@ _UNSEEN: Final = 1 << 60  # elements that a view may have; what is written lies 
 
 @cache
 def _append_of(form: Form) -> Any:
-    """append(w, first, second, row, jump, s, out, cos, sin, seq, row_pos, max_seq_len): the results
-    of `row` and of the row `jump` further on, which turn together."""
+    """append(w, first, second, row, jump, s, out): the results of `row` and of the row `jump`
+    further on, which turn together."""
     head_dim, n_kv_heads = form.head_dim, form.n_kv_heads
-    q_dim, kv_dim, rope_dim = form.q_dim, form.kv_dim, form.rope_dim
+    q_dim, kv_dim, rope_dim, n_seqs = form.q_dim, form.kv_dim, form.rope_dim, form.n_seqs
+    n_angles = rope_dim // 2
     is_half = form.rope_layout == "half"
 
     @cuda.jit(device=True, forceinline=True)
-    def append(
-        w: Any, first: Any, second: Any, row: Any, jump: Any, s: Any, out: Any,
-        cos: Any, sin: Any, seq: Any, row_pos: Any, max_seq_len: Any,
-    ) -> None:  # fmt: skip
-        pos = row_pos[s]
+    def append(w: Any, first: Any, second: Any, row: Any, jump: Any, s: Any, out: Any) -> None:
+        pos = array_at(w[words.ROW_POS], (n_seqs,), int32)[s]
         if pos < 0:
             return
         row = uint32(row + w[words.FIRST_ROW])
         d = uint32(row % uint32(head_dim))
         if row < q_dim + kv_dim and d < rope_dim:
             pair = d if is_half else d >> uint32(1)
-            c, s_ = cos[pos, pair], sin[pos, pair]
-            first, second = first * c - second * s_, first * s_ + second * c
+            at_angle = int64(pos) * n_angles + pair
+            cos = array_at(w[words.COS], (_UNSEEN,), float32)[at_angle]
+            sin = array_at(w[words.SIN], (_UNSEEN,), float32)[at_angle]
+            first, second = first * cos - second * sin, first * sin + second * cos
         if row < q_dim:
             out[s, row] = first
             out[s, uint32(row + jump)] = second
@@ -59,7 +59,9 @@ def _append_of(form: Form) -> Any:
             row, address = uint32(row - kv_dim), w[words.V_CACHE]
         cache = array_at(address, (_UNSEEN,), float16)
         head = row // uint32(head_dim)
-        at = ((int64(seq[s]) * n_kv_heads + head) * max_seq_len + pos) * head_dim + int64(d)
+        seq = array_at(w[words.SEQ], (n_seqs,), int32)[s]
+        at = (int64(seq) * n_kv_heads + head) * w[words.MAX_SEQ_LEN] + pos
+        at = at * head_dim + int64(d)
         cache[at] = float16(first)
         cache[at + jump] = float16(second)
 
@@ -68,8 +70,8 @@ def _append_of(form: Form) -> Any:
 
 @cache
 def finish_of(form: Form, n: int) -> Any:
-    """finish(w, kind, result, panel, panel_end, n_rows, results, cos, sin, seq, row_pos,
-    max_seq_len, raw, best, top, mass) -> (best, top, mass) of this thread's logits so far.
+    """finish(w, kind, result, panel, panel_end, n_rows, results, best, top, mass)
+    -> (best, top, mass) of this thread's logits so far.
 
     n  rows of a group
     """
@@ -79,7 +81,6 @@ def finish_of(form: Form, n: int) -> Any:
     @cuda.jit(device=True, forceinline=True)
     def finish(
         w: Any, kind: Any, result: Any, panel: Any, panel_end: Any, n_rows: Any, results: Any,
-        cos: Any, sin: Any, seq: Any, row_pos: Any, max_seq_len: Any, raw: Any,
         best: Any, top: Any, mass: Any,
     ) -> Any:  # fmt: skip
         mine = uint32(cuda.threadIdx.x)
@@ -103,16 +104,13 @@ def finish_of(form: Form, n: int) -> Any:
                 if kind == words.SWIGLU:
                     out[s, row] = result / (float32(1) + math.exp(-result)) * second
                 else:
-                    append(
-                        w, result, second, row, jump if is_pair_apart else int32(1), s, out,
-                        cos, sin, seq, row_pos, max_seq_len,
-                    )  # fmt: skip
+                    append(w, result, second, row, jump if is_pair_apart else int32(1), s, out)
         elif is_mine:
             if kind == words.ADD:
                 result += out[s, row]
             out[s, row] = result
             if kind == words.LOGITS:
-                raw[s, row] = result
+                array_at(w[words.RAW], (n_seqs, n_rows), float32)[s, row] = result
                 best = max(best, key_of(result, row))
                 higher = max(top, result)
                 mass = mass * math.exp(top - higher) + math.exp(result - higher)
@@ -124,14 +122,14 @@ def finish_of(form: Form, n: int) -> Any:
 
 @cache
 def gather_of(form: Form) -> Any:
-    """gather(best, top, mass, pool, all_best, all_mass): the block's, from its threads'.
-
-    all_best  int64[n_seqs, n_blocks]        all_mass  float32[n_seqs, n_blocks, 2]: top, mass
-    """
+    """gather(w, best, top, mass, pool): the block's into DecodeState.best and .mass, from its
+    threads'."""
     n_seqs = form.n_seqs
 
     @cuda.jit(device=True, forceinline=True)
-    def gather(best: Any, top: Any, mass: Any, pool: Any, all_best: Any, all_mass: Any) -> None:
+    def gather(w: Any, best: Any, top: Any, mass: Any, pool: Any) -> None:
+        all_best = array_at(w[words.BEST], (n_seqs, cuda.gridDim.x), int64)
+        all_mass = array_at(w[words.MASS], (n_seqs, cuda.gridDim.x, 2), float32)
         keys = part_of(pool, 0, N_THREADS, int64)
         tops = part_of(pool, 2 * N_THREADS, N_THREADS, float32)
         masses = part_of(pool, 3 * N_THREADS, N_THREADS, float32)

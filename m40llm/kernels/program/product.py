@@ -17,6 +17,7 @@ from typing import Any
 from gguf import GGMLQuantizationType as GGMLType
 from numba import cuda, float32, int32, int64, uint16, uint32
 
+from m40llm.kernels.intrinsics import uint_as_float
 from m40llm.kernels.planes import DENSE, LAYOUTS
 from m40llm.kernels.program import words
 from m40llm.kernels.program.barrier import wait
@@ -101,8 +102,8 @@ def _load_of(form: Form, type: GGMLType) -> Any:
 
 @cache
 def product_of(form: Form, type: GGMLType) -> Any:
-    """product(w, arrived, target, waits, eps, pool, scratch, cos, sin, seq, row_pos, max_seq_len,
-    best, mass, raw): the instruction w; `waits` for the barrier's `target` arrivals."""
+    """product(w, arrived, target, waits, pool, scratch): the instruction w; `waits` for the
+    barrier's `target` arrivals."""
     n_seqs, n = form.n_seqs, rows_a_warp(type, form.n_seqs)
     n_results = n * n_seqs
     panel_groups, lanes_a_result = PANEL_RESULTS // n_results, WARP_SIZE // n_results
@@ -120,11 +121,7 @@ def product_of(form: Form, type: GGMLType) -> Any:
     result_scale = 1.0 if type in DENSE else 1.0 / RESULT_SCALE
 
     @cuda.jit(device=True, forceinline=True)
-    def product(
-        w: Any, arrived: Any, target: Any, waits: Any, eps: Any, pool: Any, scratch: Any,
-        cos: Any, sin: Any, seq: Any, row_pos: Any, max_seq_len: Any, best: Any, mass: Any,
-        raw: Any,
-    ) -> None:  # fmt: skip
+    def product(w: Any, arrived: Any, target: Any, waits: Any, pool: Any, scratch: Any) -> None:
         acc = cuda.local.array(n_results, float32)
         now = cuda.local.array((n, 4), uint32)
         now_high = cuda.local.array((n, 2), uint32)
@@ -160,7 +157,7 @@ def product_of(form: Form, type: GGMLType) -> Any:
         if waits:
             wait(arrived, target)
         if w[words.NORM] != 0 and n_segments > 0:
-            norms(x, eps, scale, scratch)
+            norms(x, uint_as_float(uint32(w[words.EPS])), scale, scratch)
 
         total = float32(0)
         thread_best, thread_top, thread_mass = int64(-1), float32(LOWEST), float32(0)
@@ -219,11 +216,10 @@ def product_of(form: Form, type: GGMLType) -> Any:
             if end_chunk == n_chunks:
                 thread_best, thread_top, thread_mass = finish(
                     w, kind, total * float32(result_scale), panel, panel_end, n_rows, partials,
-                    cos, sin, seq, row_pos, max_seq_len, raw,
                     thread_best, thread_top, thread_mass,
                 )  # fmt: skip
                 total = float32(0)
         if kind == words.LOGITS:
-            gather(thread_best, thread_top, thread_mass, pool, best, mass)
+            gather(w, thread_best, thread_top, thread_mass, pool)
 
     return product

@@ -1,20 +1,16 @@
 """Runs a decode program: the whole of it again and again, or some instructions of it once.
 
-run_program       instructions first to last - 1, once: a launch an instruction is the eager form
+run_once          instructions first to last - 1, once: a launch an instruction is the eager form
                   and what a graph records
 run_persistent    all instructions, a step a token, up to n_steps of them, in one launch: until no
                   slot has tokens to make, STOP, or no room for answers
 
-program      int64[n_instructions, N_WORDS]: see words.py. EMBED first, CHOOSE last
-table        uint8[vocab_size, row_bytes]: the embedding, the file's own bytes
-cos, sin     float32[max_seq_len or more, rope_dim / 2]
-state        state.DecodeState
+code         int64[n_instructions, N_WORDS]: see words.py. EMBED first, CHOOSE last
 grid         n_blocks of 512 threads, all resident at once: an SM has room for one
 results      the same in every form: no sum depends on which launch an instruction is in. Those of
              attention depend on the number of blocks.
 sm_52        128 registers, 47.9 KiB of shared memory: one block, 16 warps, an SM (25 %)
 
-over the size law: the kernel passes the state to each operation, argument by argument.
 """
 
 from dataclasses import dataclass
@@ -24,7 +20,6 @@ from typing import Any
 import numpy as np
 from numba import cuda, float32, int32, int64, uint64
 
-from m40llm.kernels.attention_common import score_factors, window_keys
 from m40llm.kernels.contract import Kernel, Launcher, check_array
 from m40llm.kernels.program import words
 from m40llm.kernels.program.attend import attend_of
@@ -32,36 +27,29 @@ from m40llm.kernels.program.barrier import arrive, wait
 from m40llm.kernels.program.choose import choose_of, embed_of
 from m40llm.kernels.program.form import N_THREADS, POOL_FLOATS, REGISTERS, Form
 from m40llm.kernels.program.product import product_of
-from m40llm.kernels.program.state import IS_RUNNING, DecodeState
-from m40llm.kernels.views import part_of
+from m40llm.kernels.program.state import IS_RUNNING, N_CONTROL
+from m40llm.kernels.views import array_at, part_of
 
 
 @dataclass(frozen=True)
-class Model:
-    """What every instruction shares.
+class Program:
+    """A program on a device. Whoever runs it holds the buffers that its instructions point to.
 
-    scale    of attention's scores; window: keys that a row sees, 0 for all
+    code      int64[n_instructions, N_WORDS]
+    arrived   DecodeState.arrived
+    n_blocks  that its buffers are made for; no more than the card holds at once
     """
 
     form: Form
-    program: Any
-    table: Any
-    cos: Any
-    sin: Any
-    eps: float
-    scale: float
-    window: int
-    max_seq_len: int
+    code: Any
+    arrived: Any
+    n_blocks: int
 
 
 @cache
 def _no_product() -> Any:
     @cuda.jit(device=True, forceinline=True)
-    def nothing(
-        w: Any, arrived: Any, target: Any, waits: Any, eps: Any, pool: Any, scratch: Any,
-        cos: Any, sin: Any, seq: Any, row_pos: Any, max_seq_len: Any, best: Any, mass: Any,
-        raw: Any,
-    ) -> None:  # fmt: skip
+    def nothing(w: Any, arrived: Any, target: Any, waits: Any, pool: Any, scratch: Any) -> None:
         pass
 
     return nothing
@@ -76,14 +64,7 @@ def _compile(form: Form) -> Kernel:
     product_0, product_1, product_2, product_3 = (products + [_no_product()] * 4)[:4]
     embed, attention, choose = embed_of(form), attend_of(form), choose_of(form)
 
-    def decode_program(
-        program: Any, first: Any, last: Any, n_steps: Any, eps: Any, inner: Any, outer: Any,
-        window: Any, max_seq_len: Any, table: Any, cos: Any, sin: Any, token_ids: Any, pos: Any,
-        row_pos: Any, seq: Any, n_left: Any, stop_ids: Any, control: Any, arrived: Any, best: Any,
-        mass: Any, partial: Any, merged: Any, raw: Any, logits: Any, settings: Any, top_k: Any,
-        seed: Any, bias_ids: Any, bias_values: Any, history: Any, commands: Any, answers: Any,
-        n_taken: Any,
-    ) -> None:  # fmt: skip
+    def decode_program(code: Any, first: Any, last: Any, n_steps: Any, arrived: Any) -> None:
         pool = cuda.shared.array(POOL_FLOATS, float32, alignment=16)
         scratch = cuda.shared.array(32, float32)
         both = cuda.shared.array(n_both, int64)
@@ -91,19 +72,16 @@ def _compile(form: Form) -> Kernel:
         target = arrived[0] // n_blocks * n_blocks  # no later than the first barrier is complete
         is_resident = n_steps > 0
         thread = cuda.threadIdx.x
-        turn = int32(0)
+        turn, step, goes_on = int32(0), int32(0), True
         if thread < n_words:
-            both[thread] = program[first, thread]
+            both[thread] = code[first, thread]
         cuda.syncthreads()
-        step = int32(0)
-        goes_on = True
         while goes_on:
             for pc in range(first, last):
                 w = part_of(both, turn * n_words, n_words, int64)
-                turn = 1 - turn
-                after = pc + 1 if pc + 1 < last else first
+                turn = int32(1 - turn)
                 if thread < n_words:  # the next instruction is at hand when this one is done
-                    both[turn * n_words + thread] = program[after, thread]
+                    both[turn * n_words + thread] = code[pc + 1 if pc + 1 < last else first, thread]
                 waits = is_resident and w[words.WAITS] != 0 and (pc > first or step > 0)
                 if waits:
                     arrive(arrived)
@@ -113,87 +91,48 @@ def _compile(form: Form) -> Kernel:
                     if waits:
                         wait(arrived, target)
                     if operation == words.EMBED:
-                        embed(
-                            w, table, token_ids, pos, row_pos, n_left, control, commands, answers,
-                            n_taken,
-                        )  # fmt: skip
+                        embed(w)
                     elif operation == words.ATTEND:
-                        attention(
-                            w, inner, outer, window, pool, seq, row_pos, max_seq_len, partial,
-                            merged,
-                        )  # fmt: skip
+                        attention(w, pool)
                     else:
-                        choose(
-                            pool, best, mass, raw, logits, token_ids, pos, row_pos, n_left,
-                            stop_ids, settings, top_k, seed, bias_ids, bias_values, history,
-                            control, answers, max_seq_len,
-                        )  # fmt: skip
+                        choose(w, pool)
                 elif operation == words.PRODUCT:
-                    product_0(
-                        w, arrived, target, waits, eps, pool, scratch, cos, sin, seq, row_pos,
-                        max_seq_len, best, mass, raw,
-                    )  # fmt: skip
+                    product_0(w, arrived, target, waits, pool, scratch)
                 elif n_types > 1 and operation == words.PRODUCT + 1:
-                    product_1(
-                        w, arrived, target, waits, eps, pool, scratch, cos, sin, seq, row_pos,
-                        max_seq_len, best, mass, raw,
-                    )  # fmt: skip
+                    product_1(w, arrived, target, waits, pool, scratch)
                 elif n_types > 2 and operation == words.PRODUCT + 2:
-                    product_2(
-                        w, arrived, target, waits, eps, pool, scratch, cos, sin, seq, row_pos,
-                        max_seq_len, best, mass, raw,
-                    )  # fmt: skip
+                    product_2(w, arrived, target, waits, pool, scratch)
                 elif n_types > 3:
-                    product_3(
-                        w, arrived, target, waits, eps, pool, scratch, cos, sin, seq, row_pos,
-                        max_seq_len, best, mass, raw,
-                    )  # fmt: skip
+                    product_3(w, arrived, target, waits, pool, scratch)
                 cuda.syncthreads()
                 if is_resident and operation == words.EMBED:
                     arrive(arrived)
                     target += n_blocks
                     wait(arrived, target)
+                    control = array_at(w[words.CONTROL], (N_CONTROL,), int64)
                     if control[IS_RUNNING] == int64(0):
                         return
-            step += 1
+            step += int32(1)
             goes_on = step < n_steps
 
     return Kernel(decode_program, registers=REGISTERS)
 
 
-def run_program(
-    model: Model, state: DecodeState, first: int, last: int, *, n_blocks: int, stream: Launcher
-) -> None:
+def run_once(program: Program, first: int, last: int, *, stream: Launcher) -> None:
     """Instructions first to last - 1, once, without barriers: one at a time where one needs
     another's results."""
-    _launch(model, state, first, last, 0, n_blocks, stream)
+    _launch(program, first, last, 0, stream)
 
 
-def run_persistent(
-    model: Model, state: DecodeState, n_steps: int, *, n_blocks: int, stream: Launcher
-) -> None:
-    """All instructions, up to n_steps times; n_blocks must not be more than are resident."""
-    _launch(model, state, 0, int(model.program.shape[0]), n_steps, n_blocks, stream)
+def run_persistent(program: Program, n_steps: int, *, stream: Launcher) -> None:
+    """All instructions, up to n_steps times."""
+    _launch(program, 0, int(program.code.shape[0]), n_steps, stream)
 
 
-def _launch(
-    model: Model, state: DecodeState, first: int, last: int, n_steps: int, n_blocks: int,
-    stream: Launcher,
-) -> None:  # fmt: skip
-    form = model.form
-    check_array("program", model.program, np.int64, (None, words.N_WORDS))
-    check_array("table", model.table, np.uint8, (None, None))
-    check_array("cos", model.cos, np.float32, (None, form.rope_dim // 2))
-    check_array("sin", model.sin, np.float32, model.cos.shape)
-    state.check(form.n_seqs, int(model.table.shape[0]))
-    inner, outer = score_factors(model.scale, 0.0)
-    s, sampler = state, state.sampler
+def _launch(program: Program, first: int, last: int, n_steps: int, stream: Launcher) -> None:
+    check_array("code", program.code, np.int64, (None, words.N_WORDS))
+    check_array("arrived", program.arrived, np.uint64, (1,))
     stream.launch(
-        _compile(form), n_blocks, N_THREADS,
-        model.program, np.int32(first), np.int32(last), np.int32(n_steps), np.float32(model.eps),
-        inner, outer, window_keys(model.window), np.int32(model.max_seq_len), model.table,
-        model.cos, model.sin, s.token_ids, s.pos, s.row_pos, s.seq, s.n_left, s.stop_ids,
-        s.control, s.arrived, s.best, s.mass, s.partial, s.merged, s.raw, s.logits,
-        sampler.settings, sampler.top_k, sampler.seed, sampler.bias_ids, sampler.bias_values,
-        sampler.history, s.commands, s.answers, s.n_taken,
+        _compile(program.form), program.n_blocks, N_THREADS,
+        program.code, np.int32(first), np.int32(last), np.int32(n_steps), program.arrived,
     )  # fmt: skip

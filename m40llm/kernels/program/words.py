@@ -1,20 +1,32 @@
 """An instruction of the decode program as the kernel reads it: int64[N_WORDS].
 
-Addresses are those of device memory, 0 where there is none. A word that an operation does not use
-is 0.
+All that an operation needs stands in its words: addresses of device memory (0 where there is
+none), sizes, and numbers of float32 as their bits. Passed as arrays, they would fill registers all
+through the kernel. A word that an operation does not use is 0.
 """
 
 from typing import Final
 
 # Where a word stands.
 (
+    # any instruction
     OP,  # EMBED, ATTEND, CHOOSE, or PRODUCT + the place of the matrix's type in Form.types
     WAITS,  # 1: a grid barrier before it, since it reads what other blocks wrote
-    KIND,  # of a product: STORE, ADD, SWIGLU, APPEND, LOGITS
     X,  # address of float32[n_seqs, N_COLS]
-    NORM,  # address of float32[N_COLS], the weights of an RMSNorm of x; 0 for none
     OUT,  # address of float32[n_seqs, OUT_COLS]
     OUT_COLS,
+    K_CACHE,  # address of one layer's float16[n_seqs, n_kv_heads, max_seq_len, head_dim]
+    V_CACHE,
+    SEQ,  # address of int32[n_seqs]: DecodeState.seq, and so on
+    ROW_POS,
+    MAX_SEQ_LEN,
+    BEST,
+    MASS,
+    RAW,
+    # a product
+    KIND,  # STORE, ADD, SWIGLU, APPEND, LOGITS
+    NORM,  # address of float32[N_COLS], the weights of an RMSNorm of x; 0 for none
+    EPS,  # bits of its epsilon
     N_ROWS,  # of the matrix
     N_COLS,
     STAGE_COLS,  # columns of x in shared memory at a time, a multiple of 1,024
@@ -26,10 +38,37 @@ from typing import Final
     SCALE_WORDS,
     BIAS,  # address of float32[N_ROWS]
     FIRST_ROW,  # of APPEND: which row of Q, K and V stacked is the matrix's first
-    K_CACHE,  # address of one layer's float16[n_seqs, n_kv_heads, max_seq_len, head_dim]
-    V_CACHE,
-) = range(20)
-N_WORDS: Final = 20
+    COS,  # address of float32[MAX_SEQ_LEN or more, rope_dim / 2]
+    SIN,
+    # ATTEND
+    INNER,  # bits of the factors of scores: attention_common.score_factors
+    OUTER,
+    WINDOW,  # keys that a row sees
+    PARTIAL,  # address of float32[n_seqs, n_heads, N_SPLITS, head_dim + 2]
+    N_SPLITS,
+    MERGED,
+    # EMBED and CHOOSE
+    TABLE,  # address of uint8[VOCAB_SIZE, ROW_BYTES]
+    ROW_BYTES,
+    VOCAB_SIZE,
+    TOKEN_IDS,
+    POS,
+    N_LEFT,
+    STOP_IDS,
+    CONTROL,
+    COMMANDS,
+    ANSWERS,
+    N_TAKEN,
+    LOGITS_LEFT,  # DecodeState.logits
+    SETTINGS,  # and the other buffers of the sampler
+    TOP_K,
+    SEED,
+    BIAS_IDS,
+    BIAS_VALUES,
+    MAX_BIAS,
+    HISTORY,
+) = range(54)
+N_WORDS: Final = 54
 
 # Operations.
 EMBED, ATTEND, CHOOSE, PRODUCT = range(4)
