@@ -56,13 +56,42 @@ def _no_product() -> Any:
 
 
 @cache
-def _compile(form: Form) -> Kernel:
-    n_words, n_types = words.N_WORDS, len(form.types)
-    n_both = 2 * n_words
+def _instruction(form: Form) -> Any:
+    n_types = len(form.types)
     assert n_types <= 4, f"{form}: a program has at most four types of matrices"
     products = [product_of(form, type) for type in form.types]
     product_0, product_1, product_2, product_3 = (products + [_no_product()] * 4)[:4]
     embed, attention, choose = embed_of(form), attend_of(form), choose_of(form)
+
+    @cuda.jit(device=True, forceinline=True)
+    def instruction(w: Any, arrived: Any, target: Any, waits: Any, pool: Any, scratch: Any) -> None:
+        operation = int32(w[words.OP])
+        if operation < words.PRODUCT:
+            if waits:
+                wait(arrived, target)
+            if operation == words.EMBED:
+                embed(w)
+            elif operation == words.ATTEND:
+                attention(w, pool)
+            else:
+                choose(w, pool)
+        elif operation == words.PRODUCT:  # a product waits when its first weights are on their way
+            product_0(w, arrived, target, waits, pool, scratch)
+        elif n_types > 1 and operation == words.PRODUCT + 1:
+            product_1(w, arrived, target, waits, pool, scratch)
+        elif n_types > 2 and operation == words.PRODUCT + 2:
+            product_2(w, arrived, target, waits, pool, scratch)
+        elif n_types > 3:
+            product_3(w, arrived, target, waits, pool, scratch)
+
+    return instruction
+
+
+@cache
+def _compile(form: Form) -> Kernel:
+    n_words = words.N_WORDS
+    n_both = 2 * n_words
+    do_instruction = _instruction(form)
 
     def decode_program(code: Any, first: Any, last: Any, n_steps: Any, arrived: Any) -> None:
         pool = cuda.shared.array(POOL_FLOATS, float32, alignment=16)
@@ -86,26 +115,9 @@ def _compile(form: Form) -> Kernel:
                 if waits:
                     arrive(arrived)
                     target += n_blocks
-                operation = int32(w[words.OP])
-                if operation < words.PRODUCT:
-                    if waits:
-                        wait(arrived, target)
-                    if operation == words.EMBED:
-                        embed(w)
-                    elif operation == words.ATTEND:
-                        attention(w, pool)
-                    else:
-                        choose(w, pool)
-                elif operation == words.PRODUCT:
-                    product_0(w, arrived, target, waits, pool, scratch)
-                elif n_types > 1 and operation == words.PRODUCT + 1:
-                    product_1(w, arrived, target, waits, pool, scratch)
-                elif n_types > 2 and operation == words.PRODUCT + 2:
-                    product_2(w, arrived, target, waits, pool, scratch)
-                elif n_types > 3:
-                    product_3(w, arrived, target, waits, pool, scratch)
+                do_instruction(w, arrived, target, waits, pool, scratch)
                 cuda.syncthreads()
-                if is_resident and operation == words.EMBED:
+                if is_resident and w[words.OP] == words.EMBED:
                     arrive(arrived)
                     target += n_blocks
                     wait(arrived, target)
