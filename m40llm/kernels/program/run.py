@@ -115,9 +115,10 @@ def _compile(form: Form) -> Kernel:
                 if waits:
                     arrive(arrived)
                     target += n_blocks
+                operation = w[words.OP]  # read now: `w` is overwritten once others go on
                 do_instruction(w, arrived, target, waits, pool, scratch)
                 cuda.syncthreads()
-                if is_resident and w[words.OP] == words.EMBED:
+                if is_resident and operation == words.EMBED:
                     arrive(arrived)
                     target += n_blocks
                     wait(arrived, target)
