@@ -13,7 +13,7 @@ from numba import cuda, float32, int64, uint32
 from m40llm.kernels.attention_common import HALVES_PER_LOAD, NEGATIVE_INFINITY
 from m40llm.kernels.attention_merge import N_WARPS
 from m40llm.kernels.contract import ceil_div
-from m40llm.kernels.intrinsics import half2_to_float2, load_uint4, load_uint4_readonly
+from m40llm.kernels.intrinsics import half2_to_float2, load_uint4_readonly
 from m40llm.kernels.reduce import FULL_MASK, WARP_SIZE
 
 KEYS_IN_FLIGHT: Final = 2  # loads of K, and of V, that a lane has under way
@@ -31,7 +31,7 @@ def lanes_per_key(head_dim: int) -> int:
 
 
 @cache
-def _score(n_lanes: int, has_softcap: bool) -> Any:
+def score_of(n_lanes: int, has_softcap: bool) -> Any:
     """score(halves, key, query, head, outer): of a lane's key with a head, in every lane of it."""
 
     @cuda.jit(device=True, forceinline=True)
@@ -53,7 +53,7 @@ def _score(n_lanes: int, has_softcap: bool) -> Any:
 
 
 @cache
-def _accumulate(n_heads: int) -> Any:
+def accumulate_of(n_heads: int) -> Any:
     """accumulate(score, halves, highest, total, mixed, head): an online softmax takes new keys."""
 
     @cuda.jit(device=True, forceinline=True)
@@ -85,18 +85,12 @@ def keys_a_pass(head_dim: int, n_warps: int = N_WARPS) -> int:
 
 
 @cache
-def attend_over(
-    head_dim: int, n_heads: int, has_softcap: bool, n_warps: int = N_WARPS, *, readonly: bool = True
-) -> Any:
-    """attend(query, k, v, base, begin, end, outer, highest, total, mixed): a block's keys.
-
-    readonly  the launch does not write to the cache
-    """
+def attend_over(head_dim: int, n_heads: int, has_softcap: bool, n_warps: int = N_WARPS) -> Any:
+    """attend(query, k, v, base, begin, end, outer, highest, total, mixed): a block's keys."""
     n_lanes = lanes_per_key(head_dim)
     keys_a_load = WARP_SIZE // n_lanes
     block_keys = keys_a_pass(head_dim, n_warps)
-    load_halves = load_uint4_readonly if readonly else load_uint4
-    score_of, accumulate = _score(n_lanes, has_softcap), _accumulate(n_heads)
+    score_with, accumulate = score_of(n_lanes, has_softcap), accumulate_of(n_heads)
 
     @cuda.jit(device=True, forceinline=True)
     def attend(
@@ -121,15 +115,15 @@ def attend_over(
             for load in range(KEYS_IN_FLIGHT):
                 key = min(my_first + tile + load * keys_a_load, end - 1)
                 at = base + int64(key) * head_dim
-                k0, k1, k2, k3 = load_halves(k_cache, at)
-                v0, v1, v2, v3 = load_halves(v_cache, at)
+                k0, k1, k2, k3 = load_uint4_readonly(k_cache, at)
+                v0, v1, v2, v3 = load_uint4_readonly(v_cache, at)
                 k_halves[load, 0], k_halves[load, 1] = k0, k1
                 k_halves[load, 2], k_halves[load, 3] = k2, k3
                 v_halves[load, 0], v_halves[load, 1] = v0, v1
                 v_halves[load, 2], v_halves[load, 3] = v2, v3
             for head in range(n_heads):
                 for load in range(KEYS_IN_FLIGHT):
-                    score[load] = score_of(k_halves, load, query, head, outer)
+                    score[load] = score_with(k_halves, load, query, head, outer)
                     if my_first + tile + load * keys_a_load >= end:
                         score[load] = NEGATIVE_INFINITY
                 accumulate(score, v_halves, highest, total, mixed, head)

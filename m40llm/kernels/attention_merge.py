@@ -21,7 +21,7 @@ MAX_SPLITS: Final = 128
 
 
 @cache
-def _merge_warp(n_lanes: int, n_heads: int) -> Any:
+def merge_warp_of(n_lanes: int, n_heads: int) -> Any:
     """merge_warp(highest, total, mixed): the groups of a warp's lanes become one, in each lane."""
 
     @cuda.jit(device=True, forceinline=True)
@@ -55,7 +55,7 @@ def merge_warps(head_dim: int, n_heads: int, n_lanes: int, n_warps: int = N_WARP
     Each group of `n_lanes` lanes has seen other keys; lane i of a group holds elements 8i to 8i+7.
     shared  float32[merge_floats(...)]
     """
-    merge_warp = _merge_warp(n_lanes, n_heads)
+    merge_warp = merge_warp_of(n_lanes, n_heads)
     n_mixed, n_parts = n_heads * n_warps * head_dim, n_heads * n_warps
 
     @cuda.jit(device=True, forceinline=True)

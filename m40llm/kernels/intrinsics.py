@@ -13,6 +13,8 @@ the bytes moved.
     u = float_as_uint(f); f = uint_as_float(u)        mov.b32
     v = load_volatile(flags, i)                       ld.volatile.global
     store_volatile(flags, i, v)                       st.volatile.global
+    ... and load_uint4_volatile, store_uint4_volatile, store_uint2_volatile: of which each aligned
+        8 bytes come and go as a whole
 
 A `_readonly` load goes through the read-only cache: nothing may write to the array during the
 launch. LLVM neither hoists nor merges a volatile load: a spin on one sees the change.
@@ -41,7 +43,26 @@ def _element_pointer(
     return builder.addrspacecast(generic, as_type.as_pointer(space))
 
 
-def _vector_load(element: types.Type, width: int, space: int, *, readonly: bool = False) -> Any:
+class _VolatileLoad(ir.LoadInstr):  # type: ignore[misc]
+    # llvmlite's builder knows no volatile accesses
+    align: int | None = None
+
+    def descr(self, buf: list[str]) -> None:
+        super().descr(buf)
+        buf[-1] = buf[-1].replace("load ", "load volatile ", 1)
+
+
+class _VolatileStore(ir.StoreInstr):  # type: ignore[misc]
+    align: int | None = None
+
+    def descr(self, buf: list[str]) -> None:
+        super().descr(buf)
+        buf[-1] = buf[-1].replace("store ", "store volatile ", 1)
+
+
+def _vector_load(
+    element: types.Type, width: int, space: int, *, readonly: bool = False, volatile: bool = False
+) -> Any:
     """An intrinsic `(array, index) -> width elements`: one load instruction."""
 
     @intrinsic
@@ -52,7 +73,12 @@ def _vector_load(element: types.Type, width: int, space: int, *, readonly: bool 
             pointer = _element_pointer(
                 context, builder, signature.args[0], args, vector_type, space
             )
-            vector = builder.load(pointer, align=4 * width)
+            if volatile:
+                vector = _VolatileLoad(builder.block, pointer)
+                vector.align = 4 * width
+                builder._insert(vector)
+            else:
+                vector = builder.load(pointer, align=4 * width)
             if readonly:
                 vector.set_metadata("invariant.load", builder.module.add_metadata([]))
             lanes = [builder.extract_element(vector, _INT32(i)) for i in range(width)]
@@ -63,7 +89,9 @@ def _vector_load(element: types.Type, width: int, space: int, *, readonly: bool 
     return load
 
 
-def _store_lanes(context: Any, builder: Any, signature: Any, args: Any, space: int) -> Any:
+def _store_lanes(
+    context: Any, builder: Any, signature: Any, args: Any, space: int, *, volatile: bool = False
+) -> Any:
     """Code of a vector store: (array, index, *lanes)."""
     lanes = args[2:]
     vector_type = ir.VectorType(lanes[0].type, len(lanes))
@@ -71,30 +99,34 @@ def _store_lanes(context: Any, builder: Any, signature: Any, args: Any, space: i
     for i, lane in enumerate(lanes):
         vector = builder.insert_element(vector, lane, _INT32(i))
     pointer = _element_pointer(context, builder, signature.args[0], args, vector_type, space)
-    builder.store(vector, pointer, align=4 * len(lanes))
+    if volatile:
+        builder._insert(_VolatileStore(builder.block, vector, pointer))
+        builder.block.instructions[-1].align = 4 * len(lanes)
+    else:
+        builder.store(vector, pointer, align=4 * len(lanes))
     return context.get_dummy_value()
 
 
-def _store4(element: types.Type, space: int) -> Any:
+def _store4(element: types.Type, space: int, *, volatile: bool = False) -> Any:
     """An intrinsic `(array, index, a, b, c, d)`: one 16-byte store."""
 
     @intrinsic
     def store(typing_context: Any, array: Any, index: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            return _store_lanes(context, builder, signature, args, space)
+            return _store_lanes(context, builder, signature, args, space, volatile=volatile)
 
         return types.void(array, types.int64, *[element] * 4), generate
 
     return store
 
 
-def _store2(element: types.Type, space: int) -> Any:
+def _store2(element: types.Type, space: int, *, volatile: bool = False) -> Any:
     """An intrinsic `(array, index, a, b)`: one 8-byte store."""
 
     @intrinsic
     def store(typing_context: Any, array: Any, index: Any, a: Any, b: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            return _store_lanes(context, builder, signature, args, space)
+            return _store_lanes(context, builder, signature, args, space, volatile=volatile)
 
         return types.void(array, types.int64, element, element), generate
 
@@ -113,10 +145,13 @@ load_uint4_shared = _vector_load(types.uint32, 4, SHARED)
 load_uint2_shared = _vector_load(types.uint32, 2, SHARED)
 load_float4_shared = _vector_load(types.float32, 4, SHARED)
 load_float2_shared = _vector_load(types.float32, 2, SHARED)
+load_uint4_volatile = _vector_load(types.uint32, 4, GLOBAL, volatile=True)
 store_uint4 = _store4(types.uint32, GLOBAL)
 store_uint2 = _store2(types.uint32, GLOBAL)
 store_float4 = _store4(types.float32, GLOBAL)
 store_float2 = _store2(types.float32, GLOBAL)
+store_uint4_volatile = _store4(types.uint32, GLOBAL, volatile=True)
+store_uint2_volatile = _store2(types.uint32, GLOBAL, volatile=True)
 store_uint4_shared = _store4(types.uint32, SHARED)
 store_uint2_shared = _store2(types.uint32, SHARED)
 store_float4_shared = _store4(types.float32, SHARED)
@@ -170,21 +205,6 @@ def uint_as_float(typing_context: Any, bits: Any) -> Any:
         return builder.bitcast(args[0], ir.FloatType())
 
     return types.float32(types.uint32), generate
-
-
-class _VolatileLoad(ir.LoadInstr):  # type: ignore[misc]
-    # llvmlite's builder knows no volatile accesses
-    def descr(self, buf: list[str]) -> None:
-        super().descr(buf)
-        buf[-1] = buf[-1].replace("load ", "load volatile ", 1)
-
-
-class _VolatileStore(ir.StoreInstr):  # type: ignore[misc]
-    align: int | None = None
-
-    def descr(self, buf: list[str]) -> None:
-        super().descr(buf)
-        buf[-1] = buf[-1].replace("store ", "store volatile ", 1)
 
 
 @intrinsic

@@ -8,7 +8,15 @@ import numpy as np
 from gguf import GGMLQuantizationType as GGMLType
 from numpy.typing import NDArray
 
-from m40llm.device.gpu.decode import HostRings, Other, Product, Setting, encode, new_state
+from m40llm.device.gpu.decode import (
+    HostRings,
+    Other,
+    Product,
+    Setting,
+    encode,
+    new_exchange,
+    new_state,
+)
 from m40llm.gguf.blocks import dequantize
 from m40llm.kernels.planes import Planes, from_blocks
 from m40llm.kernels.program import state as rings
@@ -130,9 +138,10 @@ def make_case(
     )  # fmt: skip
     cache_shape = (shape.n_layers, n_seqs, shape.n_kv_heads, shape.max_seq_len, shape.head_dim)
     b = {
-        name: launcher.alloc((n_seqs, width), np.dtype(np.float32))
+        name: new_exchange(launcher, n_seqs, width)
         for name, width in (
-            *(("x", shape.n_embd), ("q", shape.q_dim), ("attn", shape.q_dim), ("h", shape.n_ff)),
+            *(("x", shape.n_embd), ("qkv", shape.q_dim + 2 * shape.kv_dim)),
+            *(("attn", shape.q_dim), ("h", shape.n_ff)),
         )
     }
     b["k"], b["v"] = (launcher.alloc(cache_shape, np.dtype(np.float16)) for _ in range(2))
@@ -142,7 +151,7 @@ def make_case(
     pairs = np.arange(shape.rope_dim // 2)
     angles = np.outer(np.arange(shape.max_seq_len), THETA ** (-2.0 * pairs / shape.rope_dim))
     make.host["angles"] = angles
-    instructions = _instructions(shape, make, types, b, state)
+    instructions = _instructions(shape, make, types, b)
     setting = Setting(
         form,
         state,
@@ -160,7 +169,7 @@ def make_case(
 
 
 def _instructions(
-    shape: Shape, make: _Maker, types: tuple[GGMLType, ...], b: dict[str, Any], state: DecodeState
+    shape: Shape, make: _Maker, types: tuple[GGMLType, ...], b: dict[str, Any]
 ) -> list[Product | Other]:
     first, last = types[0], types[-1]
     found: list[Product | Other] = [Other(words.EMBED, out=b["x"])]
@@ -174,15 +183,15 @@ def _instructions(
         ffn_norm = make.vector(f"ffn_norm.{layer}", shape.n_embd)
         down = make.matrix(f"down.{layer}", shape.n_embd, shape.n_ff, last)
         found += [
-            Product("append", qkv, b["x"], b["q"], norm=norm, **cache),
-            Other(words.ATTEND, x=b["q"], out=b["attn"], **cache),
+            Product("rotate", qkv, b["x"], b["qkv"], norm=norm),
+            Other(words.ATTEND, x=b["qkv"], out=b["attn"], **cache),
             Product("add", o, b["attn"], b["x"]),
             Product("swiglu", gate_up, b["x"], b["h"], norm=ffn_norm),
             Product("add", down, b["h"], b["x"]),
         ]
     output = make.matrix("output", shape.vocab_size, shape.n_embd, last, std=4)
     norm = make.vector("output_norm", shape.n_embd)
-    found.append(Product("logits", output, b["x"], state.logits, norm=norm))
+    found.append(Product("logits", output, b["x"], norm=norm))
     return [*found, Other(words.CHOOSE)]
 
 

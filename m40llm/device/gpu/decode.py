@@ -9,20 +9,20 @@ from numpy.typing import NDArray
 
 from m40llm.device.gpu.card import Card
 from m40llm.kernels.attention_common import score_factors, window_keys
+from m40llm.kernels.contract import ceil_div
 from m40llm.kernels.planes import Planes
 from m40llm.kernels.program import state as rings
 from m40llm.kernels.program import words
 from m40llm.kernels.program.attend import split_shape
-from m40llm.kernels.program.form import Form, stage_cols
+from m40llm.kernels.program.form import Form, panel_groups, stage_cols
 from m40llm.kernels.program.state import DecodeState
 from m40llm.kernels.sampling import N_SETTINGS, SamplerState
 
 Buffer = Any
 EFFECTS = {
-    "store": words.STORE,
     "add": words.ADD,
     "swiglu": words.SWIGLU,
-    "append": words.APPEND,
+    "rotate": words.ROTATE,
     "logits": words.LOGITS,
 }
 
@@ -39,13 +39,10 @@ class Product:
     effect: str
     w: Planes
     x: Buffer
-    out: Buffer
+    out: Buffer | None = None
     norm: Buffer | None = None
     bias: Buffer | None = None
     first_row: int = 0
-    k_cache: Buffer | None = None
-    v_cache: Buffer | None = None
-    waits: bool = True
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,6 @@ class Other:
     out: Buffer | None = None
     k_cache: Buffer | None = None
     v_cache: Buffer | None = None
-    waits: bool = True
 
 
 @dataclass(frozen=True)
@@ -87,21 +83,25 @@ def encode(instructions: Sequence[Product | Other], setting: Setting) -> NDArray
     """
     program = np.zeros((len(instructions), words.N_WORDS), np.int64)
     program[:] = _shared_words(setting)
-    for row, instruction in zip(program, instructions, strict=True):
-        row[words.WAITS] = instruction.waits
-        for word, buffer in (
-            (words.X, instruction.x),
-            (words.OUT, instruction.out),
-            (words.K_CACHE, instruction.k_cache),
-            (words.V_CACHE, instruction.v_cache),
-        ):
-            row[word] = 0 if buffer is None else address(buffer)
+    writers: dict[int, int] = {}  # of each exchange buffer, by address: who wrote it last
+    for i, (row, instruction) in enumerate(zip(program, instructions, strict=True)):
+        if instruction.x is not None:
+            row[words.X] = address(instruction.x)
+            row[words.X_WRITER] = writers[address(instruction.x)]
         if instruction.out is not None:
-            row[words.OUT_COLS] = instruction.out.shape[1]
+            out = address(instruction.out)
+            row[words.OUT], row[words.OUT_COLS] = out, instruction.out.shape[1]
+            row[words.OUT_WRITER] = writers.get(out, 0)
+            writers[out] = i
         if isinstance(instruction, Product):
             _encode_product(row, instruction, setting.form)
         else:
             row[words.OP] = instruction.operation
+            for word, cache in (
+                (words.K_CACHE, instruction.k_cache),
+                (words.V_CACHE, instruction.v_cache),
+            ):
+                row[word] = 0 if cache is None else address(cache)
     return program
 
 
@@ -120,7 +120,8 @@ def _shared_words(setting: Setting) -> NDArray[np.int64]:
         (words.MAX_BIAS, sampler.bias_ids.shape[1]),
     )
     buffers = (
-        *((words.SEQ, state.seq), (words.ROW_POS, state.row_pos), (words.BEST, state.best)),
+        *((words.SEQ, state.seq), (words.ROW_POS, state.row_pos), (words.GO, state.go)),
+        (words.BEST, state.best),
         *((words.MASS, state.mass), (words.RAW, state.raw), (words.LOGITS_LEFT, state.logits)),
         *((words.COS, setting.cos), (words.SIN, setting.sin), (words.TABLE, setting.table)),
         *((words.PARTIAL, state.partial), (words.MERGED, state.merged), (words.POS, state.pos)),
@@ -150,6 +151,8 @@ def _encode_product(row: NDArray[np.int64], product: Product, form: Form) -> Non
     row[words.KIND] = EFFECTS[product.effect]
     row[words.N_ROWS], row[words.N_COLS] = w.n_rows, w.n_cols
     row[words.STAGE_COLS] = stage_cols(w.n_cols, form.n_seqs)
+    row[words.N_STAGES] = ceil_div(w.n_cols, stage_cols(w.n_cols, form.n_seqs))
+    row[words.PANEL_GROUPS] = panel_groups(w.type, w.n_cols, form.n_seqs)
     row[words.FIRST_ROW] = product.first_row
     for word, plane in ((words.QUANTS, w.quants), (words.HIGHS, w.highs), (words.SCALES, w.scales)):
         given = w.quants if plane is None else plane  # a kernel wants an address that is there
@@ -165,6 +168,11 @@ class HostRings:
     commands: NDArray[np.int64]
     answers: NDArray[np.int64]
     n_taken: NDArray[np.int64]
+
+
+def new_exchange(card: Card, n_seqs: int, width: int) -> Buffer:
+    """uint32[n_seqs, width, 2] of epoch 0: what instructions hand each other."""
+    return _filled(card, (n_seqs, width, 2), np.uint32)
 
 
 def new_state(
@@ -185,7 +193,8 @@ def new_state(
         n_left=_filled(card, (n,), np.int32),
         stop_ids=_filled(card, (n, rings.MAX_STOP_IDS), np.int32, -1),
         control=_filled(card, (rings.N_CONTROL,), np.int64),
-        arrived=_filled(card, (1,), np.uint64),
+        go=_filled(card, (1,), np.int64),
+        arrived=_filled(card, (2,), np.uint64),
         best=_filled(card, (n, n_blocks), np.int64),
         mass=_filled(card, (n, n_blocks, 2), np.float32),
         partial=card.alloc(split_shape(form, n_blocks), np.dtype(np.float32)),

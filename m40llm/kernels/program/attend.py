@@ -1,33 +1,65 @@
 """Attention over the KV cache as an instruction: blocks share sequences, KV heads and key ranges.
 
-The block works as one of attention_decode.py does, with 16 warps; see there for the method. The
-cache was written in this very launch, so it is not loaded through the read-only cache. How many
+The block works as one of attention_decode.py does, with 16 warps; see there for the method. Its
+first keys are under way before the query has arrived. The newest key and value come with the
+query, through the exchange; the block whose range they end rounds them to FP16 and appends them.
+The cache is written in this very launch, so it is not loaded through the read-only cache. How many
 splits a sequence has depends on its length alone, and on the grid.
+
+over the size law: `attention` is one function so that keys, queries and sums stay in registers.
 """
 
+import math
 from functools import cache
 from typing import Any, Final
 
 from numba import cuda, float32, int32, int64, uint32
 from numba.cuda.types import float16
 
-from m40llm.kernels.attention_common import HALVES_PER_LOAD, LOWEST
+from m40llm.kernels.attention_common import HALVES_PER_LOAD, LOWEST, NEGATIVE_INFINITY
 from m40llm.kernels.attention_keys import (
-    attend_over,
+    KEYS_IN_FLIGHT,
+    accumulate_of,
     head_tile,
     keys_a_pass,
     lanes_per_key,
-    query_loader,
+    score_of,
 )
-from m40llm.kernels.attention_merge import MAX_SPLITS, merge_floats, merge_splits, merge_warps
+from m40llm.kernels.attention_merge import MAX_SPLITS, merge_warp_of
 from m40llm.kernels.contract import ceil_div
-from m40llm.kernels.intrinsics import uint_as_float
+from m40llm.kernels.intrinsics import (
+    float2_to_half2,
+    load_float4_shared,
+    load_uint4,
+    load_uint4_shared,
+    store_float4_shared,
+    store_uint2,
+    store_uint2_shared,
+    uint_as_float,
+)
 from m40llm.kernels.program import words
-from m40llm.kernels.program.form import N_THREADS, N_WARPS, Form
+from m40llm.kernels.program.attend_splits import give_splits_of
+from m40llm.kernels.program.exchange import epoch_of, give2, take4
+from m40llm.kernels.program.form import N_THREADS, N_WARPS, POOL_FLOATS, Form
+from m40llm.kernels.reduce import WARP_SIZE
 from m40llm.kernels.views import array_at, part_of
 
 _UNSEEN: Final = 1 << 60  # elements of the cache, for a view of it
 MIN_PASSES: Final = 2  # that a split takes: below, merging costs more than it saves
+_MERGE_FLOATS: Final = 8448  # of partial results in shared memory
+
+
+def tile_heads(form: Form) -> int:
+    """Heads that share a load of K and V."""
+    n_heads = head_tile(form.n_heads // form.n_kv_heads)
+    while n_heads * N_WARPS * (form.head_dim + 2) > _MERGE_FLOATS:
+        n_heads = ceil_div(n_heads, 2)
+    return n_heads
+
+
+def tiles_a_group(form: Form) -> int:
+    """Tiles of heads that share a KV head."""
+    return ceil_div(form.n_heads // form.n_kv_heads, tile_heads(form))
 
 
 def split_shape(form: Form, n_blocks: int) -> tuple[int, int, int, int]:
@@ -37,91 +69,303 @@ def split_shape(form: Form, n_blocks: int) -> tuple[int, int, int, int]:
     return form.n_seqs, form.n_heads, n_splits, form.head_dim + 2
 
 
-def tiles_a_group(form: Form) -> int:
-    """Tiles of heads that share a KV head."""
-    group_size = form.n_heads // form.n_kv_heads
-    return ceil_div(group_size, head_tile(group_size))
+@cache
+def _load_keys_of(head_dim: int) -> Any:
+    """load_keys(k_cache, v_cache, base, first_key, last_key, k_halves, v_halves)"""
+    keys_a_load = WARP_SIZE // lanes_per_key(head_dim)
+
+    @cuda.jit(device=True, forceinline=True)
+    def load_keys(
+        k_cache: Any, v_cache: Any, base: Any, first_key: Any, last_key: Any,
+        k_halves: Any, v_halves: Any,
+    ) -> None:  # fmt: skip
+        if last_key < 0:  # the sequence's first token: the cache is empty
+            return
+        for load in range(KEYS_IN_FLIGHT):
+            at = base + int64(min(first_key + load * keys_a_load, last_key)) * head_dim
+            k0, k1, k2, k3 = load_uint4(k_cache, at)
+            k_halves[load, 0], k_halves[load, 1] = k0, k1
+            k_halves[load, 2], k_halves[load, 3] = k2, k3
+            v0, v1, v2, v3 = load_uint4(v_cache, at)
+            v_halves[load, 0], v_halves[load, 1] = v0, v1
+            v_halves[load, 2], v_halves[load, 3] = v2, v3
+
+    return load_keys
+
+
+@cache
+def _take_of(form: Form) -> Any:
+    """take_query(qkv, epoch, s, kv_head, first_head, end_head, inner, query, fresh): q of the
+    tile's heads times `inner`, and the newest K and V as packed halves, into shared memory."""
+    head_dim, n_heads = form.head_dim, tile_heads(form)
+    head_quads, q_quads = head_dim // 4, n_heads * head_dim // 4
+    row = form.q_dim + 2 * form.kv_dim
+    k_first, v_first = form.q_dim, form.q_dim + form.kv_dim
+
+    @cuda.jit(device=True, forceinline=True)
+    def take_query(
+        qkv: Any, epoch: Any, s: Any, kv_head: Any, first_head: Any, end_head: Any, inner: Any,
+        query: Any, fresh: Any,
+    ) -> None:  # fmt: skip
+        quad = int32(cuda.threadIdx.x)
+        if quad < q_quads:
+            head = int32(min(first_head + quad // head_quads, end_head - 1))
+            at = s * row + head * head_dim + quad % head_quads * 4
+            x0, x1, x2, x3 = take4(qkv, at, epoch)
+            store_float4_shared(query, quad * 4, inner * x0, inner * x1, inner * x2, inner * x3)
+        elif quad < q_quads + 2 * head_quads:
+            quad -= int32(q_quads)
+            first = k_first if quad < head_quads else v_first
+            at = s * row + first + kv_head * head_dim + quad % head_quads * 4
+            x0, x1, x2, x3 = take4(qkv, at, epoch)
+            low, high = float2_to_half2(x0, x1), float2_to_half2(x2, x3)
+            store_uint2_shared(fresh, quad * 2, low, high)
+
+    return take_query
+
+
+@cache
+def _append_of(form: Form) -> Any:
+    """append(k_cache, v_cache, at, fresh): the newest K and V to the cache, at element `at`."""
+    head_quads = form.head_dim // 4
+
+    @cuda.jit(device=True, forceinline=True)
+    def append(k_cache: Any, v_cache: Any, at: Any, fresh: Any) -> None:
+        quad = int32(cuda.threadIdx.x)
+        if quad < head_quads:
+            store_uint2(k_cache, at + 4 * quad, fresh[2 * quad], fresh[2 * quad + 1])
+        elif quad < 2 * head_quads:
+            word = at + 4 * (quad - head_quads)
+            store_uint2(v_cache, word, fresh[2 * quad], fresh[2 * quad + 1])
+
+    return append
+
+
+@cache
+def _see_keys_of(form: Form) -> Any:
+    """see_keys(...): all keys of the block's range, into (highest, total, mixed)."""
+    head_dim, n_heads = form.head_dim, tile_heads(form)
+    n_lanes = lanes_per_key(head_dim)
+    keys_a_load, block_keys = WARP_SIZE // n_lanes, keys_a_pass(head_dim, N_WARPS)
+    head_words = head_dim // 2
+    load_keys, score_with = _load_keys_of(head_dim), score_of(n_lanes, False)
+    accumulate = accumulate_of(n_heads)
+
+    @cuda.jit(device=True, forceinline=True)
+    def see_keys(
+        k_cache: Any, v_cache: Any, base: Any, first_key: Any, end: Any, pos: Any, d: Any,
+        query: Any, fresh: Any, k_halves: Any, v_halves: Any, highest: Any, total: Any, mixed: Any,
+    ) -> None:  # fmt: skip
+        score = cuda.local.array(KEYS_IN_FLIGHT, float32)
+        key = int32(first_key)
+        first_of_warp = int32(key - (cuda.threadIdx.x & 31) // n_lanes)
+        while True:
+            for load in range(KEYS_IN_FLIGHT):
+                if key + load * keys_a_load == pos:  # the newest, not in the cache yet
+                    at = d >> 1
+                    k0, k1, k2, k3 = load_uint4_shared(fresh, at)
+                    k_halves[load, 0], k_halves[load, 1] = k0, k1
+                    k_halves[load, 2], k_halves[load, 3] = k2, k3
+                    v0, v1, v2, v3 = load_uint4_shared(fresh, head_words + at)
+                    v_halves[load, 0], v_halves[load, 1] = v0, v1
+                    v_halves[load, 2], v_halves[load, 3] = v2, v3
+            for head in range(n_heads):
+                for load in range(KEYS_IN_FLIGHT):
+                    score[load] = score_with(k_halves, load, query, head, float32(1))
+                    if key + load * keys_a_load >= end:
+                        score[load] = NEGATIVE_INFINITY
+                accumulate(score, v_halves, highest, total, mixed, head)
+            key += int32(block_keys)
+            first_of_warp += int32(block_keys)
+            if first_of_warp >= end:
+                break
+            load_keys(k_cache, v_cache, base, key, min(end, pos) - 1, k_halves, v_halves)
+
+    return see_keys
+
+
+@cache
+def _give_of(form: Form) -> Any:
+    """give_warps(...): the block's sums, from its warps' registers to `out`, or to `partial` where
+    the sequence is split."""
+    head_dim, n_heads = form.head_dim, tile_heads(form)
+    merge_warp = merge_warp_of(lanes_per_key(head_dim), n_heads)
+    n_mixed, n_parts = n_heads * N_WARPS * head_dim, n_heads * N_WARPS
+    half_dim, q_dim = head_dim // 2, form.q_dim
+
+    @cuda.jit(device=True, forceinline=True)
+    def give_warps(
+        highest: Any, total: Any, mixed: Any, shared: Any, out: Any, partial: Any,
+        s: Any, first_head: Any, end_head: Any, split: Any, n_splits: Any, epoch: Any,
+    ) -> None:  # fmt: skip
+        warp, lane = int32(cuda.threadIdx.x >> 5), int32(cuda.threadIdx.x & 31)
+        merge_warp(highest, total, mixed)
+        if lane * HALVES_PER_LOAD < head_dim:  # the first group of lanes
+            for head in range(n_heads):
+                at = (head * N_WARPS + warp) * head_dim + lane * HALVES_PER_LOAD
+                store_float4_shared(
+                    shared, at, mixed[head, 0], mixed[head, 1], mixed[head, 2], mixed[head, 3]
+                )
+                store_float4_shared(
+                    shared, at + 4, mixed[head, 4], mixed[head, 5], mixed[head, 6], mixed[head, 7]
+                )
+        if lane == 0:
+            for head in range(n_heads):
+                shared[uint32(n_mixed + head * N_WARPS + warp)] = highest[head]
+                shared[uint32(n_mixed + n_parts + head * N_WARPS + warp)] = total[head]
+        cuda.syncthreads()
+        for i in range(cuda.threadIdx.x, (end_head - first_head) * half_dim, N_THREADS):
+            tile_head, d = int32(uint32(i) // uint32(half_dim)), int32(uint32(i) % uint32(half_dim))
+            first = uint32(n_mixed + tile_head * N_WARPS)
+            top = LOWEST
+            for part in range(N_WARPS):
+                top = max(top, shared[first + uint32(part)])
+            whole, mix_0, mix_1 = float32(0), float32(0), float32(0)
+            for part in range(N_WARPS):
+                weight = math.exp2(shared[first + uint32(part)] - top)
+                whole += weight * shared[first + uint32(n_parts + part)]
+                at = uint32((tile_head * N_WARPS + part) * head_dim + 2 * d)
+                mix_0 += weight * shared[at]
+                mix_1 += weight * shared[at + uint32(1)]
+            head = first_head + tile_head
+            if n_splits == 1:
+                at_out = s * q_dim + head * head_dim + 2 * d
+                give2(out, at_out, mix_0 / whole, mix_1 / whole, epoch)
+            else:
+                partial[s, head, split, 2 * d] = mix_0
+                partial[s, head, split, 2 * d + 1] = mix_1
+                if d == 0:
+                    partial[s, head, split, head_dim] = top
+                    partial[s, head, split, head_dim + 1] = whole
+
+    return give_warps
+
+
+@cache
+def _idle_of(form: Form) -> Any:
+    """give_idle(out, s, first_head, end_head, epoch): zeros, of an idle sequence."""
+    head_dim, half_dim, q_dim = form.head_dim, form.head_dim // 2, form.q_dim
+
+    @cuda.jit(device=True, forceinline=True)
+    def give_idle(out: Any, s: Any, first_head: Any, end_head: Any, epoch: Any) -> None:
+        for i in range(cuda.threadIdx.x, (end_head - first_head) * half_dim, N_THREADS):
+            at = s * q_dim + first_head * head_dim + 2 * i
+            give2(out, at, float32(0), float32(0), epoch)
+
+    return give_idle
 
 
 @cache
 def attend_of(form: Form) -> Any:
-    """attention(w, pool): the instruction w."""
+    """attention(w, step, n_instructions, pc, slot_pos, slot_seq, pool): the instruction w."""
     n_seqs, head_dim, n_kv_heads, n_q_heads = (
         *(form.n_seqs, form.head_dim, form.n_kv_heads, form.n_heads),
     )
-    group_size = n_q_heads // n_kv_heads
-    n_heads, n_tiles = head_tile(group_size), tiles_a_group(form)
-    n_lanes = lanes_per_key(head_dim)
+    group_size, n_heads, n_tiles = n_q_heads // n_kv_heads, tile_heads(form), tiles_a_group(form)
+    n_lanes, n_row_items = lanes_per_key(head_dim), n_kv_heads * n_tiles
+    keys_a_load = WARP_SIZE // n_lanes
     split_keys_unit = MIN_PASSES * keys_a_pass(head_dim, N_WARPS)
-    attend = attend_over(head_dim, n_heads, False, N_WARPS, readonly=False)
-    load_query = query_loader(head_dim, n_heads)
-    merge_warp_sums = merge_warps(head_dim, n_heads, n_lanes, N_WARPS)
-    merge_split_sums = merge_splits(head_dim, N_WARPS)
-    n_merged, n_weights = merge_floats(head_dim, n_heads, N_WARPS), n_heads * MAX_SPLITS
-    n_row_items = n_kv_heads * n_tiles
-    idle_elements = n_q_heads * head_dim
+    load_keys, take_query, append = _load_keys_of(head_dim), _take_of(form), _append_of(form)
+    see_keys, give_warps, give_idle = _see_keys_of(form), _give_of(form), _idle_of(form)
+    give_splits = give_splits_of(form, n_heads)
+    n_query, n_merged = n_heads * head_dim, n_heads * N_WARPS * (head_dim + 2)
+    fresh_at, merged_at = n_query, n_query + head_dim
+    weights_at = merged_at + n_merged
+    assert weights_at + n_heads * MAX_SPLITS + 1 <= POOL_FLOATS, f"{form}: attention's pool"
 
     @cuda.jit(device=True, forceinline=True)
-    def attention(w: Any, pool: Any) -> None:
+    def attention(
+        w: Any, step: Any, n_instructions: Any, pc: Any, slot_pos: Any, slot_seq: Any, pool: Any
+    ) -> None:
         query = cuda.local.array((n_heads, HALVES_PER_LOAD), float32)
         highest = cuda.local.array(n_heads, float32)
         total = cuda.local.array(n_heads, float32)
         mixed = cuda.local.array((n_heads, HALVES_PER_LOAD), float32)
-        shared = part_of(pool, 0, n_merged, float32)
-        weights = part_of(pool, n_merged, n_weights, float32)
-        ticket = part_of(pool, n_merged + n_weights, 1, int32)
-        q = array_at(w[words.X], (n_seqs, n_q_heads, head_dim), float32)
-        out = array_at(w[words.OUT], (n_seqs, n_q_heads, head_dim), float32)
+        k_halves = cuda.local.array((KEYS_IN_FLIGHT, 4), uint32)
+        v_halves = cuda.local.array((KEYS_IN_FLIGHT, 4), uint32)
+        shared_query = part_of(pool, 0, n_query, float32)
+        fresh = part_of(pool, fresh_at, head_dim, uint32)
+        merged = part_of(pool, merged_at, n_merged, float32)
+        qkv, out = (
+            array_at(w[words.X], (_UNSEEN,), uint32),
+            array_at(w[words.OUT], (_UNSEEN,), uint32),
+        )
         k_cache = array_at(w[words.K_CACHE], (_UNSEEN,), float16)
         v_cache = array_at(w[words.V_CACHE], (_UNSEEN,), float16)
-        seq = array_at(w[words.SEQ], (n_seqs,), int32)
-        row_pos = array_at(w[words.ROW_POS], (n_seqs,), int32)
+        epoch = epoch_of(step, n_instructions, pc)
+        x_epoch = epoch_of(step, n_instructions, w[words.X_WRITER])
         most_splits = int32(w[words.N_SPLITS])
         partial = array_at(
             w[words.PARTIAL], (n_seqs, n_q_heads, most_splits, head_dim + 2), float32
         )
-        merged = array_at(w[words.MERGED], (n_seqs, n_q_heads), int32)
         inner = uint_as_float(uint32(w[words.INNER]))
-        outer = uint_as_float(uint32(w[words.OUTER]))
-        n_items = int32(most_splits * n_row_items * n_seqs)
-        for item in range(int32(cuda.blockIdx.x), n_items, int32(cuda.gridDim.x)):
-            s = item % n_seqs
-            tile = item // n_seqs % n_row_items
-            split = item // (n_seqs * n_row_items)
-            end = row_pos[s] + 1
-            if end == 0 and tile == 0 and split == 0:  # an idle sequence; nobody reads it
-                for i in range(cuda.threadIdx.x, idle_elements, N_THREADS):
-                    out[s, i // head_dim, i % head_dim] = float32(0)
-            begin = max(end - int32(w[words.WINDOW]), int32(0))
-            split_keys = (end - begin + most_splits - 1) // most_splits
-            split_keys = (split_keys + split_keys_unit - 1) // split_keys_unit * split_keys_unit
+        warp, lane = int32(cuda.threadIdx.x >> 5), int32(cuda.threadIdx.x & 31)
+        d = int32(lane % n_lanes * HALVES_PER_LOAD)
+        lane_d = int32(d if d < head_dim else 0)
+        for item in range(
+            int32(cuda.blockIdx.x), most_splits * n_row_items * n_seqs, int32(cuda.gridDim.x)
+        ):
+            s = int32(uint32(item) % uint32(n_seqs))
+            tile = int32(uint32(item) // uint32(n_seqs) % uint32(n_row_items))
+            split = int32(uint32(item) // uint32(n_seqs * n_row_items))
+            kv_head = int32(tile // n_tiles)
+            first_head = int32(kv_head * group_size + tile % n_tiles * n_heads)
+            end_head = int32(min(first_head + n_heads, (kv_head + 1) * group_size))
+            pos = slot_pos[s]
+            end = int32(pos + 1)
+            begin = int32(max(end - int32(w[words.WINDOW]), 0))
+            split_keys = int32(uint32(end - begin + most_splits - 1) // uint32(most_splits))
+            split_keys = int32(
+                uint32(split_keys + split_keys_unit - 1)
+                // uint32(split_keys_unit)
+                * uint32(split_keys_unit)
+            )
             n_splits = int32(0)
             if split_keys > 0:
-                n_splits = int32((end - begin + split_keys - 1) // split_keys)
-            if split < n_splits:
-                begin += split * split_keys
-                end = min(begin + split_keys, end)
-                kv_head = tile // n_tiles
-                first_head = kv_head * group_size + tile % n_tiles * n_heads
-                end_head = min(first_head + n_heads, (kv_head + 1) * group_size)
-                load_query(query, q, s, first_head, end_head, inner)
+                n_splits = int32(uint32(end - begin + split_keys - 1) // uint32(split_keys))
+            if pos < 0:
+                if split == 0:
+                    give_idle(out, s, first_head, end_head, epoch)
+            elif split < n_splits:
+                begin += int32(split * split_keys)
+                end = int32(min(begin + split_keys, end))
+                row = (int64(slot_seq[s]) * n_kv_heads + kv_head) * w[words.MAX_SEQ_LEN]
+                base = row * head_dim + lane_d
+                first_key = int32(begin + warp * (KEYS_IN_FLIGHT * keys_a_load) + lane // n_lanes)
+                for load in range(KEYS_IN_FLIGHT):
+                    for word in range(4):
+                        k_halves[load, word], v_halves[load, word] = uint32(0), uint32(0)
+                last_key = int32(min(end, pos) - 1)
+                load_keys(k_cache, v_cache, base, first_key, last_key, k_halves, v_halves)
+                cuda.syncthreads()  # `pool` may still be read for what was before
+                take_query(
+                    qkv, x_epoch, s, kv_head, first_head, end_head, inner, shared_query, fresh
+                )
+                cuda.syncthreads()
+                if split == n_splits - 1 and tile % n_tiles == 0:
+                    append(k_cache, v_cache, (row + pos) * head_dim, fresh)
                 for head in range(n_heads):
+                    at = head * head_dim + lane_d
+                    q0, q1, q2, q3 = load_float4_shared(shared_query, at)
+                    q4, q5, q6, q7 = load_float4_shared(shared_query, at + 4)
+                    query[head, 0], query[head, 1], query[head, 2] = q0, q1, q2
+                    query[head, 3], query[head, 4], query[head, 5] = q3, q4, q5
+                    query[head, 6], query[head, 7] = q6, q7
                     highest[head], total[head] = LOWEST, float32(0)
-                    for d in range(HALVES_PER_LOAD):
-                        mixed[head, d] = float32(0)
-                row = (int64(seq[s]) * n_kv_heads + kv_head) * w[words.MAX_SEQ_LEN]
-                d = cuda.threadIdx.x % n_lanes * HALVES_PER_LOAD
-                base = row * head_dim + (d if d < head_dim else 0)
-                attend(query, k_cache, v_cache, base, begin, end, outer, highest, total, mixed)
-                cuda.syncthreads()  # `shared` may still be read for the item before
-                merge_warp_sums(
-                    highest, total, mixed, partial, out, shared,
-                    s, first_head, end_head, split, n_splits,
+                    for i in range(HALVES_PER_LOAD):
+                        mixed[head, i] = float32(0)
+                        if d >= head_dim:  # a lane too many
+                            query[head, i] = float32(0)
+                see_keys(
+                    k_cache, v_cache, base, first_key, end, pos, lane_d,
+                    query, fresh, k_halves, v_halves, highest, total, mixed,
+                )  # fmt: skip
+                give_warps(
+                    highest, total, mixed, merged, out, partial,
+                    s, first_head, end_head, split, n_splits, epoch,
                 )  # fmt: skip
                 if n_splits > 1:
-                    merge_split_sums(
-                        partial, merged, out, ticket, weights,
-                        s, tile, first_head, end_head, n_splits,
-                    )  # fmt: skip
+                    give_splits(w, pool, weights_at, s, tile, first_head, end_head, n_splits, epoch)
+        cuda.syncthreads()  # `pool` is free for the next instruction
 
     return attention

@@ -1,7 +1,7 @@
 """The ends of a step: EMBED begins it, CHOOSE finds each slot's token, tells the host, and stops.
 
-EMBED   block 0 alone: takes the commands that have come, decides whether there is anything to do
-        (control[IS_RUNNING]), and puts the embedding of each slot's token into x.
+EMBED   block 0 alone: takes the commands that have come, decides whether there is anything to do,
+        tells all (`go`), and puts the embedding of each slot's token into x.
 CHOOSE  block s for slot s: the token, by the blocks' largest keys where the slot is greedy and
         has neither bias nor penalties, else by the sampler (sampling.py); its log-probability;
         then the answer, and what the next step needs.
@@ -11,7 +11,7 @@ import math
 from functools import cache
 from typing import Any, Final
 
-from numba import cuda, float32, int32, int64, uint8, uint64
+from numba import cuda, float32, int32, int64, uint8, uint32, uint64
 
 from m40llm.gguf.blocks import FORMATS
 from m40llm.kernels.block_reduce import block_max, block_sum
@@ -19,6 +19,7 @@ from m40llm.kernels.intrinsics import float_as_uint, load_volatile, store_volati
 from m40llm.kernels.order import N_BINS, id_of, logit_of
 from m40llm.kernels.program import state, words
 from m40llm.kernels.program.epilogue import LOWEST
+from m40llm.kernels.program.exchange import epoch_of, give1
 from m40llm.kernels.program.form import N_THREADS, Form
 from m40llm.kernels.quant_blocks import WEIGHT_OF
 from m40llm.kernels.sampling import (
@@ -50,12 +51,11 @@ def _answer(control: Any, answers: Any, slot: Any, token: Any, logprob: Any, don
 def _commands_of(n_seqs: int) -> Any:
     """take_commands(commands, n_taken, control, n_left, answers): all that have come; one thread.
 
-    control[IS_RUNNING] is 1 if a slot has tokens to make, nobody said STOP, and the answers of
-    one more step find room.
+    -> 1 if a slot has tokens to make, nobody said STOP, and the answers of one more step find room.
     """
 
     @cuda.jit(device=True)
-    def take_commands(commands: Any, n_taken: Any, control: Any, n_left: Any, answers: Any) -> None:
+    def take_commands(commands: Any, n_taken: Any, control: Any, n_left: Any, answers: Any) -> Any:
         done = control[state.COMMANDS_DONE]
         while True:
             number = (done + int64(1)) & int64(_NUMBER_MASK)
@@ -80,26 +80,26 @@ def _commands_of(n_seqs: int) -> Any:
         unread = control[state.ANSWERED] - load_volatile(n_taken, 0)
         has_room = unread + int64(2 * n_seqs) <= int64(state.N_ANSWERS)
         is_running = is_busy and has_room and control[state.IS_STOPPED] == int64(0)
-        control[state.IS_RUNNING] = int64(1 if is_running else 0)
+        return int64(1 if is_running else 0)
 
     return take_commands
 
 
 @cache
 def embed_of(form: Form) -> Any:
-    """embed(w): the instruction w."""
+    """embed(w, step, n_instructions, pc): the instruction w, in block 0."""
     weight, n_seqs = WEIGHT_OF[form.table_type], form.n_seqs
     block = FORMATS[form.table_type]
     n_weights, n_bytes = block.n_weights, block.n_bytes
     take_commands = _commands_of(n_seqs)
 
-    @cuda.jit(device=True, forceinline=True)
-    def embed(w: Any) -> None:
-        if cuda.blockIdx.x != 0:
-            return
+    @cuda.jit(device=True)
+    def embed(w: Any, step: Any, n_instructions: Any, pc: Any) -> None:
+        never_inlined()
         table = array_at(w[words.TABLE], (w[words.VOCAB_SIZE], w[words.ROW_BYTES]), uint8)
         token_ids = array_at(w[words.TOKEN_IDS], (n_seqs,), int32)
         row_pos = array_at(w[words.ROW_POS], (n_seqs,), int32)
+        epoch = epoch_of(step, n_instructions, pc)
         if cuda.threadIdx.x == 0:
             commands = array_at(w[words.COMMANDS], (state.N_COMMANDS, 2), int64)
             answers = array_at(w[words.ANSWERS], (state.N_ANSWERS, 2), int64)
@@ -107,19 +107,22 @@ def embed_of(form: Form) -> Any:
             control = array_at(w[words.CONTROL], (state.N_CONTROL,), int64)
             n_left = array_at(w[words.N_LEFT], (n_seqs,), int32)
             pos = array_at(w[words.POS], (n_seqs,), int32)
-            take_commands(commands, n_taken, control, n_left, answers)
+            is_running = take_commands(commands, n_taken, control, n_left, answers)
             for s in range(n_seqs):
                 row_pos[s] = pos[s] if n_left[s] > 0 else int32(-1)
+            cuda.threadfence()  # who sees `go` shall see them
+            go = array_at(w[words.GO], (1,), int64)
+            store_volatile(go, 0, int64(epoch) << 32 | is_running)
         cuda.syncthreads()
-        out = array_at(w[words.OUT], (n_seqs, w[words.OUT_COLS]), float32)
+        out = array_at(w[words.OUT], (n_seqs * w[words.OUT_COLS] * 2,), uint32)
         for s in range(n_seqs):
             is_idle = row_pos[s] < 0
             row = table[0 if is_idle else token_ids[s]]
-            for c in range(cuda.threadIdx.x, out.shape[1], N_THREADS):
+            for c in range(cuda.threadIdx.x, w[words.OUT_COLS], N_THREADS):
                 value = float32(0)
                 if not is_idle:
                     value = weight(row, int64(c // n_weights) * n_bytes, c % n_weights)
-                out[s, c] = value
+                give1(out, s * w[words.OUT_COLS] + c, value, epoch)
 
     return embed
 
@@ -207,8 +210,9 @@ def choose_of(form: Form) -> Any:
     """choose(w, pool): the instruction w."""
     n_seqs, sample, settle = form.n_seqs, _sample_of(form), _settle_of(form.n_seqs)
 
-    @cuda.jit(device=True, forceinline=True)
+    @cuda.jit(device=True)
     def choose(w: Any, pool: Any) -> None:
+        never_inlined()
         n_blocks = int32(cuda.gridDim.x)
         best = array_at(w[words.BEST], (n_seqs, n_blocks), int64)
         mass = array_at(w[words.MASS], (n_seqs, n_blocks, 2), float32)

@@ -3,23 +3,24 @@
 from dataclasses import dataclass
 from typing import Final, Literal
 
-import numpy as np
 from gguf import GGMLQuantizationType as GGMLType
 
+from m40llm.kernels.contract import ceil_div
 from m40llm.kernels.planes import DENSE
 from m40llm.kernels.reduce import WARP_SIZE
 from m40llm.kernels.staging import StagedShape
+from m40llm.kernels.unpack import LANES
 
 N_WARPS: Final = 16
 N_THREADS: Final = N_WARPS * WARP_SIZE
 REGISTERS: Final = 128  # of 512 threads: one block takes all of an SM's, on GM200 as on GH100
 MAX_SEQS: Final = 8
-CHUNK_COLS: Final = 1024  # of a warp's item of work
-PANEL_RESULTS: Final = N_THREADS  # a thread adds up one result
 
 # Shared memory, in float32 words of one pool: x staged, its sums, then partial results.
-STAGE_FLOATS: Final = 7168  # of x, over all sequences: 14,336 columns take two stages
-POOL_FLOATS: Final = 11968  # 47,872 bytes; the kernel's other arrays take less than 1,280
+MAX_STAGE_COLS: Final = 8192  # over all sequences: 14,336 columns take two stages
+STAGE_UNIT: Final = 1024  # a stage is a multiple of these: spans of every type divide it
+PARTIAL_FLOATS: Final = 2432
+POOL_FLOATS: Final = 4 * 2304 + 4 + PARTIAL_FLOATS  # F16, the widest padding
 RopeLayout = Literal["interleaved", "half"]
 
 
@@ -27,7 +28,7 @@ _MANY_SCALES: Final = (GGMLType.Q4_K, GGMLType.Q5_K, GGMLType.Q6_K)  # words of 
 
 
 def rows_a_warp(type: GGMLType, n_seqs: int) -> int:
-    """Rows that share a load of x: as many as there are registers for, two items of each."""
+    """Rows that share a load of x: as many as there are registers for, two items at a time."""
     return 2 if n_seqs > 2 or type in _MANY_SCALES else 4
 
 
@@ -58,15 +59,27 @@ class Form:
         return self.n_kv_heads * self.head_dim
 
 
+def span_cols(type: GGMLType) -> int:
+    """Columns that a warp takes at a time: 16 bytes of quants a lane."""
+    return WARP_SIZE * LANES[type].n_cols
+
+
 def max_stage_cols(n_seqs: int) -> int:
-    """Columns of x that fit in shared memory together with their partial results."""
-    return max(STAGE_FLOATS // n_seqs // CHUNK_COLS, 1) * CHUNK_COLS
+    """Columns of x that fit in shared memory."""
+    return MAX_STAGE_COLS // n_seqs
 
 
 def stage_cols(n_cols: int, n_seqs: int) -> int:
     """Columns of a stage: as few stages as fit, of equal size."""
-    n_stages = -(-n_cols // max_stage_cols(n_seqs))
-    return -(-n_cols // (n_stages * CHUNK_COLS)) * CHUNK_COLS
+    n_stages = ceil_div(n_cols, max_stage_cols(n_seqs))
+    return ceil_div(n_cols, n_stages * STAGE_UNIT) * STAGE_UNIT
+
+
+def panel_groups(type: GGMLType, n_cols: int, n_seqs: int) -> int:
+    """Groups of rows that a block finishes together: a thread each result, with room for parts."""
+    n_results = rows_a_warp(type, n_seqs) * n_seqs
+    n_spans = ceil_div(min(stage_cols(n_cols, n_seqs), n_cols), span_cols(type))
+    return min(N_THREADS, PARTIAL_FLOATS // n_spans) // n_results
 
 
 @dataclass(frozen=True)
@@ -79,7 +92,7 @@ class Pool:
     @property
     def shape(self) -> StagedShape:
         most = max_stage_cols(self.n_seqs)
-        return StagedShape(self.type, self.n_seqs, most, most * self.n_seqs)
+        return StagedShape(self.type, self.n_seqs, most, MAX_STAGE_COLS)
 
     @property
     def n_staged(self) -> int:
@@ -89,13 +102,6 @@ class Pool:
     def n_sums(self) -> int:
         return 4 if self.type in DENSE else self.n_seqs * self.shape.token_sums
 
-    @property
-    def n_partials(self) -> int:
-        return PANEL_RESULTS * (max_stage_cols(self.n_seqs) // CHUNK_COLS)
-
     def check(self) -> None:
-        n_floats = self.n_staged + self.n_sums + self.n_partials
+        n_floats = self.n_staged + self.n_sums + PARTIAL_FLOATS
         assert n_floats <= POOL_FLOATS, f"{self}: {n_floats} floats"
-
-
-NO_KEY: Final = np.int64(-1)

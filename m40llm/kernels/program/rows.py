@@ -1,15 +1,12 @@
-"""Which rows of a matrix belong together: those whose results meet in the epilogue.
+"""Which rows of a matrix belong together: pairs, whose two results meet in the epilogue.
 
-A warp takes n rows at a time, a group: n/2 from `first` on, and n/2 from first + jump on.
+LOGITS, ADD          neighbours
+ROTATE, interleaved  neighbours: RoPE turns them together
+ROTATE, half         the first half of a head's turned elements with the second, rope_dim / 2
+                     further on; beyond rope_dim nothing turns, and halves of the rest pair up
+SWIGLU               a gate row and its up row, n_rows / 2 further on
 
-    plain                rows in order: jump is n/2
-    SWIGLU               gate rows, and the up rows beside them, n_rows/2 further on
-    APPEND, interleaved  plain: pairs that RoPE turns together are neighbours
-    APPEND, half         the first halves of pairs, and their second halves: rope_dim/2 further on;
-                         beyond rope_dim, nothing turns, and halves of the rest are taken together
-
-    first, jump = rows_of(kind, n_rows, group)
-    partner     = of result r of a group, whose pair it is: r ^ 1 where plain, r + n/2 elsewhere
+first, jump = pair_of(w, n_rows, pair)     the pair's rows are first and first + jump
 """
 
 from functools import cache
@@ -22,22 +19,23 @@ from m40llm.kernels.program.form import Form
 
 
 @cache
-def rows_of(form: Form, n: int) -> Any:
-    """(first, jump) of a group."""
+def pair_of(form: Form) -> Any:
+    """(first, jump) of a pair."""
     head_dim, half_dim, n_turned = form.head_dim, form.head_dim // 2, form.rope_dim // 2
-    n_kept, half, is_half = half_dim - n_turned, n // 2, form.rope_layout == "half"
+    n_kept, is_half = half_dim - n_turned, form.rope_layout == "half"
 
     @cuda.jit(device=True, forceinline=True)
-    def rows_of(kind: Any, n_rows: Any, group: Any) -> Any:
-        if kind == words.SWIGLU:
-            return int32(group * half), int32(n_rows >> 1)
-        if is_half and kind == words.APPEND:
-            pair = uint32(group * half)
-            head = uint32(pair // uint32(half_dim))
-            d = uint32(pair - head * uint32(half_dim))
-            if d < n_turned:
-                return int32(head * head_dim + d), int32(n_turned)
-            return int32(head * head_dim + n_turned + d), int32(n_kept)
-        return int32(group * n), int32(half)
+    def pair_of(w: Any, n_rows: Any, pair: Any) -> Any:
+        first, jump = int32(2 * pair), int32(1)
+        if w[words.KIND] == words.SWIGLU:
+            first, jump = int32(pair), int32(n_rows >> 1)
+        elif is_half and w[words.KIND] == words.ROTATE:
+            head = uint32(pair) // uint32(half_dim)
+            d = int32(pair - head * half_dim)
+            first = int32(head * head_dim + d)
+            jump = int32(n_turned)
+            if d >= n_turned:
+                first, jump = int32(first + n_turned), int32(n_kept)
+        return first, jump
 
-    return rows_of
+    return pair_of

@@ -9,8 +9,9 @@ code         int64[n_instructions, N_WORDS]: see words.py. EMBED first, CHOOSE l
 grid         n_blocks of 512 threads, all resident at once: an SM has room for one
 results      the same in every form: no sum depends on which launch an instruction is in. Those of
              attention depend on the number of blocks.
-sm_52        128 registers, 47.9 KiB of shared memory: one block, 16 warps, an SM (25 %)
+sm_52        128 registers, 47.1 KiB of shared memory: one block, 16 warps, an SM (25 %)
 
+over the size law: `decode_program` is the interpreter's loop, and all its state is in it.
 """
 
 from dataclasses import dataclass
@@ -18,16 +19,18 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import cuda, float32, int32, int64, uint64
+from numba import cuda, float32, int32, int64, uint32, uint64
 
 from m40llm.kernels.contract import Kernel, Launcher, check_array
+from m40llm.kernels.intrinsics import load_volatile
 from m40llm.kernels.program import words
 from m40llm.kernels.program.attend import attend_of
 from m40llm.kernels.program.barrier import arrive, wait
 from m40llm.kernels.program.choose import choose_of, embed_of
-from m40llm.kernels.program.form import N_THREADS, POOL_FLOATS, REGISTERS, Form
+from m40llm.kernels.program.exchange import epoch_of
+from m40llm.kernels.program.form import N_THREADS, N_WARPS, POOL_FLOATS, REGISTERS, Form
 from m40llm.kernels.program.product import product_of
-from m40llm.kernels.program.state import IS_RUNNING, N_CONTROL
+from m40llm.kernels.program.state import N_CONTROL, STEP
 from m40llm.kernels.views import array_at, part_of
 
 
@@ -49,84 +52,144 @@ class Program:
 @cache
 def _no_product() -> Any:
     @cuda.jit(device=True, forceinline=True)
-    def nothing(w: Any, arrived: Any, target: Any, waits: Any, pool: Any, scratch: Any) -> None:
+    def nothing(
+        w: Any, step: Any, n_instructions: Any, pc: Any, slot_pos: Any, pool: Any, squares: Any
+    ) -> None:
         pass
 
     return nothing
 
 
 @cache
-def _instruction(form: Form) -> Any:
+def _products(form: Form) -> Any:
+    """product(w, step, n_instructions, pc, slot_pos, pool, squares), of the type in w[OP]."""
     n_types = len(form.types)
     assert n_types <= 4, f"{form}: a program has at most four types of matrices"
     products = [product_of(form, type) for type in form.types]
     product_0, product_1, product_2, product_3 = (products + [_no_product()] * 4)[:4]
-    embed, attention, choose = embed_of(form), attend_of(form), choose_of(form)
 
     @cuda.jit(device=True, forceinline=True)
-    def instruction(w: Any, arrived: Any, target: Any, waits: Any, pool: Any, scratch: Any) -> None:
-        operation = int32(w[words.OP])
-        if operation < words.PRODUCT:
-            if waits:
-                wait(arrived, target)
-            if operation == words.EMBED:
-                embed(w)
-            elif operation == words.ATTEND:
-                attention(w, pool)
-            else:
-                choose(w, pool)
-        elif operation == words.PRODUCT:  # a product waits when its first weights are on their way
-            product_0(w, arrived, target, waits, pool, scratch)
-        elif n_types > 1 and operation == words.PRODUCT + 1:
-            product_1(w, arrived, target, waits, pool, scratch)
-        elif n_types > 2 and operation == words.PRODUCT + 2:
-            product_2(w, arrived, target, waits, pool, scratch)
-        elif n_types > 3:
-            product_3(w, arrived, target, waits, pool, scratch)
+    def product(
+        w: Any, step: Any, n_instructions: Any, pc: Any, slot_pos: Any, pool: Any, squares: Any
+    ) -> None:
+        which = int32(w[words.OP]) - words.PRODUCT
+        if n_types == 1 or which == 0:
+            product_0(w, step, n_instructions, pc, slot_pos, pool, squares)
+        elif n_types == 2 or which == 1:
+            product_1(w, step, n_instructions, pc, slot_pos, pool, squares)
+        elif n_types == 3 or which == 2:
+            product_2(w, step, n_instructions, pc, slot_pos, pool, squares)
+        else:
+            product_3(w, step, n_instructions, pc, slot_pos, pool, squares)
 
-    return instruction
+    return product
+
+
+@cache
+def _slots(n_seqs: int) -> Any:
+    """read_slots(w, slot_pos, slot_seq): each slot's position and sequence, into shared memory."""
+
+    @cuda.jit(device=True, forceinline=True)
+    def read_slots(w: Any, slot_pos: Any, slot_seq: Any) -> None:
+        s = int32(cuda.threadIdx.x)
+        if s < n_seqs:
+            slot_pos[s] = load_volatile(array_at(w[words.ROW_POS], (n_seqs,), int32), s)
+            slot_seq[s] = load_volatile(array_at(w[words.SEQ], (n_seqs,), int32), s)
+        cuda.syncthreads()
+
+    return read_slots
+
+
+@cuda.jit(device=True, forceinline=True)
+def _is_to_go(go: Any, epoch: Any, said: Any) -> Any:
+    """Whether block 0 has said that this step is to be made, once it has; all blocks wait here.
+
+    The fence makes visible what others wrote in the step before: above all, to the cache.
+    """
+    if cuda.threadIdx.x == 0:
+        word = load_volatile(go, 0)
+        while uint32(word >> 32) != epoch:
+            word = load_volatile(go, 0)
+        cuda.threadfence()
+        said[0] = int32(word & 1)
+    cuda.syncthreads()
+    return said[0] != 0
 
 
 @cache
 def _compile(form: Form) -> Kernel:
-    n_words = words.N_WORDS
-    n_both = 2 * n_words
-    do_instruction = _instruction(form)
+    n_words, n_seqs = words.N_WORDS, form.n_seqs
+    n_held, n_squares, n_all_squares = 3 * n_words, n_seqs * N_WARPS, 2 * n_seqs * N_WARPS
+    embed, attention, choose = embed_of(form), attend_of(form), choose_of(form)
+    product, read_slots = _products(form), _slots(n_seqs)
 
     def decode_program(code: Any, first: Any, last: Any, n_steps: Any, arrived: Any) -> None:
         pool = cuda.shared.array(POOL_FLOATS, float32, alignment=16)
-        scratch = cuda.shared.array(32, float32)
-        both = cuda.shared.array(n_both, int64)
-        n_blocks = uint64(cuda.gridDim.x)
+        squares = cuda.shared.array(n_all_squares, float32)
+        held = cuda.shared.array(n_held, int64)  # instructions: this, the next, the one before
+        slot_pos = cuda.shared.array(n_seqs, int32)
+        slot_seq = cuda.shared.array(n_seqs, int32)
+        said = cuda.shared.array(1, int32)
+        n_blocks, block, thread = uint64(cuda.gridDim.x), cuda.blockIdx.x, cuda.threadIdx.x
         target = arrived[0] // n_blocks * n_blocks  # no later than the first barrier is complete
-        is_resident = n_steps > 0
-        thread = cuda.threadIdx.x
-        turn, step, goes_on = int32(0), int32(0), True
+        chosen = arrived[1]
+        n_instructions, is_resident = int32(code.shape[0]), n_steps > 0
         if thread < n_words:
-            both[thread] = code[first, thread]
+            held[thread] = code[first, thread]
         cuda.syncthreads()
-        while goes_on:
-            for pc in range(first, last):
-                w = part_of(both, turn * n_words, n_words, int64)
-                turn = int32(1 - turn)
-                if thread < n_words:  # the next instruction is at hand when this one is done
-                    both[turn * n_words + thread] = code[pc + 1 if pc + 1 < last else first, thread]
-                waits = is_resident and w[words.WAITS] != 0 and (pc > first or step > 0)
-                if waits:
-                    arrive(arrived)
-                    target += n_blocks
-                operation = w[words.OP]  # read now: `w` is overwritten once others go on
-                do_instruction(w, arrived, target, waits, pool, scratch)
+        step = array_at(held[words.CONTROL], (N_CONTROL,), int64)[STEP]
+        if not is_resident:
+            read_slots(held, slot_pos, slot_seq)
+        turn, n_done, pc = int32(0), int32(0), int32(first)
+        while True:
+            w = part_of(held, turn * n_words, n_words, int64)
+            turn = int32(turn + 1 if turn < 2 else 0)
+            if thread < n_words:  # the next instruction is at hand when this one is done
+                held[turn * n_words + thread] = code[pc + 1 if pc + 1 < last else first, thread]
+            operation = int32(w[words.OP])
+            if operation >= words.PRODUCT:
+                some_squares = part_of(squares, (pc & 1) * n_squares, n_squares, float32)
+                product(w, step, n_instructions, pc, slot_pos, pool, some_squares)
+            elif operation == words.ATTEND:
+                attention(w, step, n_instructions, pc, slot_pos, slot_seq, pool)
+            elif operation == words.EMBED:
+                step += int64(1)
                 cuda.syncthreads()
-                if is_resident and operation == words.EMBED:
-                    arrive(arrived)
+                if block == 0:
+                    if is_resident and n_seqs > 1 and n_done > 0:
+                        chosen += min(uint64(n_seqs), n_blocks)  # blocks that choose
+                        wait(arrived, 1, chosen)
+                    embed(w, step, n_instructions, pc)
+                    if not is_resident and thread == 0:
+                        array_at(w[words.CONTROL], (N_CONTROL,), int64)[STEP] = step
+                if is_resident:
+                    go = array_at(w[words.GO], (1,), int64)
+                    if not _is_to_go(go, epoch_of(step, n_instructions, pc), said):
+                        break
+                    read_slots(w, slot_pos, slot_seq)
+            else:
+                if is_resident:
+                    arrive(arrived, 0)
                     target += n_blocks
-                    wait(arrived, target)
-                    control = array_at(w[words.CONTROL], (N_CONTROL,), int64)
-                    if control[IS_RUNNING] == int64(0):
-                        return
-            step += int32(1)
-            goes_on = step < n_steps
+                    if block < n_seqs:
+                        wait(arrived, 0, target)
+                cuda.syncthreads()
+                choose(w, pool)
+                if is_resident and n_seqs > 1 and block < n_seqs:
+                    arrive(arrived, 1)
+                cuda.syncthreads()
+            pc = int32(pc + 1)
+            if pc == last:
+                pc, n_done = int32(first), int32(n_done + 1)
+                if n_done >= n_steps:
+                    break
+        if is_resident:  # once all have read it, STEP may change
+            arrive(arrived, 0)
+            target += n_blocks
+            if block == 0:
+                wait(arrived, 0, target)
+                if thread == 0:
+                    array_at(held[words.CONTROL], (N_CONTROL,), int64)[STEP] = step
 
     return Kernel(decode_program, registers=REGISTERS)
 
@@ -144,7 +207,7 @@ def run_persistent(program: Program, n_steps: int, *, stream: Launcher) -> None:
 
 def _launch(program: Program, first: int, last: int, n_steps: int, stream: Launcher) -> None:
     check_array("code", program.code, np.int64, (None, words.N_WORDS))
-    check_array("arrived", program.arrived, np.uint64, (1,))
+    check_array("arrived", program.arrived, np.uint64, (2,))
     stream.launch(
         _compile(program.form), program.n_blocks, N_THREADS,
         program.code, np.int32(first), np.int32(last), np.int32(n_steps), program.arrived,

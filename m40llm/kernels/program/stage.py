@@ -1,11 +1,14 @@
-"""x of an instruction into shared memory, as staging.py lays it out, normed where asked.
+"""x of a product: taken from the exchange, into shared memory as staging.py lays it out.
 
-Every block does it for itself: x is a few thousand numbers, and a norm of its own would cost one
-more grid barrier. x was written by other blocks of the same launch, so it is never loaded through
-the read-only cache.
+    prepare(norm, is_normed, first_col, n_quads, staged)            before x is there
+    take(x, epoch, n_cols, first_col, n_quads, staged, sums) -> the thread's share of sum x^2
+
+Every block does it for itself. With a norm, what is staged is x times the norm's weights, and the
+results are multiplied by 1 / sqrt(mean x^2 + eps) in the end: so nobody waits for the mean.
+`prepare` leaves each number's factor where the number will lie: the norm's weight times the power
+of two that unpack.py asks for. Both go through the stage with the same thread for each number.
 """
 
-import math
 from functools import cache
 from typing import Any
 
@@ -13,79 +16,129 @@ import numpy as np
 from gguf import GGMLQuantizationType as GGMLType
 from numba import cuda, float32, uint32
 
-from m40llm.kernels.block_reduce import block_sum
-from m40llm.kernels.intrinsics import load_float4, load_float4_readonly, store_float4_shared
+from m40llm.kernels.intrinsics import (
+    load_float4_readonly,
+    load_float4_shared,
+    store_float4_shared,
+)
 from m40llm.kernels.planes import DENSE
+from m40llm.kernels.program.exchange import look4
 from m40llm.kernels.program.form import N_THREADS, Pool
 from m40llm.kernels.reduce import FULL_MASK
 from m40llm.kernels.unpack import LANES, RESULT_SCALE, STAGE_SCALE, factor
 
+_IN_FLIGHT = 4  # quads of x that a thread waits for at a time
+
 
 @cache
-def norm_scales(n_seqs: int) -> Any:
-    """norm_scales(x, eps, scale, scratch): scale[t] = 1 / sqrt(mean(x[t]^2) + eps)."""
+def _slot_of(type: GGMLType) -> Any:
+    """Where four columns lie, in units of four floats."""
+    shape = Pool(type, 1).shape
+    n_groups, pitch = shape.n_groups, shape.pitch
 
     @cuda.jit(device=True, forceinline=True)
-    def norm_scales(x: Any, eps: Any, scale: Any, scratch: Any) -> None:
-        n_cols = x.shape[1]
-        for t in range(n_seqs):
-            sum_sq = float32(0)
-            for quad in range(cuda.threadIdx.x, n_cols >> 2, N_THREADS):
-                x0, x1, x2, x3 = load_float4(x, t * n_cols + 4 * quad)
-                sum_sq += (x0 * x0 + x1 * x1) + (x2 * x2 + x3 * x3)
-            mean_sq = block_sum(sum_sq, scratch) / float32(n_cols)
-            scale[t] = float32(1) / math.sqrt(mean_sq + eps)
+    def slot_of(quad: Any) -> Any:
+        unit, group = quad // uint32(n_groups), quad % uint32(n_groups)
+        return uint32(((unit >> 5) * n_groups + group) * pitch + (unit & 31))
 
-    return norm_scales
+    return slot_of
 
 
 @cache
-def stage_of(type: GGMLType, n_seqs: int) -> Any:
-    """stage(x, norm, is_normed, scale, first_col, n_cols, staged, sums), by all threads."""
-    shape, lane = Pool(type, n_seqs).shape, LANES[type]
-    n_groups, pitch, token_slots = shape.n_groups, shape.pitch, shape.token_slots
-    token_sums, has_sums = shape.token_sums, type not in DENSE
-    sum_groups = lane.n_groups // lane.n_halves
-    unit_scale = STAGE_SCALE if has_sums else 1.0
-    low0, low1, low2, low3 = (np.float32(unit_scale * factor(type, 0, k)) for k in range(4))
+def prepare_of(type: GGMLType, n_seqs: int) -> Any:
+    """prepare(norm, is_normed, first_col, n_quads, staged), by all threads."""
+    slot_of, token_slots = _slot_of(type), Pool(type, n_seqs).shape.token_slots
+    n_groups = LANES[type].n_groups
+    scale = 1.0 if type in DENSE else STAGE_SCALE
+    low0, low1, low2, low3 = (np.float32(scale * factor(type, 0, k)) for k in range(4))
     high0, high1, high2, high3 = (
-        np.float32(unit_scale * factor(type, n_groups - 1, k)) for k in range(4)
+        np.float32(scale * factor(type, n_groups - 1, k)) for k in range(4)
     )
 
     @cuda.jit(device=True, forceinline=True)
-    def stage(
-        x: Any, norm: Any, is_normed: Any, scale: Any, first_col: Any, n_cols: Any,
-        staged: Any, sums: Any,
-    ) -> None:  # fmt: skip
-        for t in range(n_seqs):
-            for start in range(0, n_cols >> 2, N_THREADS):
-                quad = uint32(start + cuda.threadIdx.x)
-                unit, group = quad // uint32(n_groups), quad % uint32(n_groups)
-                inside = quad < uint32(n_cols >> 2)
-                total = float32(0)
-                if inside:
-                    col = first_col + 4 * quad
-                    x0, x1, x2, x3 = load_float4(x, t * x.shape[1] + col)
-                    if is_normed:
-                        n0, n1, n2, n3 = load_float4_readonly(norm, col)
-                        x0, x1 = x0 * scale[t] * n0, x1 * scale[t] * n1
-                        x2, x3 = x2 * scale[t] * n2, x3 * scale[t] * n3
-                    total = (x0 + x1) + (x2 + x3)
-                    upper = group >= 4
-                    x0 *= high0 if upper else low0
-                    x1 *= high1 if upper else low1
-                    x2 *= high2 if upper else low2
-                    x3 *= high3 if upper else low3
-                    slot = uint32(((unit >> 5) * n_groups + group) * pitch + (unit & 31))
-                    store_float4_shared(staged, (t * token_slots + slot) * 4, x0, x1, x2, x3)
-                if has_sums:
-                    distance = 1
-                    while distance < sum_groups:
-                        total += cuda.shfl_xor_sync(FULL_MASK, total, distance)
-                        distance *= 2
-                    if inside and group % sum_groups == 0:
-                        sums[uint32(t * token_sums + quad // sum_groups)] = total * float32(
-                            RESULT_SCALE
-                        )
+    def prepare(norm: Any, is_normed: Any, first_col: Any, n_quads: Any, staged: Any) -> None:
+        for start in range(0, n_quads, N_THREADS):
+            quad = uint32(start + cuda.threadIdx.x)
+            if quad < n_quads:
+                f0, f1, f2, f3 = float32(1), float32(1), float32(1), float32(1)
+                if is_normed:
+                    f0, f1, f2, f3 = load_float4_readonly(norm, first_col + 4 * quad)
+                upper = quad % uint32(n_groups) >= 4
+                f0 *= high0 if upper else low0
+                f1 *= high1 if upper else low1
+                f2 *= high2 if upper else low2
+                f3 *= high3 if upper else low3
+                slot = slot_of(quad)
+                for t in range(n_seqs):
+                    at = uint32((t * token_slots + slot) * 4)
+                    store_float4_shared(staged, at, f0, f1, f2, f3)
 
-    return stage
+    return prepare
+
+
+@cache
+def take_of(type: GGMLType, n_seqs: int) -> Any:
+    """take(x, epoch, n_cols, first_col, n_quads, staged, sums, sum_sq), by all threads; adds to
+    sum_sq[t] the squares of the sequence's numbers that this thread has taken."""
+    slot_of, shape, lane = _slot_of(type), Pool(type, n_seqs).shape, LANES[type]
+    token_slots, token_sums, has_sums = shape.token_slots, shape.token_sums, type not in DENSE
+    sum_groups, n_groups = lane.n_groups // lane.n_halves, lane.n_groups
+    scale = RESULT_SCALE / STAGE_SCALE
+    low0, low1, low2, low3 = (np.float32(scale / factor(type, 0, k)) for k in range(4))
+    high0, high1, high2, high3 = (
+        np.float32(scale / factor(type, n_groups - 1, k)) for k in range(4)
+    )
+
+    @cuda.jit(device=True, forceinline=True)
+    def put(got: Any, k: Any, quad: Any, inside: Any, t: Any, staged: Any, sums: Any) -> None:
+        total = float32(0)
+        if inside:
+            at = uint32((t * token_slots + slot_of(quad)) * 4)
+            f0, f1, f2, f3 = load_float4_shared(staged, at)
+            x0, x1, x2, x3 = f0 * got[k, 0], f1 * got[k, 1], f2 * got[k, 2], f3 * got[k, 3]
+            store_float4_shared(staged, at, x0, x1, x2, x3)
+            if has_sums:
+                upper = quad % uint32(n_groups) >= 4
+                x0 *= high0 if upper else low0
+                x1 *= high1 if upper else low1
+                x2 *= high2 if upper else low2
+                x3 *= high3 if upper else low3
+                total = (x0 + x1) + (x2 + x3)
+        if has_sums:
+            distance = 1
+            while distance < sum_groups:
+                total += cuda.shfl_xor_sync(FULL_MASK, total, distance)
+                distance *= 2
+            if inside and quad % uint32(sum_groups) == 0:
+                sums[uint32(t * token_sums + quad // uint32(sum_groups))] = total
+
+    @cuda.jit(device=True, forceinline=True)
+    def take(
+        x: Any, epoch: Any, n_cols: Any, first_col: Any, n_quads: Any,
+        staged: Any, sums: Any, sum_sq: Any,
+    ) -> None:  # fmt: skip
+        got = cuda.local.array((_IN_FLIGHT, 4), float32)
+        for t in range(n_seqs):
+            for start in range(0, n_quads, _IN_FLIGHT * N_THREADS):
+                first = uint32(start + cuda.threadIdx.x)
+                is_waiting = True
+                while is_waiting:
+                    is_waiting = False
+                    for k in range(_IN_FLIGHT):
+                        quad = uint32(first + k * N_THREADS)
+                        if quad < n_quads:
+                            at = uint32(t * n_cols + first_col + 4 * quad)
+                            has_arrived, x0, x1, x2, x3 = look4(x, at, epoch)
+                            got[k, 0], got[k, 1], got[k, 2], got[k, 3] = x0, x1, x2, x3
+                            is_waiting = is_waiting or not has_arrived
+                for k in range(_IN_FLIGHT):
+                    quad = uint32(first + k * N_THREADS)
+                    if start + k * N_THREADS < n_quads:  # the same for the whole block
+                        inside = quad < n_quads
+                        if inside:
+                            sum_sq[t] += (got[k, 0] * got[k, 0] + got[k, 1] * got[k, 1]) + (
+                                got[k, 2] * got[k, 2] + got[k, 3] * got[k, 3]
+                            )
+                        put(got, k, quad, inside, t, staged, sums)
+
+    return take

@@ -35,7 +35,7 @@ SLOT_SHIFT: Final = 24
 DONE_SHIFT: Final = 28
 
 # Entries of `control`, int64 on the device.
-COMMANDS_DONE, ANSWERED, IS_RUNNING, IS_STOPPED = range(4)
+COMMANDS_DONE, ANSWERED, STEP, IS_STOPPED = range(4)  # STEP: steps begun, ever; see exchange.py
 N_CONTROL: Final = 4
 
 
@@ -50,7 +50,9 @@ class DecodeState:
     n_left     int32[n_seqs]    tokens still to be made; 0: idle
     stop_ids   int32[n_seqs, MAX_STOP_IDS]   -1 where unused
     control    int64[N_CONTROL]
-    arrived    uint64[1]        of the grid barrier; a multiple of the number of blocks at rest
+    go         int64[1]         epoch << 32 | whether the step that began then is to be made
+    arrived    uint64[2]        of the grid's barrier, a multiple of the number of blocks at rest;
+                                and slots whose token is chosen, ever
     best       int64[n_seqs, n_blocks]       largest key of each block's logits
     mass       float32[n_seqs, n_blocks, 2]  max, and sum of exp(logit - max)
     partial    float32[attend.split_shape]   of attention
@@ -70,6 +72,7 @@ class DecodeState:
     n_left: Any
     stop_ids: Any
     control: Any
+    go: Any
     arrived: Any
     best: Any
     mass: Any
@@ -88,7 +91,8 @@ class DecodeState:
             check_array(name, getattr(self, name), np.int32, (n_seqs,))
         check_array("stop_ids", self.stop_ids, np.int32, (n_seqs, MAX_STOP_IDS))
         check_array("control", self.control, np.int64, (N_CONTROL,))
-        check_array("arrived", self.arrived, np.uint64, (1,))
+        check_array("go", self.go, np.int64, (1,))
+        check_array("arrived", self.arrived, np.uint64, (2,))
         check_array("best", self.best, np.int64, (n_seqs, None))
         check_array("mass", self.mass, np.float32, (n_seqs, self.best.shape[1], 2))
         check_array("raw", self.raw, np.float32, (n_seqs, vocab_size))

@@ -11,25 +11,27 @@ from typing import Final
 (
     # any instruction
     OP,  # EMBED, ATTEND, CHOOSE, or PRODUCT + the place of the matrix's type in Form.types
-    WAITS,  # 1: a grid barrier before it, since it reads what other blocks wrote
-    X,  # address of float32[n_seqs, N_COLS]
-    OUT,  # address of float32[n_seqs, OUT_COLS]
+    X,  # address of exchange words uint32[n_seqs, N_COLS, 2]; see exchange.py
+    X_WRITER,  # the instruction that wrote X last
+    OUT,  # address of exchange words uint32[n_seqs, OUT_COLS, 2]
     OUT_COLS,
-    K_CACHE,  # address of one layer's float16[n_seqs, n_kv_heads, max_seq_len, head_dim]
-    V_CACHE,
     SEQ,  # address of int32[n_seqs]: DecodeState.seq, and so on
     ROW_POS,
+    GO,
     MAX_SEQ_LEN,
     BEST,
     MASS,
     RAW,
     # a product
-    KIND,  # STORE, ADD, SWIGLU, APPEND, LOGITS
+    KIND,  # ADD, SWIGLU, ROTATE, LOGITS
+    OUT_WRITER,  # of ADD: the instruction that wrote OUT last
     NORM,  # address of float32[N_COLS], the weights of an RMSNorm of x; 0 for none
     EPS,  # bits of its epsilon
     N_ROWS,  # of the matrix
     N_COLS,
-    STAGE_COLS,  # columns of x in shared memory at a time, a multiple of 1,024
+    STAGE_COLS,  # columns of x in shared memory at a time
+    N_STAGES,
+    PANEL_GROUPS,  # groups of rows whose partial results find room in shared memory
     QUANTS,  # address of uint32[N_ROWS, QUANT_WORDS]; see planes.py
     QUANT_WORDS,
     HIGHS,  # address of uint32[N_ROWS, HIGH_WORDS]
@@ -37,10 +39,12 @@ from typing import Final
     SCALES,  # address of uint16 or uint32[N_ROWS, SCALE_WORDS]
     SCALE_WORDS,
     BIAS,  # address of float32[N_ROWS]
-    FIRST_ROW,  # of APPEND: which row of Q, K and V stacked is the matrix's first
+    FIRST_ROW,  # of ROTATE: which row of Q, K and V stacked is the matrix's first
     COS,  # address of float32[MAX_SEQ_LEN or more, rope_dim / 2]
     SIN,
     # ATTEND
+    K_CACHE,  # address of one layer's float16[n_seqs, n_kv_heads, max_seq_len, head_dim]
+    V_CACHE,
     INNER,  # bits of the factors of scores: attention_common.score_factors
     OUTER,
     WINDOW,  # keys that a row sees
@@ -67,11 +71,11 @@ from typing import Final
     BIAS_VALUES,
     MAX_BIAS,
     HISTORY,
-) = range(54)
-N_WORDS: Final = 54
+) = range(58)
+N_WORDS: Final = 58
 
 # Operations.
 EMBED, ATTEND, CHOOSE, PRODUCT = range(4)
 
 # What becomes of a product's results.
-STORE, ADD, SWIGLU, APPEND, LOGITS = range(5)
+ADD, SWIGLU, ROTATE, LOGITS = range(4)
