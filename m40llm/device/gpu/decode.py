@@ -91,8 +91,9 @@ def encode(instructions: Sequence[Product | Other], setting: Setting) -> NDArray
         if instruction.out is not None:
             out = address(instruction.out)
             row[words.OUT], row[words.OUT_COLS] = out, instruction.out.shape[1]
-            row[words.OUT_WRITER] = writers.get(out, 0)
-            writers[out] = i
+            row[words.OLD_WRITER] = row[words.WRITER] = writers.get(out, 0)
+            if i == 0 or instruction.out is not instructions[i - 1].out:
+                row[words.WRITER] = writers[out] = i
         if isinstance(instruction, Product):
             _encode_product(row, instruction, setting.form)
         else:

@@ -178,7 +178,7 @@ def _norm_scale_of(n_seqs: int) -> Any:
 
 @cache
 def product_of(form: Form, type: GGMLType) -> Any:
-    """product(w, step, n_instructions, pc, slot_pos, pool, squares): the instruction w."""
+    """product(w, step, n_instructions, slot_pos, pool, squares): the instruction w."""
     n_seqs, n = form.n_seqs, rows_a_warp(type, form.n_seqs)
     half, n_results, lane_cols, cols_a_span = (
         n // 2,
@@ -197,7 +197,7 @@ def product_of(form: Form, type: GGMLType) -> Any:
 
     @cuda.jit(device=True, forceinline=True)
     def product(
-        w: Any, step: Any, n_instructions: Any, pc: Any, slot_pos: Any, pool: Any, squares: Any
+        w: Any, step: Any, n_instructions: Any, slot_pos: Any, pool: Any, squares: Any
     ) -> None:
         a_words = cuda.local.array((n, 4), uint32)
         a_high = cuda.local.array((n, 2), uint32)
@@ -221,9 +221,9 @@ def product_of(form: Form, type: GGMLType) -> Any:
             return
         x = array_at(w[words.X], (n_seqs * n_cols * 2,), uint32)
         norm = array_at(w[words.NORM], (n_cols,), float32)
-        epoch = epoch_of(step, n_instructions, pc)
+        epoch = epoch_of(step, n_instructions, w[words.WRITER])
         x_epoch = epoch_of(step, n_instructions, w[words.X_WRITER])
-        old_epoch = epoch_of(step, n_instructions, w[words.OUT_WRITER])
+        old_epoch = epoch_of(step, n_instructions, w[words.OLD_WRITER])
         warp = int32(cuda.threadIdx.x >> 5)
         # Which result of a panel is this thread's: those of a pair are neighbours.
         mine = int32(cuda.threadIdx.x)

@@ -53,7 +53,7 @@ class Program:
 def _no_product() -> Any:
     @cuda.jit(device=True, forceinline=True)
     def nothing(
-        w: Any, step: Any, n_instructions: Any, pc: Any, slot_pos: Any, pool: Any, squares: Any
+        w: Any, step: Any, n_instructions: Any, slot_pos: Any, pool: Any, squares: Any
     ) -> None:
         pass
 
@@ -62,7 +62,7 @@ def _no_product() -> Any:
 
 @cache
 def _products(form: Form) -> Any:
-    """product(w, step, n_instructions, pc, slot_pos, pool, squares), of the type in w[OP]."""
+    """product(w, step, n_instructions, slot_pos, pool, squares), of the type in w[OP]."""
     n_types = len(form.types)
     assert n_types <= 4, f"{form}: a program has at most four types of matrices"
     products = [product_of(form, type) for type in form.types]
@@ -70,17 +70,17 @@ def _products(form: Form) -> Any:
 
     @cuda.jit(device=True, forceinline=True)
     def product(
-        w: Any, step: Any, n_instructions: Any, pc: Any, slot_pos: Any, pool: Any, squares: Any
+        w: Any, step: Any, n_instructions: Any, slot_pos: Any, pool: Any, squares: Any
     ) -> None:
         which = int32(w[words.OP]) - words.PRODUCT
         if n_types == 1 or which == 0:
-            product_0(w, step, n_instructions, pc, slot_pos, pool, squares)
+            product_0(w, step, n_instructions, slot_pos, pool, squares)
         elif n_types == 2 or which == 1:
-            product_1(w, step, n_instructions, pc, slot_pos, pool, squares)
+            product_1(w, step, n_instructions, slot_pos, pool, squares)
         elif n_types == 3 or which == 2:
-            product_2(w, step, n_instructions, pc, slot_pos, pool, squares)
+            product_2(w, step, n_instructions, slot_pos, pool, squares)
         else:
-            product_3(w, step, n_instructions, pc, slot_pos, pool, squares)
+            product_3(w, step, n_instructions, slot_pos, pool, squares)
 
     return product
 
@@ -149,7 +149,7 @@ def _compile(form: Form) -> Kernel:
             operation = int32(w[words.OP])
             if operation >= words.PRODUCT:
                 some_squares = part_of(squares, (pc & 1) * n_squares, n_squares, float32)
-                product(w, step, n_instructions, pc, slot_pos, pool, some_squares)
+                product(w, step, n_instructions, slot_pos, pool, some_squares)
             elif operation == words.ATTEND:
                 attention(w, step, n_instructions, pc, slot_pos, slot_seq, pool)
             elif operation == words.EMBED:

@@ -24,7 +24,8 @@ from typing import Final
     RAW,
     # a product
     KIND,  # ADD, SWIGLU, ROTATE, LOGITS
-    OUT_WRITER,  # of ADD: the instruction that wrote OUT last
+    WRITER,  # as whom it writes OUT: products that share a vector have one name
+    OLD_WRITER,  # of ADD: the instruction that wrote OUT last
     NORM,  # address of float32[N_COLS], the weights of an RMSNorm of x; 0 for none
     EPS,  # bits of its epsilon
     N_ROWS,  # of the matrix
@@ -71,8 +72,8 @@ from typing import Final
     BIAS_VALUES,
     MAX_BIAS,
     HISTORY,
-) = range(58)
-N_WORDS: Final = 58
+) = range(59)
+N_WORDS: Final = 59
 
 # Operations.
 EMBED, ATTEND, CHOOSE, PRODUCT = range(4)
