@@ -1,9 +1,9 @@
 """Devices: `open_device` turns what the user typed after --device into one device's ops."""
 
 import re
-from importlib.util import find_spec
 
 from m40llm.device.environment import ENABLE_CUBLAS, FORCE_M40, switch
+from m40llm.device.numba_cuda import numba_cuda_problem
 from m40llm.device.ops import Ops
 from m40llm.device.packages import CUDA_PACKAGE
 from m40llm.errors import DeviceError, RequestError
@@ -83,8 +83,8 @@ def _open_cuda(index: int | None, cublas: bool, require_sm52: bool) -> tuple[Ops
 
 
 def _open_emulator() -> Ops:
-    if find_spec("numba_cuda") is None:
-        raise DeviceError(f"device 'emulator': numba-cuda is not installed: {CUDA_PACKAGE}")
+    if problem := numba_cuda_problem():
+        raise DeviceError(f"device 'emulator': {problem}")
     try:
         from m40llm.device.emulator.card import EmulatedCard
         from m40llm.device.gpu.ops import GpuOps

@@ -7,18 +7,17 @@ launcher.read(y)
 launcher.reordered(seed)                  the same with threads in an order drawn from a seed
 """
 
-from importlib.util import find_spec
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from m40llm.device.packages import CUDA_PACKAGE
+from m40llm.device.numba_cuda import numba_cuda_problem
 from m40llm.errors import DeviceError
 from m40llm.kernels.contract import Launcher
 
-if find_spec("numba_cuda") is None:
-    raise DeviceError(f"fuzzing: numba-cuda is not installed; it needs {CUDA_PACKAGE}")
+if problem := numba_cuda_problem():
+    raise DeviceError(f"fuzzing: {problem}")
 
 from m40llm.device.emulator.card import EmulatedCard
 

@@ -1,5 +1,7 @@
 """Which device a name opens, and what is said where it cannot be used."""
 
+import re
+import sys
 from typing import Any
 
 import pytest
@@ -217,3 +219,33 @@ def test_switches_are_0_or_1(
 def test_names_of_no_device(name: str) -> None:
     with pytest.raises(RequestError, match="device: expected auto, cpu, cuda, cuda:N or emulator"):
         open_device(name)
+
+
+# ------------------------------------------------------------- numba-cuda itself
+def test_numba_cuda_without_its_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a plain `pip install numba-cuda` gives where there is no toolkit: its import fails."""
+
+    class NoLibrary:
+        @staticmethod
+        def find_spec(name: str, *_: object) -> None:
+            if name == "numba.cuda":
+                raise RuntimeError('Failure finding "libcudart.so.12": No such file\nnor elsewhere')
+
+    monkeypatch.delitem(sys.modules, "numba.cuda", raising=False)
+    monkeypatch.delattr("numba.cuda", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [NoLibrary, *sys.meta_path])
+    told = r"numba-cuda cannot be imported \(Failure .*libcudart.*\): pip install 'numba-cuda"
+    for device in ("cuda", "emulator"):
+        with pytest.raises(DeviceError, match=f"^device '{device}': {told}"):
+            open_device(device)
+    ops, reason = open_device("auto")
+    assert ops.name == "cpu"
+    assert re.match(told, reason)
+    assert "\n" not in reason
+
+
+@pytest.mark.parametrize("name", ["NUMBA_ENABLE_CUDASIM", "NUMBA_DISABLE_JIT"])
+def test_switches_that_turn_numba_off(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(DeviceError, match=f"device 'emulator': {name} turns .* off: unset {name}"):
+        open_device("emulator")

@@ -11,6 +11,7 @@ from m40llm.device.cuda.requirements import (
     why_no_card,
 )
 from m40llm.device.environment import FORCE_M40, switch
+from m40llm.device.numba_cuda import numba_cuda_problem
 from m40llm.errors import DeviceError
 
 SM_52 = (5, 2)
@@ -31,6 +32,8 @@ def find_cards() -> tuple[list[FoundCard], str]:
     """(the cards, why there is none). Starts the driver, but no context on any card."""
     if importlib.util.find_spec("numba_cuda") is None:  # Numba's own CUDA target is not enough
         return [], NO_PACKAGE
+    if problem := numba_cuda_problem():
+        return [], problem
     from numba import cuda
 
     try:
