@@ -60,15 +60,15 @@ def examine() -> dict[str, Any]:
 
 def _driver() -> dict[str, Any]:
     """The driver, and of each card which driver it wants and why it is refused (or None)."""
-    from m40llm.device.cuda.requirements import Installed, driver_wanted, refusal, toolkit_major
+    from m40llm.device.cuda.requirements import driver_wanted, find_installed, refusal
 
-    driver, toolkit = find_driver(), toolkit_major()
+    driver = find_driver()
     speaks = driver["cuda_version"]
     major, minor = map(int, speaks.split(".")) if speaks else (0, 0)
-    installed = Installed(driver["release"], (major, minor) if speaks else None, toolkit)
+    installed = find_installed(driver["release"], (major, minor) if speaks else None)
     for card in driver["cards"]:
         major, minor = card["compute_capability"]
-        card["driver_wanted"] = driver_wanted((major, minor), toolkit)
+        card["driver_wanted"] = driver_wanted((major, minor), installed.toolkit)
         card["refused"] = refusal((major, minor), installed)
     return driver
 
@@ -146,10 +146,14 @@ def advice(found: dict[str, Any]) -> list[dict[str, str]]:
 
 def _way_out(card: dict[str, Any]) -> str:
     """What helps with a card that is refused."""
+    from m40llm.device.cuda.requirements import toolkit_major
+    from m40llm.device.cuda.toolchain import nvjitlink_command
     from m40llm.device.packages import CUDA_PACKAGE
 
-    if "CUDA 12" in card["refused"]:
+    if "compiler of CUDA 12" in card["refused"]:
         return CUDA_PACKAGE
+    if "nvJitLink" in card["refused"]:
+        return nvjitlink_command(toolkit_major())
     if "too old" in card["refused"]:
         return "sudo apt install nvidia-driver-580"
     return "m40llm generate MODEL -p TEXT --device cpu"

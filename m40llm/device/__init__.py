@@ -2,7 +2,7 @@
 
 import re
 
-from m40llm.device.environment import ENABLE_CUBLAS, FORCE_M40, switch
+from m40llm.device.environment import ENABLE_CUBLAS, FORCE_M40, forced_capability, switch
 from m40llm.device.numba_cuda import numba_cuda_problem
 from m40llm.device.ops import Ops
 from m40llm.device.packages import CUDA_PACKAGE
@@ -27,6 +27,7 @@ def open_device(
     """
     by_cublas = switch(ENABLE_CUBLAS) if cublas is None else cublas
     switch(FORCE_M40)  # is read where a card is chosen; a value that is none is refused anywhere
+    forced_capability()  # likewise, and before Numba sees it
     needs_card = bool(cublas) or require_sm52
     if name == "auto":
         return _open_auto(bool(by_cublas), require_sm52, needs_card)

@@ -5,6 +5,7 @@ import os
 from textwrap import shorten
 from typing import Final
 
+from m40llm.device.environment import forced_capability
 from m40llm.device.packages import CUDA_PACKAGE
 
 # Numba's switches that put something else in the place of its compiler.
@@ -15,8 +16,10 @@ def numba_cuda_problem() -> str | None:
     """Why numba.cuda cannot be used, and the command that helps; None where it has been imported.
 
     The package numba-cuda alone is not enough: without the CUDA libraries that its extras bring,
-    or a toolkit's, its import fails with what the loader of libraries says.
+    or a toolkit's, its import fails with what the loader of libraries says. RequestError where
+    the environment asks for an architecture that is none.
     """
+    forced_capability()
     if importlib.util.find_spec("numba_cuda") is None:
         return f"numba-cuda is not installed: {CUDA_PACKAGE}"
     for name in _SWITCHES:

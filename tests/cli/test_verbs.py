@@ -258,6 +258,21 @@ def test_doctor_names_the_driver_of_each_card(run: Run, monkeypatch: pytest.Monk
     assert "driver wanted: 525.60.13 or newer, up to the 580 branch" in shown
 
 
+def test_doctor_names_the_assembler_that_is_missing(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = {"index": 0, "name": "Tesla M40", "compute_capability": [5, 2], "memory_bytes": 12 << 30}
+    driver = {"is_found": True, "release": "535.183.01", "cuda_version": "12.2", "cards": [card]}
+    monkeypatch.setattr(doctor, "find_driver", lambda: copy.deepcopy(driver | {"problem": None}))
+    monkeypatch.setattr(requirements, "toolkit_major", lambda: 12)
+    monkeypatch.setattr(requirements, "compiler_version", lambda toolkit: (12, 9))
+    for assembles, wanted in [(True, None), (False, "pip install -U nvidia-nvjitlink-cu12")]:
+        monkeypatch.setattr(requirements, "nvjitlink_assembles", lambda toolkit, a=assembles: a)
+        advice = document(run("doctor", "--json"))["advice"]
+        told = {item["what"].split(":")[0]: item["command"] for item in advice}
+        assert told.get("Tesla M40") == wanted
+
+
 def test_downloads_show_their_bytes() -> None:
     assert bytes_done(BytesDone(12_340_000, 98_400_000)) == " 12.3 / 98.4 MB"
     assert bytes_done(BytesDone(99_000_000, 98_400_000)) == " 98.4 / 98.4 MB"

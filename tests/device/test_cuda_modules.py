@@ -1,6 +1,7 @@
 """Compiled kernels of a card: arrays as parameters, cubins without a driver, entries on disk."""
 
 import ctypes
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 from numba import cuda, float32, int32
 
-from m40llm.device.cuda import modules
+from m40llm.device.cuda import assemble, modules
 from m40llm.device.cuda.array import DeviceArray
 from m40llm.device.cuda.assemble import nvjitlink_cubin
+from m40llm.device.cuda.driver import UNSUPPORTED_PTX, DriverError
 from m40llm.device.gpu.compiler import argument_type, ptx_of
 from m40llm.device.gpu.fingerprint import fingerprint
 from m40llm.errors import DeviceError, KernelContractError
@@ -109,6 +111,27 @@ def test_sm_52_is_assembled_without_a_driver() -> None:
     assert nvjitlink_cubin(ptx, 32, "sm_52").startswith(ELF)
     with pytest.raises(DeviceError, match="assembling for sm_52"):
         nvjitlink_cubin("no PTX", None, "sm_52")
+
+
+def test_a_driver_older_than_the_ptx_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuLinkAddData refuses it; nvJitLink would not."""
+
+    def call(function: Any, *args: Any) -> Any:
+        if function is not assemble.driver.cuLinkAddData:
+            return None
+        raise DriverError("cuLinkAddData", UNSUPPORTED_PTX)
+
+    monkeypatch.setattr(assemble, "call", call)
+    with pytest.raises(DeviceError, match=r"UNSUPPORTED_PTX_VERSION.*: pip install -U nvidia-nvj"):
+        assemble.assemble("the PTX", 32, "driver 12020 sm_52")
+
+
+def test_who_assembles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assemble, "call", lambda *_: 12020)
+    assert re.fullmatch(r"nvjitlink 12\.\d+ sm_52", assemble.assembler_name((5, 2), (5, 2)))
+    assert assemble.assembler_name((5, 2), (9, 0)) == "driver 12020 sm_90"
+    monkeypatch.setattr(assemble, "nvjitlink_assembles", lambda toolkit: False)
+    assert assemble.assembler_name((5, 2), (5, 2)) == "driver 12020 sm_52"
 
 
 class FakeDriver:

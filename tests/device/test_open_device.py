@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from m40llm.device import open_device
-from m40llm.device.cuda import choose
+from m40llm.device.cuda import choose, toolchain
 from m40llm.device.cuda.choose import FoundCard, choose_card
 from m40llm.device.cuda.requirements import Installed, driver_wanted, why_no_card
-from m40llm.device.environment import ENABLE_CUBLAS, FORCE_M40
+from m40llm.device.environment import ENABLE_CUBLAS, FORCE_CC, FORCE_M40, forced_capability
 from m40llm.errors import DeviceError, RequestError
 
 H100 = FoundCard(0, "NVIDIA H100", (9, 0))
@@ -111,6 +111,33 @@ def test_require_sm52(cards: list[FoundCard]) -> None:
             r"sm_52 needs the compiler of CUDA 12, and CUDA 13 is installed, which begins at "
             r"sm_75: pip install 'numba-cuda\[cu12\]",
         ),
+        (
+            M40,
+            Installed("535.183.01", (12, 2), 12, compiler=(12, 9), assembles=False),
+            r"driver 535\.183\.01 \(CUDA 12\.2\) cannot assemble the code of CUDA 12\.9, nor is "
+            r"there an nvJitLink that can: pip install -U nvidia-nvjitlink-cu12;",
+        ),
+        (
+            H100,
+            Installed("580.65.06", (13, 0), 13, compiler=(13, 1), assembles=False),
+            r"\(CUDA 13\.0\) cannot .* of CUDA 13\.1, .*: pip install -U nvidia-nvjitlink;",
+        ),
+        (
+            H100,
+            Installed("535.183.01", (12, 2), 12, compiler=(12, 9), forced=(5, 2)),
+            r"cannot assemble the code of CUDA 12\.9, which NUMBA_FORCE_CUDA_CC leaves to it: "
+            r"unset NUMBA_FORCE_CUDA_CC, or install a newer driver",
+        ),
+        (
+            H100,
+            Installed("580.65.06", (13, 0), 13, compiler=(13, 0), forced=(5, 2)),
+            r"code for sm_52 needs the compiler of CUDA 12, and CUDA 13 is installed",
+        ),
+        (
+            M40,
+            Installed("580.65.06", (13, 0), 12, forced=(9, 0)),
+            r"NUMBA_FORCE_CUDA_CC asks for code for sm_90, which an older card cannot run",
+        ),
     ],
 )
 def test_why_a_card_is_refused(
@@ -138,6 +165,10 @@ def test_why_a_card_is_refused(
         (M40, Installed(None, None, None)),
         (H100, Installed("580.65.06", (13, 0), 13)),
         (B200, Installed("570.26", (12, 8), 12)),
+        (M40, Installed("535.183.01", (12, 2), 12, compiler=(12, 9), assembles=True)),
+        (M40, Installed("580.65.06", (13, 0), 12, compiler=(12, 9), assembles=False)),
+        (M40, Installed("535.183.01", (12, 2), 12, compiler=(12, 9), forced=(5, 2))),
+        (H100, Installed("580.65.06", (13, 0), 12, compiler=(12, 9), forced=(5, 2))),
     ],
 )
 def test_what_will_do(
@@ -219,6 +250,35 @@ def test_switches_are_0_or_1(
 def test_names_of_no_device(name: str) -> None:
     with pytest.raises(RequestError, match="device: expected auto, cpu, cuda, cuda:N or emulator"):
         open_device(name)
+
+
+# ------------------------------------------------------------- compiler and assembler
+def test_the_assembler_must_not_be_older_than_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch pins an nvJitLink of its own release, for one."""
+    written = toolchain.compiler_version(12)
+    assert written is not None
+    assert toolchain.nvjitlink_assembles(12)
+    monkeypatch.setattr(toolchain, "nvjitlink_version", lambda: (12, written[1] - 1))
+    assert not toolchain.nvjitlink_assembles(12)
+    monkeypatch.setattr(toolchain, "nvjitlink_version", lambda: None)
+    assert not toolchain.nvjitlink_assembles(12)
+
+
+def test_without_nvjitlink_there_is_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert toolchain.nvjitlink_version() is not None
+    monkeypatch.setitem(sys.modules, "cuda.bindings.nvjitlink", None)
+    monkeypatch.delattr("cuda.bindings.nvjitlink", raising=False)
+    assert toolchain.nvjitlink_version() is None
+
+
+def test_an_architecture_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value, wanted in [("", None), ("5.2", (5, 2)), ("12.0", (12, 0)), ("9.0a", (9, 0))]:
+        monkeypatch.setenv(FORCE_CC, value)
+        assert forced_capability() == wanted
+    monkeypatch.setenv(FORCE_CC, "sm_52")
+    for device in ("cpu", "auto", "emulator"):
+        with pytest.raises(RequestError, match=f"{FORCE_CC}: .* such as 5.2, got 'sm_52'"):
+            open_device(device)
 
 
 # ------------------------------------------------------------- numba-cuda itself

@@ -2,14 +2,17 @@
 
 A driver compiles only PTX that is no newer than itself; a cubin it need not understand. Where code
 for another architecture is asked for (NUMBA_FORCE_CUDA_CC=5.2 on a newer card), the driver
-translates it for the card that is there.
+translates it for the card that is there. `requirements.refusal` refuses beforehand the cards for
+which neither of the two would do.
 """
 
 from typing import Any, Final
 
 from cuda.bindings import driver
 
-from m40llm.device.cuda.driver import DriverError, call
+from m40llm.device.cuda.driver import UNSUPPORTED_PTX, DriverError, call
+from m40llm.device.cuda.requirements import toolkit_major
+from m40llm.device.cuda.toolchain import nvjitlink_assembles, nvjitlink_command, nvjitlink_version
 from m40llm.device.gpu.compiler import Capability
 from m40llm.errors import DeviceError
 
@@ -18,7 +21,8 @@ _LOG_BYTES: Final = 8192
 
 def assembler_name(target: Capability, card: Capability) -> str:
     """What would assemble, with its version: part of the key of a compiled kernel."""
-    if target == card and (version := _nvjitlink_version()):
+    if target == card and nvjitlink_assembles(toolkit_major()):
+        version = ".".join(map(str, nvjitlink_version() or ()))
         return f"nvjitlink {version} sm_{target[0]}{target[1]}"
     return f"driver {call(driver.cuDriverGetVersion)} sm_{card[0]}{card[1]}"
 
@@ -29,16 +33,6 @@ def assemble(ptx: str, registers: int | None, assembler: str) -> bytes:
     if kind == "nvjitlink":
         return nvjitlink_cubin(ptx, registers, architecture)
     return _driver_cubin(ptx, registers)
-
-
-def _nvjitlink_version() -> str:
-    """Of the library that the wheels brought; empty if there is none."""
-    try:
-        from cuda.bindings import nvjitlink
-
-        return ".".join(map(str, nvjitlink.version()))
-    except Exception:  # whatever a missing or odd library raises, the driver still assembles
-        return ""
 
 
 def nvjitlink_cubin(ptx: str, registers: int | None, architecture: str) -> bytes:
@@ -58,8 +52,7 @@ def nvjitlink_cubin(ptx: str, registers: int | None, architecture: str) -> bytes
     except nvjitlink.nvJitLinkError as error:
         log = bytearray(nvjitlink.get_error_log_size(linker))
         nvjitlink.get_error_log(linker, log)
-        words = log.rstrip(b"\0").decode(errors="replace").strip()
-        raise DeviceError(f"assembling for {architecture}: {error}: {words}") from error
+        raise DeviceError(f"assembling for {architecture}: {error}: {_words(log)}") from error
     finally:
         nvjitlink.destroy(linker)
     return bytes(cubin)
@@ -82,10 +75,17 @@ def _driver_cubin(ptx: str, registers: int | None) -> bytes:
         address, n_bytes = call(driver.cuLinkComplete, state)
         return _bytes_at(int(address), int(n_bytes))
     except DriverError as error:
-        words = log.rstrip(b"\0").decode(errors="replace").strip()
-        raise DeviceError(f"the driver does not take the PTX: {error}: {words}") from error
+        told = f"the driver does not take the PTX: {error}: {_words(log)}"
+        if error.result == UNSUPPORTED_PTX:
+            told += f"; nvJitLink assembles without it: {nvjitlink_command(toolkit_major())}"
+        raise DeviceError(told) from error
     finally:
         call(driver.cuLinkDestroy, state)
+
+
+def _words(log: bytearray) -> str:
+    """What an assembler wrote, in one line."""
+    return " ".join(log.rstrip(b"\0").decode(errors="replace").split())
 
 
 def _bytes_at(address: int, n_bytes: int) -> bytes:

@@ -3,14 +3,14 @@
 import importlib.util
 from dataclasses import dataclass
 
+from m40llm.device.cuda import requirements
 from m40llm.device.cuda.requirements import (
     Installed,
     driver_release,
     refusal,
-    toolkit_major,
     why_no_card,
 )
-from m40llm.device.environment import FORCE_M40, switch
+from m40llm.device.environment import FORCE_M40, forced_capability, switch
 from m40llm.device.numba_cuda import numba_cuda_problem
 from m40llm.errors import DeviceError
 
@@ -56,11 +56,12 @@ def find_installed() -> Installed:
     """Driver and toolkit of this machine, asked once there is a card."""
     from numba.cuda.cudadrv.driver import driver
 
+    forced = forced_capability()
     try:
         major, minor = map(int, driver.get_version())
     except Exception:  # the card shows soon enough what is wrong with its driver
-        return Installed(driver_release(), None, toolkit_major())
-    return Installed(driver_release(), (major, minor), toolkit_major())
+        return requirements.find_installed(driver_release(), None, forced)
+    return requirements.find_installed(driver_release(), (major, minor), forced)
 
 
 def choose_card(index: int | None, *, require_sm52: bool = False) -> FoundCard:

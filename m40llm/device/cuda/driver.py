@@ -6,6 +6,7 @@ from typing import Any, Final
 from cuda.bindings import driver
 
 OUT_OF_MEMORY: Final = driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY
+UNSUPPORTED_PTX: Final = driver.CUresult.CUDA_ERROR_UNSUPPORTED_PTX_VERSION
 NOT_READY: Final = driver.CUresult.CUDA_ERROR_NOT_READY
 STREAM_WITHOUT_LEGACY_SYNC: Final = 1  # CU_STREAM_NON_BLOCKING
 

@@ -3,6 +3,7 @@
 CUDA 12.x  drivers from R525 on, CUDA 13.x from R580 on: "CUDA Compatibility, Minor Version
            Compatibility", table 1. Below the toolkit's own release this holds for machine code
            alone: nvJitLink of the wheels assembles ours. (PTX of 12.9 wants R575.)
+           Without nvJitLink, and where another card's code is asked for, the driver assembles.
 Blackwell  from R570 on, the driver of CUDA 12.8, which was the first to know it
 R580       the last for Maxwell, Pascal and Volta: NVIDIA's Unix feature deprecation schedule
 CUDA 13    compiles for 7.5 and above: CUDA 13.0's release notes
@@ -14,9 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from m40llm.device.cuda.toolchain import (
+    Version,
+    compiler_version,
+    nvjitlink_assembles,
+    nvjitlink_command,
+)
+from m40llm.device.environment import FORCE_CC
 from m40llm.device.packages import CUDA_PACKAGE
 
-Version = tuple[int, int]
 OLDEST_CARD: Final = (5, 2)
 FIRST_OF_CUDA13: Final = (7, 5)
 BLACKWELL: Final = (10, 0)
@@ -31,11 +38,34 @@ class Installed:
     release       of the driver, such as "580.65.06"
     cuda_version  the newest CUDA that the driver speaks
     toolkit       CUDA's major version that numba-cuda compiles with
+    compiler      the release of CUDA whose PTX kernels become
+    assembles     whether nvJitLink takes that PTX, so that the driver need not
+    forced        the architecture that code is made for, in place of the card's own
     """
 
     release: str | None
     cuda_version: Version | None
     toolkit: int | None
+    compiler: Version | None = None
+    assembles: bool = True
+    forced: Version | None = None
+
+    @property
+    def driver(self) -> str:
+        """The driver in words; its CUDA version must be known."""
+        assert self.cuda_version
+        return "driver {} (CUDA {}.{})".format(
+            self.release or "of unknown release", *self.cuda_version
+        )
+
+
+def find_installed(
+    release: str | None, cuda_version: Version | None, forced: Version | None = None
+) -> Installed:
+    """With this driver, the compiler and the assembler of this environment."""
+    toolkit = toolkit_major()
+    compiler, assembles = compiler_version(toolkit), nvjitlink_assembles(toolkit)
+    return Installed(release, cuda_version, toolkit, compiler, assembles, forced)
 
 
 def driver_release() -> str | None:
@@ -79,18 +109,32 @@ def refusal(capability: Version, installed: Installed) -> str | None:
         return "its compute capability is {}.{}, 5.2 is the lowest that m40llm runs on".format(
             *capability
         )
-    if capability < FIRST_OF_CUDA13 and installed.toolkit is not None and installed.toolkit >= 13:
+    target = installed.forced or capability
+    if target > capability:
+        return "{} asks for code for sm_{}{}, which an older card cannot run".format(
+            FORCE_CC, *target
+        )
+    if target < FIRST_OF_CUDA13 and installed.toolkit is not None and installed.toolkit >= 13:
         return (
             "code for sm_{}{} needs the compiler of CUDA 12, and CUDA {} is installed, which "
             "begins at sm_75: {} (the extra `cuda12`)"
-        ).format(*capability, installed.toolkit, CUDA_PACKAGE)
+        ).format(*target, installed.toolkit, CUDA_PACKAGE)
     _, oldest_cuda = _oldest_driver(capability, installed.toolkit)
     if installed.cuda_version is not None and installed.cuda_version < oldest_cuda:
-        there = "driver {} (CUDA {}.{})".format(
-            installed.release or "of unknown release", *installed.cuda_version
-        )
-        return f"{there} is too old: wanted is {driver_wanted(capability, installed.toolkit)}"
-    return None
+        wanted = driver_wanted(capability, installed.toolkit)
+        return f"{installed.driver} is too old: wanted is {wanted}"
+    return _no_assembler(target == capability, installed)
+
+
+def _no_assembler(is_own: bool, installed: Installed) -> str | None:
+    """Why nobody makes machine code of the compiler's PTX; is_own: it is for the card itself."""
+    speaks, written = installed.cuda_version, installed.compiler
+    if (is_own and installed.assembles) or not speaks or not written or speaks >= written:
+        return None
+    told = "{} cannot assemble the code of CUDA {}.{}".format(installed.driver, *written)
+    if is_own:
+        return f"{told}, nor is there an nvJitLink that can: {nvjitlink_command(installed.toolkit)}"
+    return f"{told}, which {FORCE_CC} leaves to it: unset {FORCE_CC}, or install a newer driver"
 
 
 def why_no_card(release: str | None) -> str:
