@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cuda.pathfinder import DynamicLibNotFoundError
 from numba import cuda, float32, int32
 
 from m40llm.device.cuda import assemble, modules
@@ -200,6 +201,19 @@ def test_every_signature_has_its_own_code(folder: Path, monkeypatch: pytest.Monk
     loaded.function(KERNEL, (fake_array((100, 2))[:, 0], *ARGS[1:]), 9)
     assert len({cubin for _, cubin in driver.loaded}) == 3
     assert len(list(folder.iterdir())) == 3
+
+
+def test_a_missing_library_of_the_compiler(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """numba-cuda finds NVVM, but not NVRTC, in a toolkit that is not whole."""
+
+    def ptx_of(*_: Any) -> Any:
+        raise DynamicLibNotFoundError('Failure finding "libnvrtc.so.12": No such file\nat all')
+
+    FakeDriver(monkeypatch)
+    monkeypatch.setattr(modules, "ptx_of", ptx_of)
+    told = r"^kernel scale: the compiler is not whole \(.*libnvrtc.*\): pip install 'numba-cuda.*$"
+    with pytest.raises(DeviceError, match=told):
+        modules.Modules((5, 2), (5, 2)).function(KERNEL, ARGS, 9)
 
 
 def test_kernels_of_the_product_can_be_kept() -> None:

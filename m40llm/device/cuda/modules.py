@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Final
 
 import numpy as np
 from cuda.bindings import driver
+from cuda.pathfinder import DynamicLibNotFoundError
 
 from m40llm.device.cuda.array import DeviceArray
 from m40llm.device.cuda.assemble import assemble, assembler_name
@@ -18,7 +20,8 @@ from m40llm.device.gpu.compiler import Capability, argument_type, ptx_of
 from m40llm.device.gpu.compiling import Compiling
 from m40llm.device.gpu.disk_cache import entry_path, key_of, read_entry, write_entry
 from m40llm.device.gpu.fingerprint import fingerprint
-from m40llm.errors import KernelContractError
+from m40llm.device.packages import CUDA_PACKAGE
+from m40llm.errors import DeviceError, KernelContractError
 from m40llm.kernels.contract import Kernel
 
 # Distributions whose version decides what a kernel becomes.
@@ -70,11 +73,21 @@ class Modules:
                 return stored[0]["entry"], stored[1]
         with self.compiling.watch() as notice:
             notice.begin(kernel.name)
-            entry, ptx = ptx_of(kernel, arg_types, self.target)
+            entry, ptx = _compiled(kernel, arg_types, self.target)
             cubin = assemble(ptx, kernel.registers, self._assembler)
         if path is not None:
             write_entry(path, {"entry": entry, "kernel": kernel.name}, cubin)
         return entry, cubin
+
+
+def _compiled(kernel: Kernel, arg_types: tuple[Any, ...], target: Capability) -> tuple[str, str]:
+    """(name of the entry, PTX); DeviceError where a library of the compiler is missing."""
+    try:
+        return ptx_of(kernel, arg_types, target)
+    except (ImportError, DynamicLibNotFoundError) as error:  # NvvmSupportError is an ImportError
+        reason = shorten(str(error), 80, placeholder=" ...")
+        told = f"kernel {kernel.name}: the compiler is not whole ({reason}): {CUDA_PACKAGE}"
+        raise DeviceError(told) from error
 
 
 def _load(entry: str, cubin: bytes, n_slots: int) -> Function:
