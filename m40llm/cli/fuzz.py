@@ -1,5 +1,6 @@
 """`m40llm fuzz`: kernels against their references, unattended, until one fails or time is up."""
 
+import re
 import sys
 import tempfile
 import time
@@ -17,11 +18,11 @@ from m40llm.errors import RequestError
 if TYPE_CHECKING:
     from m40llm.fuzz import Outcome, Target
 
-DEVICES = ("emulator", "cuda")
+DEVICES = r"emulator|cuda(:(-1|\d+))?"
 
 
 def _check_device(value: str) -> str:
-    if value.partition(":")[0] not in DEVICES:
+    if not re.fullmatch(DEVICES, value):
         raise typer.BadParameter(f"expected emulator, cuda or cuda:N, got {value!r}")
     return value
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from m40llm.errors import RequestError
 from m40llm.fuzz.bench import Bench
+from m40llm.fuzz.strategies import is_strategy
 
 RESERVED = {"schedule", "device"}  # names that every case has beside its own
 
@@ -45,7 +46,7 @@ class Target:
 def target(*, ops: Any = None, **draws: Any) -> Callable[[Callable[..., None]], Target]:
     """Make a Target of a check: `@target(n=sizes(64), seed=seeds())`.
 
-    Raises RequestError where the draws are not what the check takes.
+    Raises RequestError where the draws are not what the check takes, or are no strategies.
     """
 
     def make(check: Callable[..., None]) -> Target:
@@ -57,6 +58,12 @@ def target(*, ops: Any = None, **draws: Any) -> Callable[[Callable[..., None]], 
             )
         if reserved := RESERVED & set(draws):
             raise RequestError(f"target {check.__name__}: {sorted(reserved)} are names of our own")
+        for name, draw in draws.items():
+            if not is_strategy(draw):
+                raise RequestError(
+                    f"target {check.__name__}: {name}: expected a strategy such as sizes(64), "
+                    f"got {draw!r}"
+                )
         source = f"{inspect.getsourcefile(check) or ''}:{check.__name__}"
         return Target(check.__name__, check, dict(draws), ops, source)
 

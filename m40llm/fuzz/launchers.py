@@ -7,13 +7,14 @@ launcher.read(y)
 launcher.reordered(seed)                  the same with threads in an order drawn from a seed
 """
 
+import re
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from m40llm.device.numba_cuda import numba_cuda_problem
-from m40llm.errors import DeviceError
+from m40llm.errors import DeviceError, RequestError
 from m40llm.kernels.contract import Launcher
 
 if problem := numba_cuda_problem():
@@ -56,9 +57,12 @@ class EmulatedLauncher(EmulatedCard):
 
 def open_launcher(device: str) -> Any:
     """The launcher of "emulator", "cuda" or "cuda:N"; DeviceError where there is no such card."""
+    match = re.fullmatch(r"emulator|cuda(?::(-1|\d+))?", device)
+    if not match:
+        raise RequestError(f"device: expected emulator, cuda or cuda:N, got {device!r}")
     if device == "emulator":
         return EmulatedLauncher()
-    _, _, number = device.partition(":")
+    number = match[1] or ""
     return card_launcher(int(number) if number not in ("", "-1") else None)
 
 

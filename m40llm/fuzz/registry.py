@@ -67,10 +67,10 @@ def _module(path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that exits would end us without a word
         del sys.modules[name]
-        what = f"{type(error).__name__}: {error}"
-        raise RequestError(f"{path}: cannot be imported: {what}") from error
+        kind = "" if isinstance(error, RequestError) else f"{type(error).__name__}: "
+        raise RequestError(f"{path}: cannot be imported: {kind}{error}") from error
     except BaseException:
         del sys.modules[name]
         raise

@@ -28,6 +28,11 @@ T = TypeVar("T")
 N_BLOCKS = 4  # of which `sizes` passes the edges: more blocks than run at once, in any order
 
 
+def is_strategy(value: object) -> bool:
+    """Whether it is something to draw from, of ours or any of Hypothesis'."""
+    return isinstance(value, SearchStrategy)
+
+
 def sizes(block: int, most: int | None = None) -> SearchStrategy[int]:
     """Sizes from 1 to `most` (four blocks and some), half of them within 2 of a block's edge."""
     limit = most or N_BLOCKS * block + block // 2 + 2

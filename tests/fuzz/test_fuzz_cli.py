@@ -74,6 +74,9 @@ def test_found(mine: Path) -> None:
         (["--examples", "-1"], 2, "Invalid value for '--examples'"),
         (["--seconds", "-1"], 1, "--seconds: expected more than 0, got -1"),
         (["--device", "cpu"], 2, "expected emulator, cuda or cuda:N"),
+        (["--device", "cuda:x"], 2, "expected emulator, cuda or cuda:N, got 'cuda:x'"),
+        (["--device", "cuda:-2"], 2, "expected emulator, cuda or cuda:N, got 'cuda:-2'"),
+        (["--device", "emulator:1"], 2, "expected emulator, cuda or cuda:N, got 'emulator:1'"),
         (["--keep", "/proc/nowhere"], 1, "--keep: cannot write to /proc/nowhere"),
     ],
 )
@@ -81,6 +84,24 @@ def test_wrong_requests(mine: Path, args: list[str], code: int, message: str) ->
     result = run(*args)
     assert result.exit_code == code
     assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("raise SystemExit(0)", "cannot be imported: SystemExit: 0"),
+        ("def f(:", "cannot be imported: SyntaxError: invalid syntax"),
+        (TARGETS.replace("n=sizes(8)", "n=5"), "small: n: expected a strategy such as sizes(64)"),
+        (TARGETS.replace("n=sizes(8)", "m=sizes(8)"), "cannot be imported: target small: draws"),
+    ],
+)
+def test_files_that_are_no_targets(mine: Path, text: str, message: str) -> None:
+    mine.write_text(text, encoding="utf-8")
+    result = run("--kernel", f"{mine}:small")
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: {mine}: cannot be imported: ")
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
