@@ -14,9 +14,10 @@ from m40llm.kernels.planes import Planes
 from m40llm.kernels.program import state as rings
 from m40llm.kernels.program import words
 from m40llm.kernels.program.attend import split_shape
-from m40llm.kernels.program.form import Form, panel_groups, stage_cols
+from m40llm.kernels.program.form import Form, panel_groups, rows_a_warp, span_cols, stage_cols
 from m40llm.kernels.program.state import DecodeState
 from m40llm.kernels.sampling import N_SETTINGS, SamplerState
+from m40llm.kernels.unpack import LANES
 
 Buffer = Any
 EFFECTS = {
@@ -96,6 +97,7 @@ def encode(instructions: Sequence[Product | Other], setting: Setting) -> NDArray
                 row[words.WRITER] = writers[out] = i
         if isinstance(instruction, Product):
             _encode_product(row, instruction, setting.form)
+            _encode_shares(row, instruction.w, setting)
         else:
             row[words.OP] = instruction.operation
             for word, cache in (
@@ -151,15 +153,30 @@ def _encode_product(row: NDArray[np.int64], product: Product, form: Form) -> Non
     row[words.OP] = words.PRODUCT + form.types.index(w.type)
     row[words.KIND] = EFFECTS[product.effect]
     row[words.N_ROWS], row[words.N_COLS] = w.n_rows, w.n_cols
-    row[words.STAGE_COLS] = stage_cols(w.n_cols, form.n_seqs)
-    row[words.N_STAGES] = ceil_div(w.n_cols, stage_cols(w.n_cols, form.n_seqs))
-    row[words.PANEL_GROUPS] = panel_groups(w.type, w.n_cols, form.n_seqs)
     row[words.FIRST_ROW] = product.first_row
     for word, plane in ((words.QUANTS, w.quants), (words.HIGHS, w.highs), (words.SCALES, w.scales)):
         given = w.quants if plane is None else plane  # a kernel wants an address that is there
         row[word], row[word + 1] = address(given), given.shape[1]
     for word, vector in ((words.NORM, product.norm), (words.BIAS, product.bias)):
         row[word] = 0 if vector is None else address(vector)
+
+
+def _encode_shares(row: NDArray[np.int64], w: Planes, setting: Setting) -> None:
+    """Who does what of a product: blocks, panels, stages, spans; all divisions are made here."""
+    n_seqs, n_blocks = setting.form.n_seqs, int(setting.state.best.shape[1])
+    n_groups = ceil_div(w.n_rows, rows_a_warp(w.type, n_seqs))
+    cols, span = stage_cols(w.n_cols, n_seqs), span_cols(w.type)
+    n_stages = ceil_div(w.n_cols, cols)
+    row[words.N_UNITS] = w.n_cols // LANES[w.type].n_cols
+    row[words.GROUPS_A_BLOCK], row[words.GROUPS_LEFT] = divmod(n_groups, n_blocks)
+    row[words.PANEL_GROUPS] = panel_groups(w.type, w.n_cols, n_seqs)
+    row[words.N_STAGES], row[words.STAGE_COLS] = n_stages, cols
+    for word, n_cols in (
+        (words.STAGE_SPANS, min(cols, w.n_cols)),
+        (words.LAST_SPANS, w.n_cols - (n_stages - 1) * cols),
+    ):
+        row[word] = ceil_div(n_cols, span)
+        row[word + 1] = ceil_div(1 << 16, int(row[word]))
 
 
 @dataclass(frozen=True)

@@ -36,14 +36,15 @@ from m40llm.kernels.program.form import (
     Pool,
     max_stage_cols,
     rows_a_warp,
-    span_cols,
 )
 from m40llm.kernels.program.rows import pair_of
 from m40llm.kernels.program.stage import prepare_of, take_of
 from m40llm.kernels.reduce import FULL_MASK, WARP_SIZE, warp_sum
 from m40llm.kernels.unit_product import load_unit, multiply_unit
-from m40llm.kernels.unpack import LANES, RESULT_SCALE
+from m40llm.kernels.unpack import RESULT_SCALE
 from m40llm.kernels.views import array_at, part_of
+
+_UNSEEN = 1 << 60  # elements that a view may have; what is used lies within the buffer
 
 
 @cache
@@ -93,8 +94,28 @@ class Items(NamedTuple):
 
 
 @cuda.jit(device=True, forceinline=True)
+def spans_of(w: Any, stage: Any) -> Any:
+    """(first_span, n_spans, down, right) of a stage's items."""
+    is_last = stage + 1 == w[words.N_STAGES]
+    n_spans = int32(w[words.LAST_SPANS if is_last else words.STAGE_SPANS])
+    inverse = int32(w[words.LAST_INVERSE if is_last else words.STAGE_INVERSE])
+    down = int32(int32(N_WARPS * inverse) >> 16)
+    right = int32(N_WARPS - down * n_spans)
+    return int32(stage * int32(w[words.STAGE_SPANS])), n_spans, down, right
+
+
+@cuda.jit(device=True, forceinline=True)
+def first_item(w: Any, items: Any, stage: Any, warp: Any) -> Any:
+    """(group, span) of the warp's first item; span counts from the segment's first."""
+    is_last = stage + 1 == w[words.N_STAGES]
+    inverse = int32(w[words.LAST_INVERSE if is_last else words.STAGE_INVERSE])
+    down = int32(int32(warp * inverse) >> 16)
+    return int32(items.first_group + down), int32(warp - down * items.n_spans)
+
+
+@cuda.jit(device=True, forceinline=True)
 def next_item(items: Any, group: Any, span: Any) -> Any:
-    """(group, span) of the warp's next item; span counts from the segment's first."""
+    """(group, span) of the warp's next item."""
     group, span = int32(group + items.down), int32(span + items.right)
     if span >= items.n_spans:
         group, span = int32(group + 1), int32(span - items.n_spans)
@@ -103,8 +124,8 @@ def next_item(items: Any, group: Any, span: Any) -> Any:
 
 @cache
 def _load_of(form: Form, type: GGMLType) -> Any:
-    """load(w, n_rows, n_units, items, group, span, now, high, packed): a lane's part of an
-    item, if there is one."""
+    """load(w, n_rows, n_units, items, group, span, now, high, packed): a lane's part of an item,
+    if there is one."""
     n = rows_a_warp(type, form.n_seqs)
     find_pair, load_words = pair_of(form), load_unit(type, n)
     half, scale_kind = n // 2, _scale_kind(type)
@@ -117,13 +138,15 @@ def _load_of(form: Form, type: GGMLType) -> Any:
         rows = cuda.local.array(n, int64)
         unit = int32((items.first_span + span) * WARP_SIZE + (cuda.threadIdx.x & 31))
         if group < items.end_group and unit < n_units:
+            last = int32(n_rows - 1)
             for r in range(half):
-                first, jump = find_pair(w, n_rows, group * half + r)
-                rows[r] = int64(min(first, n_rows - 1))  # beyond: multiplied, not stored
-                rows[half + r] = int64(min(first + jump, n_rows - 1))
-            quants = array_at(w[words.QUANTS], (n_rows, w[words.QUANT_WORDS]), uint32)
-            highs = array_at(w[words.HIGHS], (n_rows, w[words.HIGH_WORDS]), uint32)
-            scales = array_at(w[words.SCALES], (n_rows, w[words.SCALE_WORDS]), scale_kind)
+                first, jump = find_pair(w, n_rows, int32(group * half + r))
+                rows[r] = int64(min(first, last))  # beyond: multiplied, not stored
+                rows[half + r] = int64(min(int32(first + jump), last))
+            shape = (n_rows, int32(w[words.QUANT_WORDS]))
+            quants = array_at(w[words.QUANTS], shape, uint32)
+            highs = array_at(w[words.HIGHS], (n_rows, int32(w[words.HIGH_WORDS])), uint32)
+            scales = array_at(w[words.SCALES], (n_rows, int32(w[words.SCALE_WORDS])), scale_kind)
             load_words(quants, highs, scales, rows, unit, now, high, packed)
 
     return load
@@ -165,27 +188,41 @@ def _norm_scale_of(n_seqs: int) -> Any:
 
     @cuda.jit(device=True, forceinline=True)
     def norm_scale(w: Any, n_cols: Any, s: Any, squares: Any) -> Any:
-        if w[words.NORM] == 0:
-            return float32(1)
-        total = float32(0)
-        for warp in range(N_WARPS):
-            total += squares[uint32(s * N_WARPS + warp)]
-        eps = uint_as_float(uint32(w[words.EPS]))
-        return float32(1) / math.sqrt(total / float32(n_cols) + eps)
+        scale = float32(1)
+        if w[words.NORM] != 0:
+            total = float32(0)
+            for warp in range(N_WARPS):
+                total += squares[uint32(s * N_WARPS + warp)]
+            eps = uint_as_float(uint32(w[words.EPS]))
+            scale = float32(1) / math.sqrt(total / float32(n_cols) + eps)
+        return scale
 
     return norm_scale
+
+
+@cuda.jit(device=True, forceinline=True)
+def sum_spans(partials: Any, at: Any, stride: Any, n_spans: Any) -> Any:
+    """partials[at] + partials[at + stride] + ..., n_spans of them, four loads under way."""
+    total, span = float32(0), int32(0)
+    while span < n_spans:
+        a = partials[uint32(at)]
+        b, c, d = float32(0), float32(0), float32(0)
+        if span + 1 < n_spans:
+            b = partials[uint32(at + stride)]
+        if span + 2 < n_spans:
+            c = partials[uint32(at + 2 * stride)]
+        if span + 3 < n_spans:
+            d = partials[uint32(at + 3 * stride)]
+        total += (a + b) + (c + d)
+        at, span = int32(at + 4 * stride), int32(span + 4)
+    return total
 
 
 @cache
 def product_of(form: Form, type: GGMLType) -> Any:
     """product(w, step, n_instructions, slot_pos, pool, squares): the instruction w."""
     n_seqs, n = form.n_seqs, rows_a_warp(type, form.n_seqs)
-    half, n_results, lane_cols, cols_a_span = (
-        n // 2,
-        n * n_seqs,
-        LANES[type].n_cols,
-        span_cols(type),
-    )
+    half, n_results = n // 2, n * n_seqs
     pool_of = Pool(type, n_seqs)
     pool_of.check()
     n_staged, n_sums = pool_of.n_staged, pool_of.n_sums
@@ -205,84 +242,53 @@ def product_of(form: Form, type: GGMLType) -> Any:
         b_words = cuda.local.array((n, 4), uint32)
         b_high = cuda.local.array((n, 2), uint32)
         b_packed = cuda.local.array((n, 4), uint32)
-        sum_sq = cuda.local.array(n_seqs, float32)
         staged = part_of(pool, 0, n_staged, float32)
         sums = part_of(pool, n_staged, n_sums, float32)
         partials = part_of(pool, n_staged + n_sums, PARTIAL_FLOATS, float32)
 
         n_rows, n_cols = int32(w[words.N_ROWS]), int32(w[words.N_COLS])
-        stage_cols = int32(w[words.STAGE_COLS])
-        panel_groups, n_units = int32(w[words.PANEL_GROUPS]), int32(n_cols // lane_cols)
-        n_groups = uint32(n_rows + n - 1) // uint32(n)
-        first_group = int32(uint32(cuda.blockIdx.x) * n_groups // uint32(cuda.gridDim.x))
-        end_group = int32(uint32(cuda.blockIdx.x + 1) * n_groups // uint32(cuda.gridDim.x))
-        if first_group == end_group:
+        n_units, block = int32(w[words.N_UNITS]), int32(cuda.blockIdx.x)
+        n_fewer, n_more = int32(w[words.GROUPS_A_BLOCK]), int32(w[words.GROUPS_LEFT])
+        panel = int32(block * n_fewer + min(block, n_more))
+        end_group = int32(panel + n_fewer + (1 if block < n_more else 0))
+        if panel == end_group:
             cuda.syncthreads()  # every instruction is one: the next one's words are there
             return
-        x = array_at(w[words.X], (n_seqs * n_cols * 2,), uint32)
-        norm = array_at(w[words.NORM], (n_cols,), float32)
+        warp, mine = int32(cuda.threadIdx.x >> 5), int32(cuda.threadIdx.x)
+        first_panel, stage = panel, int32(0)
+        panel_end = int32(min(panel + w[words.PANEL_GROUPS], end_group))
+        # The first two items' weights, before all that they do not depend on.
+        first_span, n_spans, down, right = spans_of(w, stage)
+        # Tuples are made where they are used: LLVM does not end where a loop carries them.
+        items = Items(panel, panel_end, first_span, n_spans, down, right)
+        group, span = first_item(w, items, stage, warp)
+        next_group, next_span = next_item(items, group, span)
+        load(w, n_rows, n_units, items, group, span, a_words, a_high, a_packed)
+        load(w, n_rows, n_units, items, next_group, next_span, b_words, b_high, b_packed)
+
+        x = array_at(w[words.X], (_UNSEEN,), uint32)
+        norm = array_at(w[words.NORM], (_UNSEEN,), float32)
         epoch = epoch_of(step, n_instructions, w[words.WRITER])
         x_epoch = epoch_of(step, n_instructions, w[words.X_WRITER])
         old_epoch = epoch_of(step, n_instructions, w[words.OLD_WRITER])
-        warp = int32(cuda.threadIdx.x >> 5)
         # Which result of a panel is this thread's: those of a pair are neighbours.
-        mine = int32(cuda.threadIdx.x)
         s, is_second = int32((mine >> 1) % n_seqs), int32(mine & 1)
         my_pair = int32(mine // (2 * n_seqs))
         my_group, my_row = int32(my_pair // half), int32(my_pair % half + is_second * half)
+        my_partial = int32(my_group * n_results + my_row * n_seqs + s)
 
         thread_best, thread_top, thread_mass = int64(-1), float32(LOWEST), float32(0)
-        total = float32(0)
+        total, is_first = float32(0), True
         first, jump, is_mine = int32(0), int32(0), int32(0)  # of the pair; see epilogue.py
         bias_first, bias_second = float32(0), float32(0)
         old_first, old_second = float32(0), float32(0)
-        panel, stage = first_group, int32(0)
-        panel_end = int32(min(panel + panel_groups, end_group))
-        done_groups, done_spans = int32(0), int32(0)  # of the segment before
-        n_panels = uint32(end_group - first_group + panel_groups - 1) // uint32(panel_groups)
-        n_segments = int32(n_panels * uint32(w[words.N_STAGES]))
-        for segment in range(n_segments + 1):
-            is_first, is_last = segment == 0, segment == n_segments
-            # The first two items' weights, before all that they do not depend on.
-            first_col = int32(stage * stage_cols)
-            n_cols_here = int32(min(stage_cols, n_cols - first_col))
-            n_spans = int32((n_cols_here + cols_a_span - 1) // cols_a_span)
-            down = int32(uint32(N_WARPS) // uint32(n_spans))
-            items = Items(
-                panel, panel_end, int32(first_col // cols_a_span), n_spans,
-                down, int32(N_WARPS - down * n_spans),
-            )  # fmt: skip
-            down = int32(uint32(warp) // uint32(n_spans))
-            group, span = int32(panel + down), int32(warp - down * n_spans)
-            next_group, next_span = next_item(items, group, span)
-            if not is_last:
-                load(w, n_rows, n_units, items, group, span, a_words, a_high, a_packed)
-                load(
-                    w, n_rows, n_units, items, next_group, next_span,
-                    b_words, b_high, b_packed,
-                )  # fmt: skip
-            if not is_first:
-                cuda.syncthreads()  # the partial results of the segment before are there
-                if my_group < done_groups:
-                    for other in range(done_spans):
-                        at = (other * done_groups + my_group) * n_results
-                        total += partials[uint32(at + my_row * n_seqs + s)]
-                if is_last or stage == 0:
-                    result = total * (float32(result_scale) * norm_scale(w, n_cols, s, squares))
-                    # Tuples are made here: LLVM does not end where a loop carries them.
-                    pair = Pair(first, jump, s, is_mine)
-                    extra = Extras(bias_first, bias_second, old_first, old_second)
-                    thread_best, thread_top, thread_mass = finish(
-                        w, result, pair, extra, n_rows, epoch,
-                        thread_best, thread_top, thread_mass,
-                    )  # fmt: skip
-                    total = float32(0)
-            if is_last:
-                break
+        while True:
             if is_first or w[words.N_STAGES] > 1:
-                prepare(norm, w[words.NORM] != 0, first_col, n_cols_here >> 2, staged)
+                first_col = int32(stage * int32(w[words.STAGE_COLS]))
+                n_quads = int32(min(int32(w[words.STAGE_COLS]), int32(n_cols - first_col)) >> 2)
+                prepare(norm, w[words.NORM] != 0, first_col, n_quads, staged)
             if stage == 0:
-                first, jump = find_pair(w, n_rows, panel * half + my_pair)
+                first, jump = find_pair(w, n_rows, int32(panel * half + my_pair))
                 is_mine = int32(0)
                 if is_second == 0 and panel + my_group < panel_end and first < n_rows:
                     is_mine = int32(1)
@@ -290,16 +296,18 @@ def product_of(form: Form, type: GGMLType) -> Any:
                     w, Pair(first, jump, s, is_mine), slot_pos, old_epoch
                 )
             if is_first or w[words.N_STAGES] > 1:
+                first_col = int32(stage * int32(w[words.STAGE_COLS]))
+                n_quads = int32(min(int32(w[words.STAGE_COLS]), int32(n_cols - first_col)) >> 2)
                 for t in range(n_seqs):
-                    sum_sq[t] = float32(0)
-                take(x, x_epoch, n_cols, first_col, n_cols_here >> 2, staged, sums, sum_sq)
-                if w[words.NORM] != 0 and panel == first_group:
-                    for t in range(n_seqs):
-                        share = warp_sum(sum_sq[t])
+                    at = int32(t * n_cols + first_col)
+                    share = take(x, x_epoch, at, n_quads, t, staged, sums)
+                    if w[words.NORM] != 0 and panel == first_panel:
+                        share = warp_sum(share)
                         if cuda.threadIdx.x & 31 == 0:
-                            at = uint32(t * N_WARPS + warp)
-                            squares[at] = share + (float32(0) if is_first else squares[at])
+                            here = uint32(t * N_WARPS + warp)
+                            squares[here] = share + (float32(0) if is_first else squares[here])
             cuda.syncthreads()
+            items = Items(panel, panel_end, first_span, n_spans, down, right)
             while group < panel_end:
                 do_item(
                     items, n_units, group, span, a_words, a_high, a_packed, staged, sums, partials
@@ -316,12 +324,33 @@ def product_of(form: Form, type: GGMLType) -> Any:
                         w, n_rows, n_units, items, next_group, next_span,
                         b_words, b_high, b_packed,
                     )  # fmt: skip
-            # On to the next segment.
+            scale = float32(result_scale) * norm_scale(w, n_cols, s, squares)
             done_groups, done_spans = int32(panel_end - panel), n_spans
-            stage = int32(stage + 1)
+            # On to the next segment, if there is one: its first weights.
+            is_first, stage = False, int32(stage + 1)
             if stage == w[words.N_STAGES]:
                 stage, panel = int32(0), panel_end
-                panel_end = int32(min(panel + panel_groups, end_group))
+                panel_end = int32(min(panel + w[words.PANEL_GROUPS], end_group))
+            if panel < end_group:
+                first_span, n_spans, down, right = spans_of(w, stage)
+                ahead = Items(panel, panel_end, first_span, n_spans, down, right)
+                group, span = first_item(w, ahead, stage, warp)
+                next_group, next_span = next_item(ahead, group, span)
+                load(w, n_rows, n_units, ahead, group, span, a_words, a_high, a_packed)
+                load(w, n_rows, n_units, ahead, next_group, next_span, b_words, b_high, b_packed)
+            cuda.syncthreads()  # the partial results are there
+            if my_group < done_groups:
+                total += sum_spans(partials, my_partial, int32(done_groups * n_results), done_spans)
+            if stage == 0:
+                pair = Pair(first, jump, s, is_mine)
+                extra = Extras(bias_first, bias_second, old_first, old_second)
+                thread_best, thread_top, thread_mass = finish(
+                    w, total * scale, pair, extra, n_rows, epoch,
+                    thread_best, thread_top, thread_mass,
+                )  # fmt: skip
+                total = float32(0)
+            if panel == end_group:
+                break
         if w[words.KIND] == words.LOGITS:
             gather(w, thread_best, thread_top, thread_mass, pool)
 

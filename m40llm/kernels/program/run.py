@@ -141,11 +141,18 @@ def _compile(form: Form) -> Kernel:
         if not is_resident:
             read_slots(held, slot_pos, slot_seq)
         turn, n_done, pc = int32(0), int32(0), int32(first)
+        after = int32(first + 1 if first + 1 < last else first)  # loaded, an instruction ahead
+        next_word = int64(0)
+        if thread < n_words:
+            next_word = code[uint32(after), uint32(thread)]
         while True:
             w = part_of(held, turn * n_words, n_words, int64)
             turn = int32(turn + 1 if turn < 2 else 0)
             if thread < n_words:  # the next instruction is at hand when this one is done
-                held[turn * n_words + thread] = code[pc + 1 if pc + 1 < last else first, thread]
+                held[turn * n_words + thread] = next_word
+                after = int32(after + 1)
+                after = first if after == last else after
+                next_word = code[uint32(after), uint32(thread)]
             operation = int32(w[words.OP])
             if operation >= words.PRODUCT:
                 some_squares = part_of(squares, (pc & 1) * n_squares, n_squares, float32)

@@ -1,7 +1,7 @@
 """x of a product: taken from the exchange, into shared memory as staging.py lays it out.
 
     prepare(norm, is_normed, first_col, n_quads, staged)            before x is there
-    take(x, epoch, n_cols, first_col, n_quads, staged, sums) -> the thread's share of sum x^2
+    take(x, epoch, first, n_quads, t, staged, sums) -> the thread's share of sum x^2
 
 Every block does it for itself. With a norm, what is staged is x times the norm's weights, and the
 results are multiplied by 1 / sqrt(mean x^2 + eps) in the end: so nobody waits for the mean.
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from gguf import GGMLQuantizationType as GGMLType
-from numba import cuda, float32, uint32
+from numba import cuda, float32, int32, uint32
 
 from m40llm.kernels.intrinsics import (
     load_float4_readonly,
@@ -22,7 +22,7 @@ from m40llm.kernels.intrinsics import (
     store_float4_shared,
 )
 from m40llm.kernels.planes import DENSE
-from m40llm.kernels.program.exchange import look4
+from m40llm.kernels.program.exchange import look4, take4
 from m40llm.kernels.program.form import N_THREADS, Pool
 from m40llm.kernels.reduce import FULL_MASK
 from m40llm.kernels.unpack import LANES, RESULT_SCALE, STAGE_SCALE, factor
@@ -38,8 +38,9 @@ def _slot_of(type: GGMLType) -> Any:
 
     @cuda.jit(device=True, forceinline=True)
     def slot_of(quad: Any) -> Any:
-        unit, group = quad // uint32(n_groups), quad % uint32(n_groups)
-        return uint32(((unit >> 5) * n_groups + group) * pitch + (unit & 31))
+        unit = uint32(uint32(quad) // uint32(n_groups))
+        group = uint32(uint32(quad) % uint32(n_groups))
+        return int32(((unit >> uint32(5)) * n_groups + group) * pitch + (unit & uint32(31)))
 
     return slot_of
 
@@ -57,29 +58,29 @@ def prepare_of(type: GGMLType, n_seqs: int) -> Any:
 
     @cuda.jit(device=True, forceinline=True)
     def prepare(norm: Any, is_normed: Any, first_col: Any, n_quads: Any, staged: Any) -> None:
-        for start in range(0, n_quads, N_THREADS):
-            quad = uint32(start + cuda.threadIdx.x)
-            if quad < n_quads:
-                f0, f1, f2, f3 = float32(1), float32(1), float32(1), float32(1)
-                if is_normed:
-                    f0, f1, f2, f3 = load_float4_readonly(norm, first_col + 4 * quad)
-                upper = quad % uint32(n_groups) >= 4
-                f0 *= high0 if upper else low0
-                f1 *= high1 if upper else low1
-                f2 *= high2 if upper else low2
-                f3 *= high3 if upper else low3
-                slot = slot_of(quad)
-                for t in range(n_seqs):
-                    at = uint32((t * token_slots + slot) * 4)
-                    store_float4_shared(staged, at, f0, f1, f2, f3)
+        quad = int32(cuda.threadIdx.x)
+        while quad < n_quads:
+            f0, f1, f2, f3 = float32(1), float32(1), float32(1), float32(1)
+            if is_normed:
+                f0, f1, f2, f3 = load_float4_readonly(norm, int32(first_col + 4 * quad))
+            upper = uint32(quad) % uint32(n_groups) >= 4
+            f0 *= high0 if upper else low0
+            f1 *= high1 if upper else low1
+            f2 *= high2 if upper else low2
+            f3 *= high3 if upper else low3
+            slot = slot_of(quad)
+            for t in range(n_seqs):
+                at = int32((t * token_slots + slot) * 4)
+                store_float4_shared(staged, at, f0, f1, f2, f3)
+            quad = int32(quad + N_THREADS)
 
     return prepare
 
 
 @cache
 def take_of(type: GGMLType, n_seqs: int) -> Any:
-    """take(x, epoch, n_cols, first_col, n_quads, staged, sums, sum_sq), by all threads; adds to
-    sum_sq[t] the squares of the sequence's numbers that this thread has taken."""
+    """take(x, epoch, first, n_quads, t, staged, sums), by all threads: of sequence t, whose first
+    number here is x's number `first`; -> the sum of the squares of what this thread has taken."""
     slot_of, shape, lane = _slot_of(type), Pool(type, n_seqs).shape, LANES[type]
     token_slots, token_sums, has_sums = shape.token_slots, shape.token_sums, type not in DENSE
     sum_groups, n_groups = lane.n_groups // lane.n_halves, lane.n_groups
@@ -90,15 +91,17 @@ def take_of(type: GGMLType, n_seqs: int) -> Any:
     )
 
     @cuda.jit(device=True, forceinline=True)
-    def put(got: Any, k: Any, quad: Any, inside: Any, t: Any, staged: Any, sums: Any) -> None:
+    def put(
+        x0: Any, x1: Any, x2: Any, x3: Any, quad: Any, inside: Any, t: Any, staged: Any, sums: Any
+    ) -> None:
         total = float32(0)
         if inside:
-            at = uint32((t * token_slots + slot_of(quad)) * 4)
+            at = int32((t * token_slots + slot_of(quad)) * 4)
             f0, f1, f2, f3 = load_float4_shared(staged, at)
-            x0, x1, x2, x3 = f0 * got[k, 0], f1 * got[k, 1], f2 * got[k, 2], f3 * got[k, 3]
+            x0, x1, x2, x3 = f0 * x0, f1 * x1, f2 * x2, f3 * x3
             store_float4_shared(staged, at, x0, x1, x2, x3)
             if has_sums:
-                upper = quad % uint32(n_groups) >= 4
+                upper = uint32(quad) % uint32(n_groups) >= 4
                 x0 *= high0 if upper else low0
                 x1 *= high1 if upper else low1
                 x2 *= high2 if upper else low2
@@ -109,36 +112,52 @@ def take_of(type: GGMLType, n_seqs: int) -> Any:
             while distance < sum_groups:
                 total += cuda.shfl_xor_sync(FULL_MASK, total, distance)
                 distance *= 2
-            if inside and quad % uint32(sum_groups) == 0:
-                sums[uint32(t * token_sums + quad // uint32(sum_groups))] = total
+            if inside and uint32(quad) % uint32(sum_groups) == 0:
+                sums[uint32(t * token_sums + uint32(quad) // uint32(sum_groups))] = total
 
     @cuda.jit(device=True, forceinline=True)
-    def take(
-        x: Any, epoch: Any, n_cols: Any, first_col: Any, n_quads: Any,
-        staged: Any, sums: Any, sum_sq: Any,
-    ) -> None:  # fmt: skip
+    def take_few(
+        x: Any, epoch: Any, first: Any, n_quads: Any, t: Any, staged: Any, sums: Any
+    ) -> Any:
+        """Up to a quad a thread; the sum of its squares."""
+        quad = int32(cuda.threadIdx.x)
+        x0, x1, x2, x3 = float32(0), float32(0), float32(0), float32(0)
+        if quad < n_quads:
+            x0, x1, x2, x3 = take4(x, int32(first + 4 * quad), epoch)
+        put(x0, x1, x2, x3, quad, quad < n_quads, t, staged, sums)
+        return (x0 * x0 + x1 * x1) + (x2 * x2 + x3 * x3)
+
+    @cuda.jit(device=True, forceinline=True)
+    def take_many(
+        x: Any, epoch: Any, first: Any, n_quads: Any, t: Any, staged: Any, sums: Any
+    ) -> Any:
+        """Any number, several of a thread's quads under way at a time."""
         got = cuda.local.array((_IN_FLIGHT, 4), float32)
-        for t in range(n_seqs):
-            for start in range(0, n_quads, _IN_FLIGHT * N_THREADS):
-                first = uint32(start + cuda.threadIdx.x)
-                is_waiting = True
-                while is_waiting:
-                    is_waiting = False
-                    for k in range(_IN_FLIGHT):
-                        quad = uint32(first + k * N_THREADS)
-                        if quad < n_quads:
-                            at = uint32(t * n_cols + first_col + 4 * quad)
-                            has_arrived, x0, x1, x2, x3 = look4(x, at, epoch)
-                            got[k, 0], got[k, 1], got[k, 2], got[k, 3] = x0, x1, x2, x3
-                            is_waiting = is_waiting or not has_arrived
+        sum_sq, start = float32(0), int32(0)
+        while start < n_quads:
+            mine, is_waiting = int32(start + cuda.threadIdx.x), True
+            while is_waiting:
+                is_waiting = False
                 for k in range(_IN_FLIGHT):
-                    quad = uint32(first + k * N_THREADS)
-                    if start + k * N_THREADS < n_quads:  # the same for the whole block
-                        inside = quad < n_quads
-                        if inside:
-                            sum_sq[t] += (got[k, 0] * got[k, 0] + got[k, 1] * got[k, 1]) + (
-                                got[k, 2] * got[k, 2] + got[k, 3] * got[k, 3]
-                            )
-                        put(got, k, quad, inside, t, staged, sums)
+                    quad = int32(mine + k * N_THREADS)
+                    if quad < n_quads:
+                        has_come, x0, x1, x2, x3 = look4(x, int32(first + 4 * quad), epoch)
+                        got[k, 0], got[k, 1], got[k, 2], got[k, 3] = x0, x1, x2, x3
+                        is_waiting = is_waiting or not has_come
+            for k in range(_IN_FLIGHT):
+                quad, first_of_all = int32(mine + k * N_THREADS), int32(start + k * N_THREADS)
+                if first_of_all < n_quads:  # the same for the whole block
+                    x0, x1, x2, x3 = got[k, 0], got[k, 1], got[k, 2], got[k, 3]
+                    if quad < n_quads:
+                        sum_sq += (x0 * x0 + x1 * x1) + (x2 * x2 + x3 * x3)
+                    put(x0, x1, x2, x3, quad, quad < n_quads, t, staged, sums)
+            start = int32(start + _IN_FLIGHT * N_THREADS)
+        return sum_sq
+
+    @cuda.jit(device=True, forceinline=True)
+    def take(x: Any, epoch: Any, first: Any, n_quads: Any, t: Any, staged: Any, sums: Any) -> Any:
+        if n_quads <= N_THREADS:
+            return take_few(x, epoch, first, n_quads, t, staged, sums)
+        return take_many(x, epoch, first, n_quads, t, staged, sums)
 
     return take

@@ -30,9 +30,16 @@ from typing import Final
     EPS,  # bits of its epsilon
     N_ROWS,  # of the matrix
     N_COLS,
-    STAGE_COLS,  # columns of x in shared memory at a time
-    N_STAGES,
+    N_UNITS,  # 16-byte loads of quants that a row takes
+    GROUPS_A_BLOCK,  # groups of rows: so many for each block,
+    GROUPS_LEFT,  # and one more for so many of the first blocks
     PANEL_GROUPS,  # groups of rows whose partial results find room in shared memory
+    N_STAGES,
+    STAGE_COLS,  # columns of x in shared memory at a time
+    STAGE_SPANS,  # of a stage; see product.py
+    STAGE_INVERSE,  # 2^16 / STAGE_SPANS, rounded up: a division of numbers up to 16 without one
+    LAST_SPANS,  # the same of the last stage
+    LAST_INVERSE,
     QUANTS,  # address of uint32[N_ROWS, QUANT_WORDS]; see planes.py
     QUANT_WORDS,
     HIGHS,  # address of uint32[N_ROWS, HIGH_WORDS]
@@ -72,8 +79,8 @@ from typing import Final
     BIAS_VALUES,
     MAX_BIAS,
     HISTORY,
-) = range(59)
-N_WORDS: Final = 59
+) = range(66)
+N_WORDS: Final = 66
 
 # Operations.
 EMBED, ATTEND, CHOOSE, PRODUCT = range(4)
