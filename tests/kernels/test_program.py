@@ -63,6 +63,20 @@ def test_slots_decode_together(launcher: Any) -> None:
         assert tokens == NumpyLoop(case).greedy(first, 5)
 
 
+def test_stages_and_panels(launcher: Any) -> None:
+    """Eight slots leave room for 1,024 columns of x, in stages of unequal size; a block alone has
+    more rows than one panel holds."""
+    shape = Shape(n_layers=1, n_ff=1536, vocab_size=301)
+    case = make_case(launcher, (Q8_0,), n_seqs=8, shape=shape, n_blocks=1)
+    first = (5, 6, 7, 8, 9, 10, 11, 12)
+    case.begin(*first, count=2)
+    case.persistent()
+    found = case.answers()
+    for slot in range(8):
+        tokens = [token for s, token, _, _ in found if s == slot]
+        assert tokens == NumpyLoop(case).greedy(first[slot], 2)
+
+
 def test_stop_token_and_end_of_context(launcher: Any) -> None:
     case = make_case(launcher, (F16,), shape=Shape(n_layers=1, max_seq_len=6))
     expected = NumpyLoop(case).greedy(5, 6)

@@ -2,11 +2,13 @@
 
 words.py     an instruction as int64 words, which the host writes and the kernel reads
 form.py      what is fixed when the kernel is compiled, and where things lie in shared memory
-barrier.py   the grid barrier between instructions
+exchange.py  vectors whose numbers carry word of their arrival: what blocks hand each other
+barrier.py   the grid barrier, once a step
 rows.py      which rows of a matrix a warp takes, in which order
 stage.py     x, normed where asked, into shared memory
+items.py     what of a product a warp does at a time
 product.py   matrix x vector, with what becomes of the results: epilogue.py
-attend.py    attention over the KV cache
+attend.py    attention over the KV cache; attend_splits.py: where blocks share a sequence
 choose.py    the next token, the stop check, the answer
 run.py       the kernel and its launch wrapper
 """

@@ -20,7 +20,6 @@ from m40llm.kernels.attention_common import HALVES_PER_LOAD, LOWEST, NEGATIVE_IN
 from m40llm.kernels.attention_keys import (
     KEYS_IN_FLIGHT,
     accumulate_of,
-    head_tile,
     keys_a_pass,
     lanes_per_key,
     score_of,
@@ -46,15 +45,14 @@ from m40llm.kernels.views import array_at, part_of
 
 _UNSEEN: Final = 1 << 60  # elements of the cache, for a view of it
 MIN_PASSES: Final = 2  # that a split takes: below, merging costs more than it saves
-_MERGE_FLOATS: Final = 8448  # of partial results in shared memory
+_MAX_HEADS: Final = 2  # of a tile
 
 
 def tile_heads(form: Form) -> int:
-    """Heads that share a load of K and V."""
-    n_heads = head_tile(form.n_heads // form.n_kv_heads)
-    while n_heads * N_WARPS * (form.head_dim + 2) > _MERGE_FLOATS:
-        n_heads = ceil_div(n_heads, 2)
-    return n_heads
+    """Heads that share a load of K and V. More of them spill registers, and one block's work on
+    them is what all others wait for; the cache's second reader finds it in the L2."""
+    group_size = form.n_heads // form.n_kv_heads
+    return ceil_div(group_size, ceil_div(group_size, _MAX_HEADS))
 
 
 def tiles_a_group(form: Form) -> int:

@@ -77,47 +77,57 @@ def extras_of(form: Form) -> Any:
 
 @cache
 def finish_of(form: Form) -> Any:
-    """finish(w, result, pair, extra, n_rows, epoch, best, top, mass)
+    """finish(w, result, pair, extra, epoch): of any product but LOGITS."""
+
+    @cuda.jit(device=True, forceinline=True)
+    def finish(w: Any, result: Any, pair: Any, extra: Any, epoch: Any) -> None:
+        other = cuda.shfl_xor_sync(FULL_MASK, result, 1)
+        if pair.is_mine != 0:
+            first, second = result + extra.bias_first, other + extra.bias_second
+            out = array_at(w[words.OUT], (_UNSEEN,), uint32)
+            at = int32(pair.s * int32(w[words.OUT_COLS]) + pair.first)
+            if w[words.KIND] == words.ADD:
+                give2(out, at, extra.a + first, extra.b + second, epoch)
+            elif w[words.KIND] == words.SWIGLU:
+                give1(out, at, first / (float32(1) + math.exp(-first)) * second, epoch)
+            else:
+                at = int32(at + int32(w[words.FIRST_ROW]))
+                turned = first * extra.a - second * extra.b
+                second = first * extra.b + second * extra.a
+                if pair.jump == 1:
+                    give2(out, at, turned, second, epoch)
+                else:
+                    give1(out, at, turned, epoch)
+                    give1(out, int32(at + pair.jump), second, epoch)
+
+    return finish
+
+
+@cache
+def put_logits_of(form: Form) -> Any:
+    """put_logits(w, result, pair, extra, n_rows, best, top, mass)
     -> (best, top, mass) of this thread's logits so far."""
     n_seqs = form.n_seqs
 
     @cuda.jit(device=True, forceinline=True)
-    def finish(
-        w: Any, result: Any, pair: Any, extra: Any, n_rows: Any, epoch: Any,
-        best: Any, top: Any, mass: Any,
-    ) -> Any:  # fmt: skip
+    def put_logits(
+        w: Any, result: Any, pair: Any, extra: Any, n_rows: Any, best: Any, top: Any, mass: Any
+    ) -> Any:
         other = cuda.shfl_xor_sync(FULL_MASK, result, 1)
         if pair.is_mine != 0:
+            raw = array_at(w[words.RAW], (n_seqs, n_rows), float32)
+            left = array_at(w[words.LOGITS_LEFT], (n_seqs, n_rows), float32)
             first, second = result + extra.bias_first, other + extra.bias_second
-            if w[words.KIND] == words.LOGITS:
-                raw = array_at(w[words.RAW], (n_seqs, n_rows), float32)
-                left = array_at(w[words.LOGITS_LEFT], (n_seqs, n_rows), float32)
-                for row in range(pair.first, min(pair.first + 2, n_rows)):
-                    logit = first if row == pair.first else second
-                    raw[pair.s, row], left[pair.s, row] = logit, logit
-                    best = max(best, key_of(logit, row))
-                    higher = max(top, logit)
-                    mass = mass * math.exp(top - higher) + math.exp(logit - higher)
-                    top = higher
-            else:
-                out = array_at(w[words.OUT], (_UNSEEN,), uint32)
-                at = int32(pair.s * w[words.OUT_COLS] + pair.first)
-                if w[words.KIND] == words.ADD:
-                    give2(out, at, extra.a + first, extra.b + second, epoch)
-                elif w[words.KIND] == words.SWIGLU:
-                    give1(out, at, first / (float32(1) + math.exp(-first)) * second, epoch)
-                else:
-                    at += int32(w[words.FIRST_ROW])
-                    turned = first * extra.a - second * extra.b
-                    second = first * extra.b + second * extra.a
-                    if pair.jump == 1:
-                        give2(out, at, turned, second, epoch)
-                    else:
-                        give1(out, at, turned, epoch)
-                        give1(out, at + pair.jump, second, epoch)
+            for row in range(pair.first, min(pair.first + 2, n_rows)):
+                logit = first if row == pair.first else second
+                raw[pair.s, row], left[pair.s, row] = logit, logit
+                best = max(best, key_of(logit, row))
+                higher = max(top, logit)
+                mass = mass * math.exp(top - higher) + math.exp(logit - higher)
+                top = higher
         return best, top, mass
 
-    return finish
+    return put_logits
 
 
 @cache

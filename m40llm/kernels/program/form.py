@@ -19,7 +19,7 @@ MAX_SEQS: Final = 8
 # Shared memory, in float32 words of one pool: x staged, its sums, then partial results.
 MAX_STAGE_COLS: Final = 8192  # over all sequences: 14,336 columns take two stages
 STAGE_UNIT: Final = 1024  # a stage is a multiple of these: spans of every type divide it
-PARTIAL_FLOATS: Final = 2432
+PARTIAL_FLOATS: Final = 2304
 POOL_FLOATS: Final = 4 * 2304 + 4 + PARTIAL_FLOATS  # F16, the widest padding
 RopeLayout = Literal["interleaved", "half"]
 

@@ -18,6 +18,7 @@ from typing import Final
     SEQ,  # address of int32[n_seqs]: DecodeState.seq, and so on
     ROW_POS,
     GO,
+    ZERO,  # 0, which the compiler does not know
     MAX_SEQ_LEN,
     BEST,
     MASS,
@@ -79,8 +80,8 @@ from typing import Final
     BIAS_VALUES,
     MAX_BIAS,
     HISTORY,
-) = range(66)
-N_WORDS: Final = 66
+) = range(67)
+N_WORDS: Final = 67
 
 # Operations.
 EMBED, ATTEND, CHOOSE, PRODUCT = range(4)
