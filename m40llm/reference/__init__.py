@@ -4,10 +4,12 @@ What the kernels and the cpu ops compute fast is compared with these. Each takes
 and returns a new array; float32 inputs are widened first and nothing is rounded on the way.
 """
 
+from m40llm.reference.add_bias import add_bias
 from m40llm.reference.append import append
 from m40llm.reference.argmax import argmax
 from m40llm.reference.attention import attention
 from m40llm.reference.cast import cast
+from m40llm.reference.dequantize_rows import dequantize_rows
 from m40llm.reference.embedding import embedding
 from m40llm.reference.matmul import matmul
 from m40llm.reference.rms_norm import rms_norm
@@ -18,10 +20,12 @@ from m40llm.reference.swiglu import geglu, swiglu
 from m40llm.reference.top_k import top_k
 
 __all__ = [
+    "add_bias",
     "append",
     "argmax",
     "attention",
     "cast",
+    "dequantize_rows",
     "distribution",
     "embedding",
     "geglu",

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from m40llm import reference
 from m40llm.fuzz.contents import integers
 from m40llm.fuzz.definition import target
 from m40llm.fuzz.strategies import seeds, sizes
@@ -16,4 +17,4 @@ def add_bias(card: Any, ops: Any, n_tokens: int, n_rows: int, seed: int) -> None
     bias, before = integers(rng, n_rows, most=99), integers(rng, n_tokens, n_rows, most=99)
     out = card.upload(before, read_only=False)
     ops.add_bias(card.upload(bias), out, stream=card)
-    np.testing.assert_array_equal(card.read(out), before + bias)
+    np.testing.assert_array_equal(card.read(out), reference.add_bias(bias, before))
