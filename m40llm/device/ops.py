@@ -5,14 +5,19 @@ slicing a prefix of rows gives a view. No op allocates on the device or returns 
 to `out`. Integers that say which row is what (`token_ids`, `seq`, `pos`, `rows`) are int32 buffers.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from gguf import GGMLQuantizationType as GGMLType
 from numpy.typing import NDArray
 
 from m40llm.progress import Progress
+
+if TYPE_CHECKING:
+    from m40llm.device.decoder import Decoder, ModelParts
+    from m40llm.device.instructions import Instruction
 
 Buffer = Any
 Matrix = Any
@@ -32,11 +37,25 @@ class RopeTable:
     layout: RopeLayout
 
 
+@dataclass(frozen=True)
+class MatrixData:
+    """A weight matrix as the file has it: data uint8[n_rows * row_bytes]."""
+
+    ggml_type: GGMLType
+    n_rows: int
+    n_cols: int
+    data: NDArray[np.uint8]
+
+
 class Ops(Protocol):
     """One device's operations; `cpu` has its own, `cuda` and `emulator` share the kernels."""
 
     name: str
     cache_dtype: np.dtype[Any]
+
+    def decoder(self, program: "Sequence[Instruction]", parts: "ModelParts") -> "Decoder | str":
+        """What makes tokens of this program by itself; or why this device has no such thing."""
+        ...
 
     def free_bytes(self) -> int:
         """Memory that a model could still take."""
@@ -65,6 +84,13 @@ class Ops(Protocol):
         self, ggml_type: GGMLType, n_rows: int, n_cols: int, data: NDArray[np.uint8]
     ) -> Matrix:
         """A weight matrix from the file's bytes: uint8[n_rows * row_bytes]."""
+        ...
+
+    def stack(self, parts: Sequence[MatrixData]) -> tuple[Matrix | None, tuple[Matrix, ...]]:
+        """(all parts above one another as one matrix, or None; each part), of equal n_cols.
+
+        One matrix where one product of this device is faster than several; the parts lie in it.
+        """
         ...
 
     def table(

@@ -6,12 +6,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import index
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from m40llm.device.decoder import Form
 from m40llm.device.ops import Buffer
+from m40llm.engine.decode_step import DecodeForm, decode, slot_request, why_host
 from m40llm.engine.sampling import SamplingParams, choose, log_softmax
 from m40llm.errors import ModelFileError, RequestError
 from m40llm.model.batch import Batch
@@ -19,6 +21,7 @@ from m40llm.model.transformer import Transformer
 from m40llm.progress import Progress
 
 StopReason = Literal["stop", "length", "context", "cancelled"]
+_REASONS: Final[dict[str, StopReason]] = {"stop": "stop", "length": "length", "context": "context"}
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,15 @@ class Clock:
 class Engine:
     """Runs requests on a model, one at a time, in the cache's sequence 0."""
 
-    def __init__(self, model: Transformer, stop_ids: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        stop_ids: frozenset[int] = frozenset(),
+        decode_form: DecodeForm = "host",
+    ) -> None:
         self.model = model
         self.stop_ids = stop_ids
+        self.decode_form = decode_form
         self._cached_ids: list[int] = []  # what the cache holds of sequence 0
         self._has_failed = False  # the forward before: the device must recover first
 
@@ -145,7 +154,47 @@ class Engine:
             yield Step(token, reason)
             if reason:
                 return
+            if form := self._device_form(params):
+                yield from self._decode_on_device(form, params, prompt, ids, seed, clock)
+                return
             logits = self._decode(token.token_id, len(prompt) + len(ids) - 1)
+
+    def _device_form(self, params: SamplingParams) -> Form | None:
+        """In which form the device decodes this request by itself; None where the host must."""
+        if self.decode_form == "host":
+            return None
+        decoder = self.model.decoder
+        if isinstance(decoder, str) or why_host(params, self._all_stop_ids(params), decoder):
+            return None
+        return self.decode_form
+
+    def _all_stop_ids(self, params: SamplingParams) -> list[int]:
+        own = set() if params.ignore_eos else self.stop_ids
+        return sorted(own | set(params.stop_ids))
+
+    def _decode_on_device(
+        self,
+        form: Form,
+        params: SamplingParams,
+        prompt: list[int],
+        ids: list[int],
+        seed: int,
+        clock: Clock,
+    ) -> Iterator[Step]:
+        """The rest of an answer whose first token the host has chosen."""
+        decoder, hp = self.model.decoder, self.model.hp
+        assert not isinstance(decoder, str)
+        stop_ids = self._all_stop_ids(params)
+        request = slot_request(params, prompt, ids, stop_ids, seed, hp.vocab_size)
+        begin = time.perf_counter() - clock.decode_s
+        with self._noting_failure():
+            for answer in decode(decoder, form, request):
+                self._cached_ids[len(prompt) + len(ids) - 1 :] = [ids[-1]]
+                self.model.kv.seq_lens[0] = len(self._cached_ids)
+                ids.append(answer.token_id)
+                clock.decode_s = time.perf_counter() - begin
+                token = TokenLogprob(answer.token_id, answer.logprob)
+                yield Step(token, None if answer.done is None else _REASONS[answer.done])
 
     def _n_shared(self, prompt: list[int]) -> int:
         """Leading tokens that are cached already; the last one must be computed for its logits."""
@@ -164,7 +213,7 @@ class Engine:
     def _forward(self, batch: Batch) -> Buffer:
         with self._noting_failure():
             if self._has_failed:
-                self.model.ops.recover()
+                self.model.recover()
                 self._has_failed = False
             return self.model.forward(batch)
 

@@ -1,16 +1,19 @@
 """The decoder-only transformer, written once over `Ops`: one op a line, its shape at the right."""
 
 import math
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from m40llm.device.decoder import Decoder, ModelParts
 from m40llm.device.ops import Buffer, Ops
 from m40llm.errors import KernelContractError
 from m40llm.model.arch import Architecture
 from m40llm.model.batch import Batch
 from m40llm.model.hparams import HParams
 from m40llm.model.kv_cache import KVCache
+from m40llm.model.program import decode_program, weights_by_name, why_not
 from m40llm.model.rope import rope_table
 from m40llm.model.weights import LayerWeights, Weights
 from m40llm.model.workspace import Rows, Workspace
@@ -37,6 +40,36 @@ class Transformer:
         self.workspace = Workspace(ops, hp, max_tokens, max_logits)
         self._rope = rope_table(ops, hp.rope, arch.rope_layout, max_seq_len, freq_factors)
         self._window = (hp.sliding_window or 0) if arch.has_sliding_window else 0
+
+    @cached_property
+    def decoder(self) -> Decoder | str:
+        """What decodes on the device by itself, made at the first call; or why nothing does."""
+        if reason := why_not(self.weights):
+            return reason
+        hp = self.hp
+        parts = ModelParts(
+            weights=weights_by_name(self.weights),
+            table=self.weights.token_embd,
+            rope=self._rope,
+            k=self.kv.k,
+            v=self.kv.v,
+            n_heads=hp.n_heads,
+            n_embd=hp.n_embd,
+            n_ff=hp.n_ff,
+            rope_dim=hp.rope.rope_dim,
+            vocab_size=hp.vocab_size,
+            norm_eps=hp.norm_eps,
+            scale=1 / math.sqrt(hp.head_dim),
+            window=self._window,
+        )
+        return self.ops.decoder(decode_program(self.weights), parts)
+
+    def recover(self) -> None:
+        """Makes good what a failed op may have left half-done."""
+        self.ops.recover()
+        decoder = self.__dict__.get("decoder")  # none is made for it
+        if decoder is not None and not isinstance(decoder, str):
+            decoder.recover()
 
     def forward(self, batch: Batch) -> Buffer:
         """Logits of the batch's `logit_rows`: float32[n_logits, vocab_size], on the device.

@@ -1,10 +1,13 @@
 """The model's tensors on a device: checked against the architecture first, then uploaded once."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from m40llm.device.ops import Buffer, Matrix, Ops
+from m40llm.device.ops import Buffer, Matrix, MatrixData, Ops
 from m40llm.errors import ModelFileError, UnsupportedModelError
 from m40llm.gguf import GGUFFile, TensorInfo
 from m40llm.gguf.blocks import can_dequantize, dequantize
@@ -36,6 +39,15 @@ class LayerWeights:
     ffn_gate_bias: Buffer | None = None
     ffn_up_bias: Buffer | None = None
     ffn_down_bias: Buffer | None = None
+    # The same weights again, above one another, where the device makes one product of them.
+    attn_qkv: Matrix | None = None  # [q_dim + 2 kv_dim, n_embd]
+    attn_qkv_bias: Buffer | None = None
+    ffn_gate_up: Matrix | None = None  # [2 n_ff, n_embd]
+    ffn_gate_up_bias: Buffer | None = None
+
+
+_STACKS = {"attn_qkv": ("attn_q", "attn_k", "attn_v"), "ffn_gate_up": ("ffn_gate", "ffn_up")}
+_STACKED = {part for parts in _STACKS.values() for part in parts}
 
 
 @dataclass(frozen=True)
@@ -100,8 +112,7 @@ def load_weights(
     names = [spec.name for spec in layer_specs(arch, hp)]
     layers = []
     for layer in range(hp.n_layers):
-        tensors = {_field(name): _tensor(ops, file, f"blk.{layer}.{name}") for name in names}
-        layers.append(LayerWeights(**tensors))
+        layers.append(_layer(ops, file, f"blk.{layer}", names))
         if progress:
             progress("loading weights", (layer + 1) / hp.n_layers)
     embd = file.tensors["token_embd.weight"]
@@ -113,6 +124,33 @@ def load_weights(
         output_norm=_vector(ops, file, "output_norm.weight"),
         output=_matrix(ops, file, embd.name if is_tied else "output.weight"),
     )
+
+
+def _layer(ops: Ops, file: GGUFFile, prefix: str, names: Sequence[str]) -> LayerWeights:
+    tensors: dict[str, Any] = {
+        _field(name): _tensor(ops, file, f"{prefix}.{name}")
+        for name in names
+        if name.removesuffix(".weight") not in _STACKED
+    }
+    for whole, parts in _STACKS.items():
+        matrices = [_data(file, f"{prefix}.{part}.weight") for part in parts]
+        tensors[whole], each = ops.stack(matrices)
+        tensors |= dict(zip(parts, each, strict=True))
+        tensors[f"{whole}_bias"] = _stacked_bias(ops, file, prefix, parts)
+    return LayerWeights(**tensors)
+
+
+def _stacked_bias(ops: Ops, file: GGUFFile, prefix: str, parts: Sequence[str]) -> Buffer | None:
+    """Zeros where only some of the parts have one."""
+    names = [f"{prefix}.{part}.bias" for part in parts]
+    if not any(name in file.tensors for name in names):
+        return None
+    lengths = [file.tensors[f"{prefix}.{part}.weight"].shape[0] for part in parts]
+    values = [
+        read_vector(file, name) if name in file.tensors else np.zeros(length, np.float32)
+        for name, length in zip(names, lengths, strict=True)
+    ]
+    return _uploaded(ops, np.concatenate(values))
 
 
 def _field(name: str) -> str:
@@ -133,14 +171,23 @@ def _matrix(ops: Ops, file: GGUFFile, name: str) -> Matrix:
     return ops.matrix(info.type, n_rows, n_cols, file.tensor_bytes(name))
 
 
+def _data(file: GGUFFile, name: str) -> MatrixData:
+    info = file.tensors[name]
+    n_rows, n_cols = info.shape
+    return MatrixData(info.type, n_rows, n_cols, file.tensor_bytes(name))
+
+
 def _vector(ops: Ops, file: GGUFFile, name: str) -> Buffer:
-    values = read_vector(file, name)
+    return _uploaded(ops, read_vector(file, name))
+
+
+def _uploaded(ops: Ops, values: NDArray[np.float32]) -> Buffer:
     buffer = ops.empty(values.shape)
     ops.write(buffer, values)
     return buffer
 
 
-def read_vector(file: GGUFFile, name: str) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+def read_vector(file: GGUFFile, name: str) -> NDArray[np.float32]:
     """A one-dimensional tensor as float32[n] on the host."""
     info = file.tensors[name]
     values = dequantize(info.type, file.tensor_bytes(name))

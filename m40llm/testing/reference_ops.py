@@ -3,6 +3,7 @@
 The same layers run in FP64 throughout, cache included, on weights dequantised by `gguf.quants`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from gguf import GGMLQuantizationType as GGMLType
 from numpy.typing import NDArray
 
 from m40llm import reference
-from m40llm.device.ops import RopeTable
+from m40llm.device.ops import MatrixData, RopeTable
 from m40llm.gguf.blocks import dequantize
 
 Array = NDArray[Any]
@@ -21,6 +22,9 @@ class ReferenceOps:
 
     name = "reference"
     cache_dtype = np.dtype(np.float64)
+
+    def decoder(self, program: Any, parts: Any) -> str:
+        return "the reference has none"
 
     def free_bytes(self) -> int:
         return 1 << 40
@@ -39,6 +43,9 @@ class ReferenceOps:
 
     def matrix(self, ggml_type: GGMLType, n_rows: int, n_cols: int, data: Array) -> Array:
         return dequantize(ggml_type, data.reshape(n_rows, -1))
+
+    def stack(self, parts: Sequence[MatrixData]) -> tuple[None, tuple[Array, ...]]:
+        return None, tuple(self.matrix(p.ggml_type, p.n_rows, p.n_cols, p.data) for p in parts)
 
     def table(self, ggml_type: GGMLType, n_rows: int, n_cols: int, data: Array) -> Array:
         return self.matrix(ggml_type, n_rows, n_cols, data)

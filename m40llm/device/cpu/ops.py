@@ -1,5 +1,6 @@
 """The ops of the `cpu` device: FP32 throughout, FP32 cache, weights read in the file's blocks."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,10 @@ from m40llm.device.cpu.attention import attention
 from m40llm.device.cpu.formats import FORMATS, UNIT
 from m40llm.device.cpu.matmul import DenseMatrix, PackedMatrix, gather_rows, matmul
 from m40llm.device.cpu.prepare import prepare
+from m40llm.device.decoder import ModelParts
 from m40llm.device.host_memory import available_bytes
-from m40llm.device.ops import RopeTable
+from m40llm.device.instructions import Instruction
+from m40llm.device.ops import MatrixData, RopeTable
 from m40llm.gguf.blocks import dequantize, row_bytes
 from m40llm.progress import Progress
 
@@ -26,6 +29,9 @@ class CpuOps:
 
     name = "cpu"
     cache_dtype = np.dtype(np.float32)
+
+    def decoder(self, program: Sequence[Instruction], parts: ModelParts) -> str:
+        return "the cpu device has none"
 
     def free_bytes(self) -> int:
         return available_bytes()
@@ -56,6 +62,10 @@ class CpuOps:
         memory = weights.reshape(-1).view(np.uint8)
         memory.flags.writeable = False  # as the mapping: one type, one compiled product
         return PackedMatrix(GGMLType.F32, n_rows, n_cols, memory)
+
+    def stack(self, parts: Sequence[MatrixData]) -> tuple[None, tuple[Matrix, ...]]:
+        """Never one: each product reads the file's mapping, row after row, as it is."""
+        return None, tuple(self.matrix(p.ggml_type, p.n_rows, p.n_cols, p.data) for p in parts)
 
     def table(
         self, ggml_type: GGMLType, n_rows: int, n_cols: int, data: NDArray[np.uint8]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from m40llm.device.cuda.array import DeviceArray
 from m40llm.device.cuda.driver import STREAM_WITHOUT_LEGACY_SYNC as NON_BLOCKING
-from m40llm.device.cuda.driver import DriverError, call
+from m40llm.device.cuda.driver import DriverError, call, is_done
 from m40llm.device.cuda.graph import Graph
 from m40llm.device.cuda.modules import Modules, flatten
 from m40llm.device.cuda.staging import Staging
@@ -49,6 +49,8 @@ class CudaCard:
                 self._attribute("COMPUTE_CAPABILITY_MINOR"),
             )
             self.n_sms = self._attribute("MULTIPROCESSOR_COUNT")
+            # A card that drives a display breaks off what runs for seconds.
+            self.max_steps = 32 if self._attribute("KERNEL_EXEC_TIMEOUT") else 1 << 20
             self._stream = call(driver.cuStreamCreate, NON_BLOCKING)
             self._staging = Staging(self._stream)
             self._modules = Modules(self.capability, config.FORCE_CUDA_CC or self.capability)
@@ -144,6 +146,12 @@ class CudaCard:
             event = call(driver.cuEventCreate, 0)
             call(driver.cuEventRecord, event, self._stream)
         return event
+
+    def has_come(self, event: Any) -> bool:
+        """Whether the work before the event is done."""
+        self._bind()
+        with _as_device_error("waiting for the card"):
+            return is_done(event)
 
     def elapsed_ms(self, start: Any, stop: Any) -> float:
         """Between two events, once the second has come."""

@@ -25,3 +25,13 @@ def call(function: Callable[..., Any], *args: Any) -> Any:
     if result != driver.CUresult.CUDA_SUCCESS:
         raise DriverError(function.__name__, result)
     return values[0] if len(values) == 1 else tuple(values)
+
+
+def is_done(event: Any) -> bool:
+    """Whether a CUevent has come."""
+    (result,) = driver.cuEventQuery(event)
+    if result == NOT_READY:
+        return False
+    if result != driver.CUresult.CUDA_SUCCESS:
+        raise DriverError("cuEventQuery", result)
+    return True

@@ -1,5 +1,7 @@
 """The emulator as a card: the same launch wrappers run here and on a GPU."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,9 +20,11 @@ class EmulatedCard:
 
     name = "emulator"
     n_sms = 2  # few blocks an attention row: a core runs them one after another
+    max_steps = 1  # a launch returns when it is done: so each token is heard of when it is made
 
     def __init__(self, **settings: Any) -> None:
         self.emulator = Emulator(**settings)
+        self._recorded: list[tuple[Any, ...]] | None = None
 
     @property
     def n_launches(self) -> int:
@@ -40,7 +44,24 @@ class EmulatedCard:
     def launch(
         self, kernel: Kernel, grid: Dim, block: Dim, *args: Any, shared_bytes: int = 0
     ) -> None:
+        if self._recorded is not None:
+            self._recorded.append((kernel, grid, block, args, shared_bytes))
+            return
         self.emulator.launch(_Jitted(kernel), grid, block, args, shared_bytes=shared_bytes)
+
+    def event(self) -> None:
+        """A launch returns when it is done."""
+
+    def has_come(self, event: Any) -> bool:
+        return True
+
+    @contextmanager
+    def capture(self) -> Iterator["_Recording"]:
+        self._recorded = []
+        try:
+            yield _Recording(self, self._recorded)
+        finally:
+            self._recorded = None
 
     def alloc(self, shape: tuple[int, ...], dtype: Any) -> Buffer:
         return self.emulator.alloc(shape, dtype)
@@ -57,6 +78,17 @@ class EmulatedCard:
 
     def read(self, buffer: Buffer) -> NDArray[Any]:
         return np.array(buffer)
+
+
+class _Recording:
+    """What stands in for a CUDA graph."""
+
+    def __init__(self, card: EmulatedCard, launches: list[tuple[Any, ...]]) -> None:
+        self._card, self._launches = card, launches
+
+    def replay(self) -> None:
+        for kernel, grid, block, args, shared_bytes in self._launches:
+            self._card.launch(kernel, grid, block, *args, shared_bytes=shared_bytes)
 
 
 class _Jitted:

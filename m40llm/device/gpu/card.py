@@ -1,5 +1,6 @@
 """Card: memory and launches, all that the GPU ops need of a device. A real one, or the emulator."""
 
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,6 +27,23 @@ class Card(Launcher, Protocol):
 
     def tell_compiling(self, progress: Progress | None) -> None:
         """From now on, tell of each kernel that has to be compiled: 0.0, and 1.0 when it is."""
+        ...
+
+    @property
+    def max_steps(self) -> int:
+        """Steps that one launch may make before it ends: few where a launch must not take long."""
+        ...
+
+    def event(self) -> Any:
+        """A point in the work that has been enqueued."""
+        ...
+
+    def has_come(self, event: Any) -> bool:
+        """Whether the work before it is done."""
+        ...
+
+    def capture(self) -> AbstractContextManager[Any]:
+        """Launches inside are recorded, not run: replay() of what it gives runs them all."""
         ...
 
     def free_bytes(self) -> int:

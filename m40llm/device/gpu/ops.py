@@ -1,14 +1,17 @@
 """The ops of a GPU, real or emulated: each is one launch of the kernel of its name, or two."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from gguf import GGMLQuantizationType as GGMLType
 from numpy.typing import NDArray
 
+from m40llm.device.decoder import ModelParts
 from m40llm.device.gpu.card import Card
-from m40llm.device.ops import RopeTable
+from m40llm.device.instructions import Instruction
+from m40llm.device.ops import MatrixData, RopeTable
 from m40llm.gguf.blocks import dequantize, row_bytes
 from m40llm.kernels.attention_common import TINY_HEAD_DIMS
 from m40llm.kernels.attention_decode import attention_decode, partial_shape, split_count
@@ -22,6 +25,9 @@ from m40llm.kernels.rms_norm import rms_norm
 from m40llm.kernels.rope import rope_append
 from m40llm.kernels.swiglu import swiglu
 from m40llm.progress import Progress
+
+if TYPE_CHECKING:
+    from m40llm.device.gpu.decoder import CardDecoder
 
 Buffer = Any
 Bytes = NDArray[np.uint8]
@@ -58,6 +64,13 @@ class GpuOps:
         self.name = card.name
         self._workspaces: dict[tuple[int, ...], tuple[Buffer, Buffer]] = {}
 
+    def decoder(self, program: Sequence[Instruction], parts: ModelParts) -> "CardDecoder | str":
+        from m40llm.device.gpu.decoder import CardDecoder, why_not
+
+        if self.products is not None:
+            return "its products would not be cuBLAS's"
+        return why_not(program, parts) or CardDecoder(self.card, program, parts)
+
     def free_bytes(self) -> int:
         return self.card.free_bytes()
 
@@ -79,12 +92,23 @@ class GpuOps:
         return n_rows * row_bytes(held, n_cols)
 
     def matrix(self, ggml_type: GGMLType, n_rows: int, n_cols: int, data: Bytes) -> Planes:
-        held = _held_as(ggml_type, n_cols)
-        planes = from_blocks(held, n_rows, n_cols, _converted(ggml_type, held, n_rows, data))
+        return self._uploaded(_planes(MatrixData(ggml_type, n_rows, n_cols, data)))
+
+    def stack(self, parts: Sequence[MatrixData]) -> tuple[Planes | None, tuple[Planes, ...]]:
+        """One where the card holds all parts in one type."""
+        planes = [_planes(part) for part in parts]
+        if len({part.type for part in planes}) > 1:
+            return None, tuple(map(self._uploaded, planes))
+        whole = self._uploaded(_stacked(planes))
+        ends = np.cumsum([part.n_rows for part in planes])
+        starts = (0, *ends[:-1])
+        return whole, tuple(whole[slice(*ends)] for ends in zip(starts, ends, strict=True))
+
+    def _uploaded(self, planes: Planes) -> Planes:
         upload = self.card.upload
         return Planes(
-            held,
-            n_cols,
+            planes.type,
+            planes.n_cols,
             upload(planes.quants),
             None if planes.highs is None else upload(planes.highs),
             None if planes.scales is None else upload(planes.scales),
@@ -192,6 +216,27 @@ def _held_as(ggml_type: GGMLType, n_cols: int) -> GGMLType:
     if ggml_type == GGMLType.BF16 or n_cols % 8:
         return GGMLType.F32
     return GGMLType.F16
+
+
+def _planes(matrix: MatrixData) -> Planes:
+    """On the host, in the type that the card holds."""
+    n_rows, n_cols = matrix.n_rows, matrix.n_cols
+    held = _held_as(matrix.ggml_type, n_cols)
+    return from_blocks(
+        held, n_rows, n_cols, _converted(matrix.ggml_type, held, n_rows, matrix.data)
+    )
+
+
+def _stacked(parts: Sequence[Planes]) -> Planes:
+    """All rows of matrices of one type and width."""
+    first = parts[0]
+    return Planes(
+        first.type,
+        first.n_cols,
+        np.concatenate([part.quants for part in parts]),
+        None if first.highs is None else np.concatenate([part.highs for part in parts]),
+        None if first.scales is None else np.concatenate([part.scales for part in parts]),
+    )
 
 
 def _converted(given: GGMLType, held: GGMLType, n_rows: int, data: Bytes) -> Bytes:

@@ -9,7 +9,7 @@ CHOOSE  block s for slot s: the token, by the blocks' largest keys where the slo
 
 import math
 from functools import cache
-from typing import Any, Final
+from typing import Any
 
 from numba import cuda, float32, int32, int64, uint8, uint32, uint64
 
@@ -33,14 +33,12 @@ from m40llm.kernels.sampling import (
 )
 from m40llm.kernels.views import array_at, never_inlined, part_of
 
-_NUMBER_MASK: Final = 0x7FFFFFFF
-
 
 @cuda.jit(device=True)
 def _answer(control: Any, answers: Any, slot: Any, token: Any, logprob: Any, done: Any) -> None:
     """One entry of the ring; see state.py."""
     index = cuda.atomic.add(control, state.ANSWERED, int64(1))
-    number = (index + int64(1)) & int64(_NUMBER_MASK)
+    number = (index + int64(1)) & int64(state.NUMBER_MASK)
     at = index % int64(state.N_ANSWERS) * int64(2)
     what = (int64(done) << state.DONE_SHIFT) | (int64(slot) << state.SLOT_SHIFT)
     store_volatile(answers, at, (number << 32) | what | (int64(token) & int64(state.NO_TOKEN)))
@@ -58,7 +56,7 @@ def _commands_of(n_seqs: int) -> Any:
     def take_commands(commands: Any, n_taken: Any, control: Any, n_left: Any, answers: Any) -> Any:
         done = control[state.COMMANDS_DONE]
         while True:
-            number = (done + int64(1)) & int64(_NUMBER_MASK)
+            number = (done + int64(1)) & int64(state.NUMBER_MASK)
             at = done % int64(state.N_COMMANDS) * int64(2)
             what, count = load_volatile(commands, at), load_volatile(commands, at + int64(1))
             if what >> 32 != number or count >> 32 != number:

@@ -15,6 +15,7 @@ N_WARPS: Final = 16
 N_THREADS: Final = N_WARPS * WARP_SIZE
 REGISTERS: Final = 128  # of 512 threads: one block takes all of an SM's, on GM200 as on GH100
 MAX_SEQS: Final = 8
+MAX_TYPES: Final = 4  # of a model's matrices: the code has a product for each
 
 # Shared memory, in float32 words of one pool: x staged, its sums, then partial results.
 MAX_STAGE_COLS: Final = 8192  # over all sequences: 14,336 columns take two stages

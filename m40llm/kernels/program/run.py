@@ -28,7 +28,14 @@ from m40llm.kernels.program.attend import attend_of
 from m40llm.kernels.program.barrier import arrive, wait
 from m40llm.kernels.program.choose import choose_of, embed_of
 from m40llm.kernels.program.exchange import epoch_of
-from m40llm.kernels.program.form import N_THREADS, N_WARPS, POOL_FLOATS, REGISTERS, Form
+from m40llm.kernels.program.form import (
+    MAX_TYPES,
+    N_THREADS,
+    N_WARPS,
+    POOL_FLOATS,
+    REGISTERS,
+    Form,
+)
 from m40llm.kernels.program.product import product_of
 from m40llm.kernels.program.state import N_CONTROL, STEP
 from m40llm.kernels.views import array_at, part_of
@@ -64,7 +71,7 @@ def _no_product() -> Any:
 def _products(form: Form) -> Any:
     """product(w, step, n_instructions, slot_pos, pool, squares), of the type in w[OP]."""
     n_types = len(form.types)
-    assert n_types <= 4, f"{form}: a program has at most four types of matrices"
+    assert n_types <= MAX_TYPES, f"{form}: {n_types} types of matrices"
     products = [product_of(form, type) for type in form.types]
     product_0, product_1, product_2, product_3 = (products + [_no_product()] * 4)[:4]
 

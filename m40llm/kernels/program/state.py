@@ -30,6 +30,7 @@ N_COMMANDS: Final = 64
 N_ANSWERS: Final = 1024
 MAX_STOP_IDS: Final = 16
 NO_TOKEN: Final = (1 << 24) - 1
+NUMBER_MASK: Final = 0x7FFFFFFF  # of sequence numbers
 TOKEN_BITS: Final = 24
 SLOT_SHIFT: Final = 24
 DONE_SHIFT: Final = 28

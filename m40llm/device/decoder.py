@@ -1,0 +1,109 @@
+"""Decoder: a device that makes tokens by itself, one after another, without the host in its loop.
+
+A decoder has slots, one for each sequence that it decodes at a time. `begin` gives a slot its
+work; `advance` sees to it that the device is at it; `answers` are the tokens that have come since.
+Several forms of one step give the same tokens, bit for bit:
+
+    eager       one launch an instruction
+    graph       the same launches, recorded once
+    persistent  one launch for the whole of a request
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m40llm.device.ops import Buffer, RopeTable
+
+Form = Literal["eager", "graph", "persistent"]
+FORMS: Final[tuple[Form, ...]] = ("eager", "graph", "persistent")
+Done = Literal["stop", "length", "context", "cancelled", "damaged"]
+
+
+@dataclass(frozen=True)
+class SlotRequest:
+    """What a slot shall do. Settings of the sampler are those of SamplingParams.
+
+    token_id, pos  the token that goes in next, and its position
+    count          tokens to be made at most
+    history        int32[vocab_size], see kernels/sampling.py; None where nothing is penalised
+    """
+
+    token_id: int
+    pos: int
+    count: int
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int = 0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    history: NDArray[np.int32] | None = None
+    stop_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One token. `done` is set on a slot's last; a cancelled or damaged one has no token."""
+
+    slot: int
+    token_id: int
+    logprob: float
+    done: Done | None = None
+
+
+@dataclass(frozen=True)
+class ModelParts:
+    """What a decode program needs of a model beside its instructions.
+
+    weights   by the names in the program
+    k, v      the KV cache
+    scale     of attention's scores; window: keys that a row sees, 0 for all
+    """
+
+    weights: Mapping[str, Any]
+    table: Any
+    rope: RopeTable
+    k: Buffer
+    v: Buffer
+    n_heads: int
+    n_embd: int
+    n_ff: int
+    rope_dim: int
+    vocab_size: int
+    norm_eps: float
+    scale: float
+    window: int
+
+
+class Decoder(Protocol):
+    """See above. After an error, `recover` comes before anything else."""
+
+    max_bias: int
+    max_stop_ids: int
+
+    def begin(self, slot: int, request: SlotRequest) -> None:
+        """The slot must be done with what it had before."""
+        ...
+
+    def advance(self, form: Form) -> None:
+        """Enqueues what is to be done, unless enough is under way; returns at once on a card."""
+        ...
+
+    def answers(self) -> list[Answer]:
+        """Those that have come since the last call, in order."""
+        ...
+
+    def cancel(self, slot: int) -> None:
+        """Ends the slot's work, and waits until the device is idle. Answers left are dropped."""
+        ...
+
+    def recover(self) -> None:
+        """All slots idle, whatever a failed launch has left."""
+        ...

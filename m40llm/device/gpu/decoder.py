@@ -1,0 +1,216 @@
+"""CardDecoder: a decode program on a card, with its rings, in each of its forms."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m40llm.device.decoder import Answer, Done, Form, ModelParts, SlotRequest
+from m40llm.device.gpu.card import Card
+from m40llm.device.gpu.decode import (
+    Other,
+    Product,
+    Setting,
+    encode,
+    new_exchange,
+    new_state,
+)
+from m40llm.device.instructions import Attend, Choose, Embed, Instruction, Project
+from m40llm.kernels.planes import DENSE, LAYOUTS
+from m40llm.kernels.program import state as rings
+from m40llm.kernels.program import words
+from m40llm.kernels.program.form import MAX_TYPES
+from m40llm.kernels.program.form import Form as KernelForm
+from m40llm.kernels.program.run import Program, run_once, run_persistent
+
+MAX_BIAS: Final = 64
+AHEAD: Final = 2  # steps under way that have not been answered, of the graph and eager forms
+_REASONS: Final[dict[int, Done | None]] = {
+    rings.GOES_ON: None,
+    rings.STOP_TOKEN: "stop",
+    rings.LENGTH: "length",
+    rings.CONTEXT: "context",
+    rings.CANCELLED: "cancelled",
+    rings.DAMAGED: "damaged",
+}
+
+
+def why_not(program: Sequence[Instruction], parts: ModelParts) -> str:
+    """Why the card cannot run this program; empty where it can."""
+    types = {parts.weights[one.weight].type for one in program if isinstance(one, Project)}
+    if len(types) > MAX_TYPES:
+        return f"its matrices have {len(types)} types, of which a program holds {MAX_TYPES}"
+    if odd := [type.name for type in types if type not in LAYOUTS and type not in DENSE]:
+        return f"no product of {odd[0]}"
+    widest = max(parts.weights[one.weight].n_cols for one in program if isinstance(one, Project))
+    if parts.n_embd % 4 or widest % 4:
+        return "its vectors are no multiple of 4 long"
+    if parts.k.shape[1] not in (1, 2, 4, 8):
+        return f"{parts.k.shape[1]} sequences: expected 1, 2, 4 or 8"
+    return ""
+
+
+class CardDecoder:
+    """Implements `device.decoder.Decoder`. One slot for each sequence of the cache."""
+
+    max_bias = MAX_BIAS
+    max_stop_ids = rings.MAX_STOP_IDS
+
+    def __init__(self, card: Card, program: Sequence[Instruction], parts: ModelParts) -> None:
+        self._card, self._parts = card, parts
+        _, self._n_slots, n_kv_heads, max_seq_len, head_dim = parts.k.shape
+        matrices = [parts.weights[one.weight] for one in program if isinstance(one, Project)]
+        types = tuple(dict.fromkeys(w.type for w in matrices))
+        form = KernelForm(
+            *(types, parts.table.type, self._n_slots, parts.n_heads, n_kv_heads, head_dim),
+            parts.rope_dim,
+            parts.rope.layout,
+        )
+        n_blocks = card.n_sms
+        self._state, self._rings = new_state(card, form, parts.vocab_size, n_blocks, MAX_BIAS)
+        self._setting = Setting(
+            *(form, self._state, parts.table.rows, parts.rope.cos, parts.rope.sin),
+            *(parts.norm_eps, parts.scale, max_seq_len, parts.window),
+        )
+        self._instructions = self._bound(program)
+        code = card.upload(encode(self._instructions, self._setting))
+        self._program = Program(form, code, self._state.arrived, n_blocks)
+        self._n_commands = self._n_answers = 0
+        self._n_under_way = 0  # steps enqueued and not answered, of the graph and eager forms
+        self._ended: Any = None  # the end of the last launch of the persistent form
+        self._graph: Any = None
+        self._is_launched = False
+
+    def _bound(self, program: Sequence[Instruction]) -> list[Product | Other]:
+        """The instructions with buffers and weights in place of names."""
+        parts, n = self._parts, self._n_slots
+        _, _, n_kv_heads, _, head_dim = parts.k.shape
+        q_dim, kv_dim = parts.n_heads * head_dim, n_kv_heads * head_dim
+        widths = {"x": parts.n_embd, "qkv": q_dim + 2 * kv_dim, "attn": q_dim, "h": parts.n_ff}
+        b = {name: new_exchange(self._card, n, width) for name, width in widths.items()}
+        found: list[Product | Other] = []
+        for one in program:
+            if isinstance(one, Embed):
+                found.append(Other(words.EMBED, out=b[one.out]))
+            elif isinstance(one, Attend):
+                k, v = parts.k[one.layer], parts.v[one.layer]
+                found.append(Other(words.ATTEND, b[one.x], b[one.out], k, v))
+            elif isinstance(one, Choose):
+                found.append(Other(words.CHOOSE))
+            else:
+                norm, bias = (
+                    parts.weights[name] if name else None for name in (one.norm, one.bias)
+                )
+                out = b.get(one.out)  # logits have a place of their own
+                w = parts.weights[one.weight]
+                found.append(Product(one.effect, w, b[one.x], out, norm, bias, one.first_row))
+        return found
+
+    def begin(self, slot: int, request: SlotRequest) -> None:
+        self._wait()  # a launch that goes on would take the command before its slot is written
+        write, state, sampler = self._card.write, self._state, self._state.sampler
+        r = request
+        settings = (r.temperature, r.top_p, r.min_p)
+        penalties = (r.repetition_penalty, r.presence_penalty, r.frequency_penalty)
+        for buffer, value in (
+            (state.token_ids, r.token_id),
+            (state.pos, r.pos),
+            (sampler.top_k, r.top_k),
+            (sampler.seed, r.seed),
+        ):
+            write(buffer[slot : slot + 1], np.array([value], buffer.dtype))
+        for buffer, values, filler in (
+            (state.stop_ids, r.stop_ids, -1),
+            (sampler.settings, (*settings, *penalties), 0),
+            (sampler.bias_ids, r.logit_bias, -1),
+            (sampler.bias_values, r.logit_bias.values(), 0),
+        ):
+            write(buffer[slot], _padded(values, buffer.shape[1], filler, buffer.dtype))
+        history = r.history if r.history is not None else np.zeros(self._parts.vocab_size, np.int32)
+        write(sampler.history[slot], history)
+        self._command(rings.DECODE, slot, r.count)
+
+    def advance(self, form: Form) -> None:
+        card = self._card
+        if form == "persistent":
+            if self._ended is None or card.has_come(self._ended):
+                run_persistent(self._program, card.max_steps, stream=card)
+                self._ended = card.event()
+        elif self._n_under_way < AHEAD * self._n_slots:
+            if form == "graph" and self._is_launched:
+                self._recorded().replay()
+            else:  # what a graph records must have been launched, that is compiled, before
+                self._step()
+                self._is_launched = True
+            self._n_under_way += self._n_slots
+
+    def _step(self) -> None:
+        for at in range(len(self._instructions)):
+            run_once(self._program, at, at + 1, stream=self._card)
+
+    def _recorded(self) -> Any:
+        """The graph of one step."""
+        if self._graph is None:
+            with self._card.capture() as graph:
+                self._step()
+            self._graph = graph
+        return self._graph
+
+    def answers(self) -> list[Answer]:
+        found: list[Answer] = []
+        while (answer := self._next_answer()) is not None:
+            found.append(answer)
+            self._n_under_way = max(self._n_under_way - 1, 0)
+        self._rings.n_taken[0] = self._n_answers
+        return found
+
+    def _next_answer(self) -> Answer | None:
+        what, value = (int(v) for v in self._rings.answers[self._n_answers % rings.N_ANSWERS])
+        number = self._n_answers + 1 & rings.NUMBER_MASK
+        if what >> 32 != number or value >> 32 != number:
+            return None
+        self._n_answers += 1
+        logprob = float(np.uint32(value & 0xFFFFFFFF).view(np.float32))
+        slot, done = what >> rings.SLOT_SHIFT & 15, what >> rings.DONE_SHIFT & 15
+        return Answer(slot, what & rings.NO_TOKEN, logprob, _REASONS[done])
+
+    def _command(self, operation: int, slot: int, count: int = 0) -> None:
+        at = self._n_commands % rings.N_COMMANDS
+        self._n_commands += 1
+        number = (self._n_commands & rings.NUMBER_MASK) << 32
+        self._rings.commands[at, 1] = number | count
+        self._rings.commands[at, 0] = number | operation << 8 | slot
+
+    def cancel(self, slot: int) -> None:
+        self._command(rings.CANCEL, slot)
+        self._wait()
+        run_persistent(self._program, 1, stream=self._card)  # takes the command if none was running
+        self._wait()
+        self.answers()
+        self._n_under_way = 0
+
+    def _wait(self) -> None:
+        self._card.read(self._state.control)
+
+    def recover(self) -> None:
+        """Counters that a launch was broken off between; epochs go on beyond any that were used."""
+        write, state = self._card.write, self._state
+        step = int(np.asarray(self._card.read(state.control))[rings.STEP])
+        self.answers()
+        control = [self._n_commands, self._n_answers, step + self._card.max_steps + 1, 0]
+        write(state.control, np.array(control, np.int64))
+        write(state.arrived, np.zeros(2, np.uint64))
+        write(state.merged, np.zeros(state.merged.shape, np.int32))
+        write(state.n_left, np.zeros(state.n_left.shape, np.int32))
+        self._ended, self._n_under_way = None, 0
+
+
+def _padded(values: Any, n: int, filler: float, dtype: Any) -> NDArray[Any]:
+    row = np.full(n, filler, dtype)
+    given = list(values)
+    row[: len(given)] = given
+    return row
+
+
+__all__ = ["CardDecoder", "why_not"]

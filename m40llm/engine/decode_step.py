@@ -1,0 +1,100 @@
+"""Decode without the host in the loop: a request handed to the device's decoder, its answers back.
+
+The host's own loop (engine.py) computes logits on the device and chooses on the host, a token at a
+time. Here choice, stop check and next embedding happen on the device; the host only reads what has
+been made. What the device's sampler lacks, the host's loop serves: `why_host` says what.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m40llm.device.decoder import FORMS, Answer, Decoder, Form, SlotRequest
+from m40llm.engine.sampling import SamplingParams
+from m40llm.errors import ModelFileError, RequestError
+
+DecodeForm = Literal["host", "eager", "graph", "persistent"]
+DECODE_FORMS: Final[tuple[DecodeForm, ...]] = ("host", *FORMS)
+_POLL_S: Final = 20e-6
+_NO_END: Final = (1 << 31) - 1  # tokens, where only the context ends an answer
+IN_PROMPT, IN_ANSWER = 1, 2  # as kernels/sampling.py counts
+
+
+def why_host(params: SamplingParams, stop_ids: Sequence[int], decoder: Decoder) -> str:
+    """Why this request needs the host's loop; empty where the device serves it."""
+    if params.logprobs:
+        return "logprobs of other tokens than the chosen one"
+    if params.typical_p < 1.0:
+        return "typical_p"
+    if len(params.logit_bias) > decoder.max_bias:
+        return f"logit_bias of more than {decoder.max_bias} tokens"
+    if len(stop_ids) > decoder.max_stop_ids:
+        return f"more than {decoder.max_stop_ids} stop tokens"
+    return ""
+
+
+def slot_request(
+    params: SamplingParams,
+    prompt: Sequence[int],
+    ids: Sequence[int],
+    stop_ids: Sequence[int],
+    seed: int,
+    vocab_size: int,
+) -> SlotRequest:
+    """The rest of a request whose first tokens, `ids`, the host has chosen."""
+    n_left = _NO_END if params.max_tokens is None else params.max_tokens - len(ids)
+    return SlotRequest(
+        token_id=ids[-1],
+        pos=len(prompt) + len(ids) - 1,
+        count=min(n_left, _NO_END),
+        temperature=params.temperature,
+        top_k=min(params.top_k, vocab_size),
+        top_p=params.top_p,
+        min_p=params.min_p,
+        repetition_penalty=params.repetition_penalty,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        seed=seed,
+        logit_bias=params.logit_bias,
+        history=_history(prompt, ids, vocab_size),
+        stop_ids=tuple(stop_ids),
+    )
+
+
+def _history(prompt: Sequence[int], ids: Sequence[int], vocab_size: int) -> NDArray[np.int32]:
+    history = np.zeros(vocab_size, np.int32)
+    history[np.unique(np.asarray(prompt, np.int64))] = IN_PROMPT
+    np.add.at(history, np.asarray(ids, np.int64), IN_ANSWER)
+    return history
+
+
+def decode(decoder: Decoder, form: Form, request: SlotRequest, slot: int = 0) -> Iterator[Answer]:
+    """The answers of one slot, as they come. Ended early, the device is idle when this returns."""
+    decoder.begin(slot, request)
+    is_done = False
+    try:
+        while not is_done:
+            decoder.advance(form)
+            answers = decoder.answers()
+            for answer in answers:
+                if answer.done == "damaged":
+                    raise _damaged(request)
+                is_done = answer.done is not None
+                yield answer
+            if not answers:
+                time.sleep(_POLL_S)
+    except GeneratorExit:
+        decoder.cancel(slot)
+        raise
+
+
+def _damaged(request: SlotRequest) -> Exception:
+    """No logit is above -inf: banned by the request, else the model's own."""
+    if request.logit_bias:
+        return RequestError("logit_bias: every token is banned")
+    return ModelFileError(
+        "the model's logits are not finite numbers: its weights are damaged or overflow"
+    )
