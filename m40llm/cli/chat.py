@@ -39,6 +39,7 @@ def chat(
     max_seq_len: opt.MaxSeqLen = None,
     cublas: opt.Cublas = None,
     require_sm52: opt.RequireSm52 = False,
+    decode: opt.Decode = "host",
     as_json: opt.AsJson = False,
     debug: opt.Debug = False,
 ) -> None:
@@ -67,7 +68,7 @@ def chat(
         frequency_penalty=frequency_penalty,
         seed=seed,
     )
-    with loaded(model, device, max_seq_len, cublas, require_sm52) as llm:
+    with loaded(model, device, max_seq_len, cublas, require_sm52, decode) as llm:
         session = Session(llm, model, params)
         session.set_system(system or "")
         at_terminal = sys.stdin.isatty()

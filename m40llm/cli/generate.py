@@ -33,6 +33,7 @@ def generate(
     max_seq_len: opt.MaxSeqLen = None,
     cublas: opt.Cublas = None,
     require_sm52: opt.RequireSm52 = False,
+    decode: opt.Decode = "host",
     as_json: opt.AsJson = False,
     debug: opt.Debug = False,
 ) -> None:
@@ -62,7 +63,7 @@ def generate(
         seed=seed,
         ignore_eos=ignore_eos,
     )
-    with loaded(model, device, max_seq_len, cublas, require_sm52) as llm:
+    with loaded(model, device, max_seq_len, cublas, require_sm52, decode) as llm:
         completion = _run(llm.stream(text, params), show=not as_json)
         if as_json:
             print_json({"model": model, "device": llm.device_name, **_document(completion)})

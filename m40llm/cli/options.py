@@ -14,12 +14,19 @@ from m40llm.errors import RequestError
 if TYPE_CHECKING:
     from m40llm.engine.sampling import SamplingParams
 
+_DECODE_FORMS = ("host", "eager", "graph", "persistent")  # engine/decode_step.py's; a test compares
 _DEVICE = re.compile(r"auto|cpu|emulator|cuda(:-?\d+)?")
 
 
 def _check_device(value: str) -> str:
     if not _DEVICE.fullmatch(value):
         raise typer.BadParameter(f"expected auto, cpu, cuda, cuda:N or emulator, got {value!r}")
+    return value
+
+
+def _check_decode(value: str) -> str:
+    if value not in _DECODE_FORMS:
+        raise typer.BadParameter(f"expected {', '.join(_DECODE_FORMS)}, got {value!r}")
     return value
 
 
@@ -58,6 +65,15 @@ Cublas = Annotated[
 ]
 RequireSm52 = Annotated[
     bool, typer.Option("--require-sm52", help="Refuse any card but an sm_52 one (Tesla M40).")
+]
+Decode = Annotated[
+    str,
+    typer.Option(
+        metavar="host|eager|graph|persistent",
+        help="Who makes the tokens: host enqueues op after op and chooses; on a card or the "
+        "emulator, the device can choose, too: by single launches, a graph, or one launch.",
+        callback=_check_decode,
+    ),
 ]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON document (docs/cli.md lists its keys).")
@@ -131,6 +147,7 @@ FLAGS = {field: f"--{field.replace('_', '-')}" for field in DEFAULTS} | {
     "device": "--device",
     "max_seq_len": "--max-seq-len",
     "cublas": "--cublas",
+    "decode": "--decode",
     "require_sm52": "--require-sm52",
 }
 

@@ -147,7 +147,12 @@ def progress_bar() -> Iterator[Progress]:
 
 @contextmanager
 def loaded(
-    model: str, device: str, max_seq_len: int | None, cublas: bool | None, require_sm52: bool
+    model: str,
+    device: str,
+    max_seq_len: int | None,
+    cublas: bool | None,
+    require_sm52: bool,
+    decode: str = "host",
 ) -> Iterator["LLM"]:
     """Load `model` with a progress bar, say which device was chosen and why, close it at the end.
 
@@ -163,6 +168,7 @@ def loaded(
             max_seq_len=max_seq_len,
             progress=progress,
             cublas=cublas,
+            decode=decode,
             require_sm52=require_sm52,
         )
         with llm:

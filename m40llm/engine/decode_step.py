@@ -23,6 +23,14 @@ _NO_END: Final = (1 << 31) - 1  # tokens, where only the context ends an answer
 IN_PROMPT, IN_ANSWER = 1, 2  # as kernels/sampling.py counts
 
 
+def checked_form(name: object) -> DecodeForm:
+    """RequestError for what is none."""
+    for form in DECODE_FORMS:
+        if form == name:
+            return form
+    raise RequestError(f"decode: expected {', '.join(DECODE_FORMS)}, got {name!r}")
+
+
 def why_host(params: SamplingParams, stop_ids: Sequence[int], decoder: Decoder) -> str:
     """Why this request needs the host's loop; empty where the device serves it."""
     if params.logprobs:

@@ -65,6 +65,14 @@ class Engine:
         self._cached_ids: list[int] = []  # what the cache holds of sequence 0
         self._has_failed = False  # the forward before: the device must recover first
 
+    def check_form(self) -> None:
+        """RequestError where the device cannot decode in the form that was asked for."""
+        if self.decode_form != "host" and isinstance(self.model.decoder, str):
+            raise RequestError(
+                f"decode: expected 'host' on device {self.model.ops.name!r}, "
+                f"got {self.decode_form!r}: {self.model.decoder}"
+            )
+
     @property
     def max_seq_len(self) -> int:
         return self.model.kv.max_seq_len

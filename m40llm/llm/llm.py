@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from m40llm import hub
 from m40llm.device import open_device
+from m40llm.engine.decode_step import DecodeForm, checked_form
 from m40llm.engine.engine import Engine
 from m40llm.engine.sampling import SamplingParams
 from m40llm.errors import RequestError
@@ -75,6 +76,7 @@ class LLM:
         *,
         cublas: bool | None = None,
         require_sm52: bool = False,
+        decode: DecodeForm | str = "host",
     ) -> "LLM":
         """Loads a model file.
 
@@ -86,11 +88,16 @@ class LLM:
                        when a request is the first to need a GPU kernel, which is then compiled
         cublas         matrix products on a card by cuBLAS (None: as M40LLM_ENABLE_CUBLAS says)
         require_sm52   refuse any other card than one of compute capability 5.2
+        decode         who makes the tokens after the first: "host" (ops enqueued one by one, the
+                       choice on the host), or the device itself in the form "eager", "graph" or
+                       "persistent" (docs/persistent.md): cuda and emulator only. The three give
+                       the same tokens, and probabilities apart from the host's by rounding
 
         Raises ModelFileError (the file is broken), UnsupportedModelError (sound, but not run
         here), DeviceError (no such device, or it does not fit), PullError, RequestError.
         """
         begin = time.perf_counter()
+        form = checked_form(decode)
         path = hub.resolve(_checked_name(path_or_alias), progress=progress)
         file = open_gguf(path)
         try:
@@ -114,7 +121,8 @@ class LLM:
             )
         finally:
             file.close()  # the mapping itself lives as long as the weights that view it
-        engine = Engine(model, tokenizer.stop_ids)
+        engine = Engine(model, tokenizer.stop_ids, form)
+        engine.check_form()
         return cls(engine, tokenizer, plan, path, reason, time.perf_counter() - begin)
 
     def close(self) -> None:

@@ -31,7 +31,7 @@ class CpuOps:
     cache_dtype = np.dtype(np.float32)
 
     def decoder(self, program: Sequence[Instruction], parts: ModelParts) -> str:
-        return "the cpu device has none"
+        return "no decoder runs there; cuda and emulator have one"
 
     def free_bytes(self) -> int:
         return available_bytes()

@@ -1,0 +1,156 @@
+"""The decode program of a model: the list itself, and each of its instructions against NumPy."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from m40llm import LLM
+from m40llm.device.decoder import SlotRequest
+from m40llm.device.instructions import Attend, Choose, Embed, Project, writers
+from m40llm.errors import KernelContractError
+from m40llm.gguf import open_gguf
+from m40llm.gguf.blocks import dequantize
+from m40llm.kernels.program.run import run_once
+from m40llm.model.program import decode_program
+from m40llm.model.rope import rope_angles
+from m40llm.testing import write_tiny_gguf
+from m40llm.testing.program_steps import ProgramSteps
+
+DEVICES = [pytest.param("emulator"), pytest.param("cuda", marks=pytest.mark.gpu)]
+MODELS: dict[str, dict[str, Any]] = {
+    "Q8_0": {"tensor_type": "Q8_0"},
+    "qwen2 in F16": {"arch": "qwen2", "tensor_type": "F16"},
+}
+U = 2.0**-24  # of a rounding to FP32
+Doubles = NDArray[np.float64]
+
+
+@pytest.fixture(scope="module", params=DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request: Any, device: str, tmp_path_factory: Any) -> Iterator[tuple[LLM, Path]]:
+    path: Path = tmp_path_factory.mktemp("models") / "tiny.gguf"
+    write_tiny_gguf(path, head_dim=64, context_length=16, **MODELS[request.param])
+    with LLM.load(path, device=device, decode="eager") as llm:
+        yield llm, path
+
+
+def host_weights(path: Path, n_layers: int) -> dict[str, Doubles]:
+    """float64, by the names in a program."""
+    file = open_gguf(path)
+
+    def tensor(name: str) -> Doubles:
+        info = file.tensors[name]
+        values = dequantize(info.type, file.tensor_bytes(name))
+        return np.asarray(values.reshape(info.shape), np.float64)
+
+    found = {
+        "token_embd": tensor("token_embd.weight"),
+        "output_norm": tensor("output_norm.weight"),
+        "output": tensor("output.weight"),
+    }
+    for layer in range(n_layers):
+        at = f"blk.{layer}."
+        for name in ("attn_norm", "ffn_norm", "attn_output", "ffn_down"):
+            found[at + name] = tensor(f"{at}{name}.weight")
+        parts = [tensor(f"{at}attn_{part}.weight") for part in "qkv"]
+        found[at + "attn_qkv"] = np.concatenate(parts)
+        if f"{at}attn_q.bias" in file.tensors:
+            biases = [tensor(f"{at}attn_{part}.bias") for part in "qkv"]
+            found[at + "attn_qkv_bias"] = np.concatenate(biases)
+        gate_up = [tensor(f"{at}ffn_{part}.weight") for part in ("gate", "up")]
+        found[at + "ffn_gate_up"] = np.concatenate(gate_up)
+    return found
+
+
+def numpy_steps(llm: LLM, path: Path) -> ProgramSteps:
+    transformer = llm._open_engine().model
+    hp = transformer.hp
+    angles, magnitude = rope_angles(hp.rope, llm.max_seq_len)
+    tables = (np.cos(angles) * magnitude, np.sin(angles) * magnitude)
+    rounded = [table.astype(np.float32).astype(np.float64) for table in tables]
+    return ProgramSteps(
+        decode_program(transformer.weights),
+        host_weights(path, hp.n_layers),
+        hp,
+        *rounded,
+        transformer.arch.rope_layout,
+    )
+
+
+def bound_of(steps: ProgramSteps, one: Any, before: dict[str, Doubles]) -> Doubles | float:
+    """Of what FP32 may have lost in this one instruction, from its exact inputs.
+
+    A sum of n products, in any order: n + 1 roundings of the magnitudes; a norm 4 more.
+    """
+    if isinstance(one, Embed):
+        return 0.0
+    if isinstance(one, Attend):
+        hp, qkv = steps.hp, before["qkv"]
+        largest_score = hp.head_dim * np.abs(qkv).max() ** 2 / np.sqrt(hp.head_dim)
+        v = np.abs(steps._v[one.layer].astype(np.float64)).max()
+        return float((2 * hp.head_dim * largest_score + 4 * steps.pos + 16) * U * v)
+    w, x = np.abs(steps.weights[one.weight]), before[one.x]
+    if one.norm:
+        mean_square = (x * x).mean()
+        x = x / np.sqrt(mean_square + steps.hp.norm_eps) * steps.weights[one.norm]
+    lost = np.asarray((w.shape[1] + 8) * U * (w @ np.abs(x) + 1e-3))
+    out = np.abs(steps.buffers[one.out])
+    if one.effect == "swiglu":
+        exact = steps.weights[one.weight] @ x
+        gate, up = np.split(np.abs(exact), 2)
+        lost_gate, lost_up = np.split(lost, 2)
+        return np.asarray(1.2 * (lost_gate * up + gate * lost_up) + 8 * U * out)
+    if one.effect == "rotate":
+        by_head = lost.reshape(-1, steps.hp.head_dim)
+        lost = np.repeat(by_head.max(1), steps.hp.head_dim) * 2
+    return np.asarray(lost + 4 * U * out[: lost.size])
+
+
+def test_each_instruction(model: tuple[LLM, Path]) -> None:
+    """After every single one, its buffer; each starts from what the card has, FP32 exactly."""
+    llm, path = model
+    steps, decoder = numpy_steps(llm, path), llm._open_engine().model.decoder
+    card: Any = decoder._card  # type: ignore[union-attr]
+    bound_instructions = decoder._instructions  # type: ignore[union-attr]
+    decoder.begin(0, SlotRequest(token_id=9, pos=0, count=3))  # type: ignore[union-attr]
+    steps.token_id = 9
+    for _ in range(3):
+        for i, one in enumerate(steps.program):
+            before = {name: values.copy() for name, values in steps.buffers.items()}
+            run_once(decoder._program, i, i + 1, stream=card)  # type: ignore[union-attr]
+            steps.run(i)
+            if isinstance(one, Choose):
+                continue
+            if one.out == "logits":
+                got = card.read(decoder._state.raw)[0]  # type: ignore[union-attr]
+            else:
+                words = card.read(bound_instructions[i].out)[0]
+                assert len(set(words[:, 1].tolist())) == 1  # all of one epoch
+                got = words[:, 0].view(np.float32)
+            lost = np.abs(got.astype(np.float64) - steps.buffers[one.out])
+            assert (lost <= bound_of(steps, one, before)).all(), (i, one, lost.max())
+            steps.buffers[one.out] = got.astype(np.float64)
+        [answer] = decoder.answers()  # type: ignore[union-attr]
+        assert answer.token_id == steps.token_id
+
+
+def test_who_wrote_what(model: tuple[LLM, Path]) -> None:
+    llm, path = model
+    steps = numpy_steps(llm, path)
+    program = steps.program
+    assert [type(one) for one in program[:4]] == [Embed, Project, Attend, Project]
+    found = writers(program)
+    assert found[1].x == 0
+    assert found[3].old == 0  # the residual stream, to which attention's output is added
+    assert (found[4].x, found[5].x, found[5].old) == (3, 4, 3)
+    steps.run(0)
+    with pytest.raises(KernelContractError, match="instruction 4: x was written by 0, not 3"):
+        steps.run(4)
