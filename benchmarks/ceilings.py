@@ -9,20 +9,15 @@ from functools import cache, partial
 from typing import Any
 
 import numpy as np
-from numba import cuda, float32, int64, uint32
+from numba import cuda, float32, int64
 from rivals import Rival, randn, time_rival
 from timing import time_launches
 
+from m40llm.bench.reading import BLOCKS_PER_SM, N_THREADS, WORDS_PER_LOAD, check_read, filled
 from m40llm.kernels.contract import Kernel
 from m40llm.kernels.intrinsics import load_uint4_readonly, store_uint4
-from m40llm.kernels.reduce import warp_sum
 
-N_THREADS = 256
-WORDS_PER_LOAD = 4
-LOADS = 4  # 16-byte loads that a thread has under way
 N_SUMS = 16  # accumulators of a thread of the multiply-add kernel
-CHUNK_BYTES = 2**26
-BLOCKS_PER_SM = (4, 8, 32)
 N_STEPS = 2048
 
 
@@ -50,30 +45,6 @@ class Ceilings:
         }
         bound = max(floors, key=lambda ceiling: floors[ceiling])
         return bound, 1e6 * floors[bound]
-
-
-@cache
-def read_kernel() -> Kernel:
-    """sums[i] += all words of x that warp i reads, modulo 2^32; x in multiples of a thread's 16."""
-
-    def read_words(x: Any, sums: Any) -> None:
-        words = cuda.local.array((LOADS, WORDS_PER_LOAD), uint32)
-        total = uint32(0)
-        step = int64(cuda.gridDim.x) * N_THREADS * WORDS_PER_LOAD
-        for at in range(int64(cuda.grid(1)) * WORDS_PER_LOAD, x.size, step * LOADS):
-            for load in range(LOADS):
-                mine = min(at + load * step, x.size - WORDS_PER_LOAD)
-                a, b, c, d = load_uint4_readonly(x, mine)
-                words[load, 0], words[load, 1], words[load, 2], words[load, 3] = a, b, c, d
-            for load in range(LOADS):
-                if at + load * step < x.size:
-                    for word in range(WORDS_PER_LOAD):
-                        total = uint32(total + words[load, word])
-        total = warp_sum(int64(total))
-        if cuda.threadIdx.x % 32 == 0:
-            sums[cuda.grid(1) // 32] = uint32(total)
-
-    return Kernel(read_words)
 
 
 @cache
@@ -117,15 +88,10 @@ def measure_ceilings(card: Any, n_bytes: int, n_samples: int) -> Ceilings:
 
 
 def measure_read(card: Any, n_bytes: int, n_samples: int) -> Ceiling:
-    x, total = _filled(card, n_bytes)
+    x, total = filled(card, n_bytes)
     found = []
     for n_blocks in _block_counts(card):
-        sums = card.alloc((n_blocks * N_THREADS // 32,), np.uint32)
-        args = (read_kernel(), n_blocks, N_THREADS, x, sums)
-        card.launch(*args)
-        got = int(card.read(sums).sum(dtype=np.uint64)) % 2**32
-        if got != total:
-            raise ArithmeticError(f"read: {n_blocks} blocks add up to {got}, not {total}")
+        args = check_read(card, x, total, n_blocks)
         times = time_launches(card, [partial(card.launch, *args)] * 2, n_samples)
         found.append((n_blocks, times.median))
     rate, source = _best(found, n_bytes)
@@ -139,7 +105,7 @@ def measure_read(card: Any, n_bytes: int, n_samples: int) -> Ceiling:
 
 
 def measure_copy(card: Any, n_bytes: int, n_samples: int) -> Ceiling:
-    x, _ = _filled(card, n_bytes)
+    x, _ = filled(card, n_bytes)
     y = card.alloc(x.shape, np.uint32)
     found = []
     for n_blocks in _block_counts(card):
@@ -175,19 +141,6 @@ def measure_fma(card: Any, n_samples: int, n_steps: int = N_STEPS) -> Ceiling:
         n_flops = 2 * N_SUMS * n_steps * n_blocks * N_THREADS
         found.append((1e6 * n_flops / times.median, f"FFMA in registers, {n_blocks} blocks"))
     return Ceiling("fma", *max(found))
-
-
-def _filled(card: Any, n_bytes: int) -> tuple[Any, int]:
-    """(words on the card, their sum modulo 2^32): one drawn chunk over and over."""
-    n_words, chunk_words = n_bytes // 4, min(CHUNK_BYTES, n_bytes) // 4
-    if n_words % chunk_words:
-        raise ValueError(f"n_bytes: expected a multiple of {4 * chunk_words}, got {n_bytes}")
-    chunk = np.random.default_rng(0).integers(0, 2**32, chunk_words, np.uint32)
-    x = card.alloc((n_words,), np.uint32)
-    for first in range(0, n_words, chunk_words):
-        card.write(x[first : first + chunk_words], chunk)
-    n_chunks = n_words // chunk_words
-    return x, int(chunk.sum(dtype=np.uint64)) * n_chunks % 2**32
 
 
 def _block_counts(card: Any) -> list[int]:

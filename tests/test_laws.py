@@ -10,7 +10,7 @@ import m40llm
 PACKAGE = Path(m40llm.__file__).parent
 LEVELS = [  # from the top down; a room may import lower levels and itself, nothing else
     {"cli", "server", "__main__"},
-    {"research", "fuzz", "sm52"},
+    {"research", "fuzz", "sm52", "bench"},
     {"llm"},
     {"engine", "text", "hub"},
     {"model"},

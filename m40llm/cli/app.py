@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from m40llm import __version__
+from m40llm.cli.bench import bench_app
 from m40llm.cli.chat import chat
 from m40llm.cli.doctor import doctor
 from m40llm.cli.fuzz import fuzz
@@ -37,6 +38,7 @@ VERBS: dict[Callable[..., None], str] = {
 }
 for verb, summary in VERBS.items():
     app.command(short_help=summary)(verb)
+app.add_typer(bench_app, name="bench", short_help="Measure this card with a model.")
 
 
 def _show_version(wanted: bool) -> None:

@@ -7,7 +7,8 @@ model/program.py makes the list; device/gpu/decoder.py runs it on a card, testin
 in NumPy. An instruction may begin once all that it reads has been written: `writers` says by whom.
 
 Buffers, of n_seqs rows each: x [n_embd] the residual stream, qkv [q_dim + 2 kv_dim], attn [q_dim],
-h [n_ff], logits [vocab_size]. Weights are named as in the file: blk.3.attn_qkv, output_norm.
+h [n_ff], logits [vocab_size]. Weights are named as in the file: blk.3.ffn_down, output_norm;
+blk.3.attn_qkv.0 is the first group of Q, K and V that are stacked.
 """
 
 from collections.abc import Sequence

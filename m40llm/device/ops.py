@@ -86,11 +86,10 @@ class Ops(Protocol):
         """A weight matrix from the file's bytes: uint8[n_rows * row_bytes]."""
         ...
 
-    def stack(self, parts: Sequence[MatrixData]) -> tuple[Matrix | None, tuple[Matrix, ...]]:
-        """(all parts above one another as one matrix, or None; each part), of equal n_cols.
-
-        One matrix where one product of this device is faster than several; the parts lie in it.
-        """
+    def stack(self, parts: Sequence[MatrixData]) -> tuple[tuple[Matrix, ...], tuple[Matrix, ...]]:
+        """(groups of neighbouring parts above one another, each one matrix; each part), of equal
+        n_cols. The parts lie in their groups. No groups where one product of this device is no
+        faster than several."""
         ...
 
     def table(

@@ -223,6 +223,11 @@ class LLM:
                 at += len(piece)
             return out
 
+    @property
+    def transformer(self) -> Transformer:
+        """The model itself, on its device."""
+        return self._open_engine().model
+
     def _open_engine(self) -> Engine:
         if self._engine is None:
             raise RequestError("the model was closed")

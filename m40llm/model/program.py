@@ -26,21 +26,21 @@ def decode_program(weights: Weights) -> tuple[Instruction, ...]:
 def why_not(weights: Weights) -> str:
     """Why no program can be made of these weights; empty where one can."""
     for layer, w in enumerate(weights.layers):
-        if w.ffn_gate_up is None:
+        if len(w.ffn_gate_up) > 1:
             return f"ffn_gate and ffn_up of layer {layer} are of different types"
     return ""
 
 
 def _qkv(layer: int, w: LayerWeights) -> list[Instruction]:
-    """One product where Q, K and V are stacked, else one each."""
-    norm = f"blk.{layer}.attn_norm"
-    if w.attn_qkv is not None:
-        return [_project(layer, w, "rotate", "attn_qkv", "x", "qkv", norm=norm)]
+    """A product for each group of Q, K and V that are stacked."""
     found: list[Instruction] = []
     first_row = 0
-    for name in ("attn_q", "attn_k", "attn_v"):
-        found.append(_project(layer, w, "rotate", name, "x", "qkv", norm=norm, first_row=first_row))
-        first_row += getattr(w, name).n_rows
+    for i, matrix in enumerate(w.attn_qkv):
+        at = f"blk.{layer}.attn_qkv"
+        bias = None if w.attn_qkv_bias is None else f"{at}_bias.{i}"
+        norm = f"blk.{layer}.attn_norm"
+        found.append(Project("rotate", f"{at}.{i}", "x", "qkv", norm, bias, first_row))
+        first_row += matrix.n_rows
     return found
 
 
@@ -57,5 +57,14 @@ def weights_by_name(weights: Weights) -> dict[str, Any]:
     """All that a program names."""
     found = {"output": weights.output, "output_norm": weights.output_norm}
     for layer, w in enumerate(weights.layers):
-        found |= {f"blk.{layer}.{field.name}": getattr(w, field.name) for field in fields(w)}
+        at = f"blk.{layer}."
+        found |= {at + field.name: getattr(w, field.name) for field in fields(w)}
+        found[f"{at}ffn_gate_up"] = w.ffn_gate_up[0] if len(w.ffn_gate_up) == 1 else None
+        first_row = 0
+        for i, matrix in enumerate(w.attn_qkv):
+            found[f"{at}attn_qkv.{i}"] = matrix
+            if w.attn_qkv_bias is not None:
+                end = first_row + matrix.n_rows
+                found[f"{at}attn_qkv_bias.{i}"] = w.attn_qkv_bias[first_row:end]
+            first_row += matrix.n_rows
     return found

@@ -39,11 +39,11 @@ class LayerWeights:
     ffn_gate_bias: Buffer | None = None
     ffn_up_bias: Buffer | None = None
     ffn_down_bias: Buffer | None = None
-    # The same weights again, above one another, where the device makes one product of them.
-    attn_qkv: Matrix | None = None  # [q_dim + 2 kv_dim, n_embd]
-    attn_qkv_bias: Buffer | None = None
-    ffn_gate_up: Matrix | None = None  # [2 n_ff, n_embd]
-    ffn_gate_up_bias: Buffer | None = None
+    # The same weights again, above one another, where the device makes one product of a group.
+    attn_qkv: tuple[Matrix, ...] = ()  # of [q_dim + 2 kv_dim, n_embd] together
+    attn_qkv_bias: Buffer | None = None  # [q_dim + 2 kv_dim]
+    ffn_gate_up: tuple[Matrix, ...] = ()  # of [2 n_ff, n_embd] together
+    ffn_gate_up_bias: Buffer | None = None  # [2 n_ff]
 
 
 _STACKS = {"attn_qkv": ("attn_q", "attn_k", "attn_v"), "ffn_gate_up": ("ffn_gate", "ffn_up")}

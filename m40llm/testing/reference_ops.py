@@ -44,8 +44,8 @@ class ReferenceOps:
     def matrix(self, ggml_type: GGMLType, n_rows: int, n_cols: int, data: Array) -> Array:
         return dequantize(ggml_type, data.reshape(n_rows, -1))
 
-    def stack(self, parts: Sequence[MatrixData]) -> tuple[None, tuple[Array, ...]]:
-        return None, tuple(self.matrix(p.ggml_type, p.n_rows, p.n_cols, p.data) for p in parts)
+    def stack(self, parts: Sequence[MatrixData]) -> tuple[tuple[()], tuple[Array, ...]]:
+        return (), tuple(self.matrix(p.ggml_type, p.n_rows, p.n_cols, p.data) for p in parts)
 
     def table(self, ggml_type: GGMLType, n_rows: int, n_cols: int, data: Array) -> Array:
         return self.matrix(ggml_type, n_rows, n_cols, data)

@@ -61,10 +61,10 @@ def host_weights(path: Path, n_layers: int) -> dict[str, Doubles]:
         for name in ("attn_norm", "ffn_norm", "attn_output", "ffn_down"):
             found[at + name] = tensor(f"{at}{name}.weight")
         parts = [tensor(f"{at}attn_{part}.weight") for part in "qkv"]
-        found[at + "attn_qkv"] = np.concatenate(parts)
+        found[at + "attn_qkv.0"] = np.concatenate(parts)
         if f"{at}attn_q.bias" in file.tensors:
             biases = [tensor(f"{at}attn_{part}.bias") for part in "qkv"]
-            found[at + "attn_qkv_bias"] = np.concatenate(biases)
+            found[at + "attn_qkv_bias.0"] = np.concatenate(biases)
         gate_up = [tensor(f"{at}ffn_{part}.weight") for part in ("gate", "up")]
         found[at + "ffn_gate_up"] = np.concatenate(gate_up)
     return found

@@ -63,9 +63,9 @@ class CpuOps:
         memory.flags.writeable = False  # as the mapping: one type, one compiled product
         return PackedMatrix(GGMLType.F32, n_rows, n_cols, memory)
 
-    def stack(self, parts: Sequence[MatrixData]) -> tuple[None, tuple[Matrix, ...]]:
-        """Never one: each product reads the file's mapping, row after row, as it is."""
-        return None, tuple(self.matrix(p.ggml_type, p.n_rows, p.n_cols, p.data) for p in parts)
+    def stack(self, parts: Sequence[MatrixData]) -> tuple[tuple[()], tuple[Matrix, ...]]:
+        """No groups: each product reads the file's mapping, row after row, as it is."""
+        return (), tuple(self.matrix(p.ggml_type, p.n_rows, p.n_cols, p.data) for p in parts)
 
     def table(
         self, ggml_type: GGMLType, n_rows: int, n_cols: int, data: NDArray[np.uint8]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -92,19 +93,21 @@ class GpuOps:
         return n_rows * row_bytes(held, n_cols)
 
     def matrix(self, ggml_type: GGMLType, n_rows: int, n_cols: int, data: Bytes) -> Planes:
-        return self._uploaded(_planes(MatrixData(ggml_type, n_rows, n_cols, data)))
+        return self.upload(_planes(MatrixData(ggml_type, n_rows, n_cols, data)))
 
-    def stack(self, parts: Sequence[MatrixData]) -> tuple[Planes | None, tuple[Planes, ...]]:
-        """One where the card holds all parts in one type."""
-        planes = [_planes(part) for part in parts]
-        if len({part.type for part in planes}) > 1:
-            return None, tuple(map(self._uploaded, planes))
-        whole = self._uploaded(_stacked(planes))
-        ends = np.cumsum([part.n_rows for part in planes])
-        starts = (0, *ends[:-1])
-        return whole, tuple(whole[slice(*ends)] for ends in zip(starts, ends, strict=True))
+    def stack(self, parts: Sequence[MatrixData]) -> tuple[tuple[Planes, ...], tuple[Planes, ...]]:
+        """A group for each run of parts that the card holds in one type."""
+        wholes: list[Planes] = []
+        each: list[Planes] = []
+        for _, run in groupby(map(_planes, parts), key=lambda planes: planes.type):
+            group = list(run)
+            wholes.append(self.upload(_stacked(group)))
+            ends = np.cumsum([0, *(planes.n_rows for planes in group)])
+            each += [wholes[-1][slice(a, b)] for a, b in pairwise(ends)]
+        return tuple(wholes), tuple(each)
 
-    def _uploaded(self, planes: Planes) -> Planes:
+    def upload(self, planes: Planes) -> Planes:
+        """Planes of the host, on the card."""
         upload = self.card.upload
         return Planes(
             planes.type,

@@ -1,0 +1,217 @@
+"""`m40llm bench`: what this card does with a model, verified before it is timed."""
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from m40llm.cli import options as opt
+from m40llm.cli.guard import guarded
+from m40llm.cli.output import print_json, progress_bar, status, table
+from m40llm.errors import RequestError
+
+if TYPE_CHECKING:
+    from m40llm.bench.decode import Row
+    from m40llm.device.gpu.ops import GpuOps
+    from m40llm.model.transformer import Transformer
+    from m40llm.progress import Progress
+
+bench_app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_MARGIN = 8  # tokens of context beyond those that are timed
+
+
+@bench_app.callback()
+def root() -> None:
+    """Measure this card: decode.
+
+    \b
+    Examples:
+      m40llm bench decode --shape 1b --type Q4_0
+      m40llm bench decode --help
+    """
+
+
+def _numbers(name: str, text: str, least: int) -> list[int]:
+    if not re.fullmatch(r"\d+(,\d+)*", text) or any(int(n) < least for n in text.split(",")):
+        raise RequestError(f"{name}: expected numbers from {least}, with commas, got {text!r}")
+    return [int(n) for n in text.split(",")]
+
+
+@bench_app.command(short_help="Tokens a second, of a real shape with drawn weights.")
+@guarded
+def decode(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            help="A model's own weights in place of --shape and --type.",
+            show_default=False,
+        ),
+    ] = None,
+    shape: Annotated[
+        str, typer.Option(metavar="135m|1b|8b", help="SmolLM2, Llama 3.2 1B or Llama 3.1 8B.")
+    ] = "1b",
+    type: Annotated[
+        str,
+        typer.Option(metavar="TYPE,...", help="Of the weights: F16, Q8_0, Q4_0, Q4_K_M, ..."),
+    ] = "F16",
+    form: Annotated[
+        str, typer.Option(metavar="FORM,...", help="eager, graph or persistent.")
+    ] = "persistent",
+    kv: Annotated[
+        str, typer.Option(metavar="N,...", help="Tokens in the cache before the first.")
+    ] = "0",
+    batch: Annotated[
+        str, typer.Option(metavar="N,...", help="Sequences decoded together: 1, 2, 4 or 8.")
+    ] = "1",
+    tokens: Annotated[int, typer.Option(min=4, metavar="N", help="Tokens of each sequence.")] = 128,
+    device: opt.Device = "cuda",
+    as_json: opt.AsJson = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Time decode, of a model or with synthetic weights of a real shape: no file is needed.
+
+    Each row is verified in the run that times it: its tokens are those of one launch an
+    instruction, bit for bit, and those of the transformer's own ops. The share is of the read
+    bandwidth, which is measured first; a step reads each weight once.
+
+    \b
+    Examples:
+      m40llm bench decode --shape 1b --type F16,Q8_0,Q4_0,Q4_K_M
+      m40llm bench decode --shape 8b --type Q4_K_M --kv 0,4096 --batch 1,8
+      m40llm bench decode --shape 135m --form eager,graph,persistent --json
+      m40llm bench decode model.gguf --kv 0,1000
+    """
+    from m40llm.bench.shapes import TYPES, shape_of
+    from m40llm.device.decoder import FORMS
+
+    shape_of(shape)
+    forms, types = form.split(","), type.split(",")
+    for name, given, known in (("form", forms, FORMS), ("type", types, TYPES)):
+        for one in given:
+            if one not in known:
+                raise RequestError(f"{name}: expected some of {', '.join(known)}, got {one!r}")
+    lengths, batches = _numbers("kv", kv, 0), _numbers("batch", batch, 1)
+    if odd := [n for n in batches if n not in (1, 2, 4, 8)]:
+        raise RequestError(f"batch: expected some of 1, 2, 4, 8, got {odd[0]}")
+    what = _What(forms, lengths, tokens)
+    if model is not None:
+        rows = _rows_of_model(model, what, device)
+    else:
+        rows = _rows(shape, types, batches, what, device)
+    if as_json:
+        print_json({"rows": [row.as_json() for row in rows]})
+    else:
+        print(_shown(rows))
+
+
+@dataclass(frozen=True)
+class _What:
+    """To be timed of each model."""
+
+    forms: list[Any]
+    lengths: list[int]
+    tokens: int
+
+    @property
+    def max_seq_len(self) -> int:
+        return max(self.lengths) + self.tokens + _MARGIN
+
+
+def _rows(
+    shape: str, types: list[str], batches: list[int], what: _What, device: str
+) -> "list[Row]":
+    from m40llm.bench.shapes import shape_of
+    from m40llm.bench.synthetic import synthetic_model
+
+    rows = []
+    with progress_bar() as progress:
+        ops, rate = _measured(device, progress)
+        for kind in types:
+            for n_seqs in batches:
+                model = synthetic_model(
+                    *(ops, shape_of(shape), kind),
+                    n_seqs=n_seqs,
+                    max_seq_len=what.max_seq_len,
+                    progress=progress,
+                )
+                rows += _timed(model, (shape, kind), what, rate, progress)
+                del model  # before the next one takes its memory
+    return rows
+
+
+def _rows_of_model(name: str, what: _What, device: str) -> "list[Row]":
+    import numpy as np
+
+    from m40llm.bench.reading import read_bytes_per_s
+    from m40llm.bench.synthetic import fill_cache
+    from m40llm.llm import LLM
+
+    with (
+        progress_bar() as progress,
+        LLM.load(
+            name, device=device, max_seq_len=what.max_seq_len, progress=progress, decode="eager"
+        ) as llm,
+    ):
+        model = llm.transformer
+        fill_cache(model, np.random.default_rng(0))
+        ops: Any = model.ops
+        rate = None if ops.name == "emulator" else read_bytes_per_s(ops.card)
+        names = llm.path.name, model.weights.layers[0].ffn_down.type.name
+        return _timed(model, names, what, rate, progress)
+
+
+def _timed(
+    model: "Transformer",
+    names: tuple[str, str],
+    what: _What,
+    rate: float | None,
+    progress: "Progress",
+) -> "list[Row]":
+    from m40llm.bench.decode import time_decode
+
+    return [
+        time_decode(model, names, form, kv, what.tokens, rate, progress)
+        for kv in what.lengths
+        for form in what.forms
+    ]
+
+
+def _measured(device: str, progress: "Progress") -> tuple["GpuOps", float | None]:
+    """(the ops, the read bandwidth in bytes a second; None on the emulator)."""
+    from m40llm.bench.reading import read_bytes_per_s
+
+    ops = _gpu_ops(device, progress)
+    rate = None if ops.name == "emulator" else read_bytes_per_s(ops.card)
+    status(f"device: {ops.name}" + (f", reads {rate / 1e9:.0f} GB/s" if rate else ""))
+    return ops, rate
+
+
+def _gpu_ops(device: str, progress: "Progress") -> "GpuOps":
+    from m40llm.device import open_device
+    from m40llm.device.gpu.ops import GpuOps
+
+    ops, _ = open_device(device, cublas=False if device not in ("cpu", "emulator") else None)
+    if not isinstance(ops, GpuOps):
+        raise RequestError(f"device: expected a CUDA card or the emulator, got {ops.name!r}")
+    ops.prepare(progress)
+    return ops
+
+
+def _shown(rows: "list[Row]") -> str:
+    head = ("shape", "type", "form", "batch", "kv", "tokens/s", "ms a step", "GB a step", "share")
+    lines = [
+        (
+            *(row.model, row.type, row.form, row.n_seqs, row.kv, f"{row.tokens_per_s:.0f}"),
+            f"{row.ms:.3f} [{row.ms_p20:.3f}, {row.ms_p80:.3f}]",
+            f"{row.bytes_a_step / 1e9:.3f}",
+            "" if row.read_share is None else f"{100 * row.read_share:.0f} %",
+        )
+        for row in rows
+    ]
+    return table([head, *lines], indent=0)

@@ -1,0 +1,103 @@
+"""`m40llm bench decode` on a small shape: what it prints, what it refuses, what it would notice."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType as GGMLType
+
+from m40llm.bench.decode import step_bytes, time_decode
+from m40llm.bench.shapes import SHAPES, tensor_type
+from m40llm.bench.synthetic import random_blocks, synthetic_model
+from m40llm.device import open_device
+from m40llm.device.decoder import Answer
+from m40llm.device.gpu.ops import GpuOps
+from m40llm.errors import DeviceError, RequestError
+from m40llm.gguf.blocks import dequantize, row_bytes
+from m40llm.model.hparams import HParams, RopeParams
+
+SMALL = HParams(
+    arch="llama",
+    context_length=64,
+    vocab_size=512,
+    n_layers=2,
+    n_embd=256,
+    n_ff=512,
+    n_heads=4,
+    n_kv_heads=2,
+    head_dim=64,
+    norm_eps=1e-5,
+    rope=RopeParams(rope_dim=64),
+)
+
+
+@pytest.fixture(scope="module", params=["emulator", pytest.param("cuda", marks=pytest.mark.gpu)])
+def ops(request: pytest.FixtureRequest) -> GpuOps:
+    found, _ = open_device(request.param)
+    assert isinstance(found, GpuOps)
+    return found
+
+
+@pytest.mark.parametrize(("kind", "n_seqs"), [("F16", 1), ("Q4_K_M", 2)])
+def test_rows(ops: GpuOps, kind: str, n_seqs: int) -> None:
+    model = synthetic_model(ops, SMALL, kind, n_seqs=n_seqs, max_seq_len=16)
+    for form in ("eager", "persistent"):
+        row = time_decode(model, ("small", kind), form, 3, 4, None)  # type: ignore[arg-type]
+        assert row.n_seqs == n_seqs
+        assert row.tokens_per_s == pytest.approx(1e3 * n_seqs / row.ms)
+        assert row.largest_logit_error < 0.05
+        assert row.bytes_a_step == step_bytes(model, 5)
+    n_kv = 4 * n_seqs * 5 * SMALL.kv_dim * SMALL.n_layers
+    if kind == "F16":
+        n_weights = 2 * (512 * 256 + 256 * 256 + 1024 * 256 + 256 * 512) + 512 * 256
+        assert step_bytes(model, 5) == 2 * n_weights + 2 * 8 * 256 + n_kv
+
+
+class WrongWhenResident:
+    """A decoder whose persistent form gives another token than the one that was chosen."""
+
+    def __init__(self, decoder: Any) -> None:
+        self._decoder, self._form = decoder, ""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._decoder, name)
+
+    def advance(self, form: Any) -> None:
+        self._form = form
+        self._decoder.advance(form)
+
+    def answers(self) -> list[Answer]:
+        found: list[Answer] = self._decoder.answers()
+        if self._form != "persistent":
+            return found
+        return [replace(answer, token_id=answer.token_id ^ 1) for answer in found]
+
+
+def test_a_wrong_token_is_noticed(ops: GpuOps) -> None:
+    model = synthetic_model(ops, SMALL, "F16", n_seqs=1, max_seq_len=16)
+    vars(model)["decoder"] = WrongWhenResident(model.decoder)
+    with pytest.raises(DeviceError, match="persistent gives other tokens"):
+        time_decode(model, ("small", "F16"), "persistent", 0, 4, None)
+
+
+@pytest.mark.parametrize("name", ["F16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q6_K"])
+def test_drawn_weights(name: str) -> None:
+    """Of the spread that was asked for, around 0."""
+    kind = GGMLType[name]
+    data = random_blocks(np.random.default_rng(0), kind, 64, 512, 0.02)
+    assert data.size == 64 * row_bytes(kind, 512)
+    weights = dequantize(kind, data.reshape(64, -1))
+    assert weights.std() == pytest.approx(0.02, rel=0.1)
+    assert abs(weights.mean()) < 0.1 * 0.02
+
+
+def test_types_of_a_kind() -> None:
+    n = SHAPES["1b"].n_layers
+    fine = [i for i in range(n) if tensor_type("Q4_K_M", "attn_v", i, n, 2048) == GGMLType.Q6_K]
+    assert fine == [0, 1, 4, 7, 10, 13, 14, 15]
+    assert tensor_type("Q4_K_M", "output", 0, n, 2048) == GGMLType.Q6_K
+    assert tensor_type("Q4_K_M", "ffn_up", 0, n, 2048) == GGMLType.Q4_K
+    assert tensor_type("Q4_K", "ffn_up", 0, 30, 576) == GGMLType.Q8_0
+    with pytest.raises(RequestError, match="type: expected one of"):
+        tensor_type("Q9", "ffn_up", 0, 30, 576)

@@ -1,0 +1,43 @@
+"""`m40llm bench decode` from the shell: what it refuses, and what it prints."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from m40llm.cli.app import app
+from m40llm.testing import write_tiny_gguf
+
+runner = CliRunner()
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--shape", "7b"], "shape: expected one of 135m, 1b, 8b, got '7b'"),
+        (["--type", "Q4"], "type: expected some of F32, F16"),
+        (["--form", "fast"], "form: expected some of eager, graph, persistent, got 'fast'"),
+        (["--kv", "0,"], "kv: expected numbers from 0, with commas, got '0,'"),
+        (["--batch", "0"], "batch: expected numbers from 1"),
+        (["--batch", "3"], "batch: expected some of 1, 2, 4, 8, got 3"),
+        (["--device", "cpu"], "device: expected a CUDA card or the emulator, got 'cpu'"),
+        (["no-such-file.gguf"], "no-such-file.gguf"),
+    ],
+)
+def test_refusals(args: list[str], words: str) -> None:
+    done = runner.invoke(app, ["bench", "decode", *args])
+    assert done.exit_code == 1
+    assert words in done.stderr.replace("--", "")
+    assert "Traceback" not in done.output
+
+
+def test_a_model_on_the_emulator(tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", head_dim=64, context_length=64)
+    args = ["bench", "decode", str(path), "--device", "emulator", "--tokens", "4", "--json"]
+    done = runner.invoke(app, [*args, "--kv", "2", "--form", "persistent"])
+    assert done.exit_code == 0, done.output
+    [row] = json.loads(done.stdout)["rows"]
+    assert (row["form"], row["kv"], row["n_tokens"], row["n_seqs"]) == ("persistent", 2, 4, 1)
+    assert row["tokens_per_s"] > 0
+    assert row["read_share"] is None
