@@ -94,7 +94,7 @@ def decode(decoder: Decoder, form: Form, request: SlotRequest, slot: int = 0) ->
                 yield answer
             if not answers:
                 time.sleep(_POLL_S)
-    except GeneratorExit:
+    except (GeneratorExit, KeyboardInterrupt):  # else the device would go on, unheard
         decoder.cancel(slot)
         raise
 

@@ -94,6 +94,20 @@ def test_an_answer_that_is_not_wanted_any_more(llm: LLM) -> None:
         assert llm.generate(PROMPT, params).ids == expected
 
 
+def test_ctrl_c(llm: LLM) -> None:
+    """The device stops, too: what is asked next is answered."""
+    engine = llm._open_engine()
+    params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+    for form in FORMS:
+        engine.decode_form = form
+        expected = [step.token.token_id for step in engine.generate(PROMPT, params)]
+        steps = engine.generate(PROMPT, params)
+        assert [next(steps).token.token_id for _ in range(3)] == expected[:3]
+        with pytest.raises(KeyboardInterrupt):
+            steps.throw(KeyboardInterrupt)  # type: ignore[attr-defined]
+        assert [step.token.token_id for step in engine.generate(PROMPT, params)] == expected
+
+
 def test_what_the_device_cannot_is_done_by_the_host(llm: LLM) -> None:
     llm._open_engine().decode_form = "persistent"
     few = {"max_tokens": 3, "ignore_eos": True}
