@@ -38,7 +38,14 @@ from m40llm.kernels.program.epilogue import (
     put_logits_of,
 )
 from m40llm.kernels.program.exchange import epoch_of
-from m40llm.kernels.program.form import N_WARPS, PARTIAL_FLOATS, Form, Pool, rows_a_warp
+from m40llm.kernels.program.form import (
+    N_WARPS,
+    PARTIAL_FLOATS,
+    PARTIALS_AT,
+    Form,
+    Pool,
+    rows_a_warp,
+)
 from m40llm.kernels.program.items import (
     Items,
     copy_of,
@@ -123,7 +130,7 @@ def _once_of(form: Form, type: GGMLType) -> Any:
         then_packed = cuda.local.array((n, 4), uint32)
         staged = part_of(pool, 0, n_staged, float32)
         sums = part_of(pool, n_staged, n_sums, float32)
-        partials = part_of(pool, n_staged + n_sums, PARTIAL_FLOATS, float32)
+        partials = part_of(pool, PARTIALS_AT, PARTIAL_FLOATS, float32)
         n_rows, n_units = int32(w[words.N_ROWS]), int32(w[words.N_UNITS])
         warp = int32(cuda.threadIdx.x >> 5)
 
@@ -196,7 +203,7 @@ def _many_of(form: Form, type: GGMLType) -> Any:
         then_packed = cuda.local.array((n, 4), uint32)
         staged = part_of(pool, 0, n_staged, float32)
         sums = part_of(pool, n_staged, n_sums, float32)
-        partials = part_of(pool, n_staged + n_sums, PARTIAL_FLOATS, float32)
+        partials = part_of(pool, PARTIALS_AT, PARTIAL_FLOATS, float32)
         n_rows, n_cols = int32(w[words.N_ROWS]), int32(w[words.N_COLS])
         n_units, warp = int32(w[words.N_UNITS]), int32(cuda.threadIdx.x >> 5)
         norm = array_at(w[words.NORM], (_UNSEEN,), float32)
