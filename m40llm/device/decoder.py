@@ -50,7 +50,11 @@ class SlotRequest:
 
 @dataclass(frozen=True)
 class Answer:
-    """One token. `done` is set on a slot's last; a cancelled or damaged one has no token."""
+    """One token. `done` is set on a slot's last; a cancelled or damaged one has no token.
+
+    The logprob of a damaged one is no finite number where a logit was none; where it is, every
+    token was banned.
+    """
 
     slot: int
     token_id: int

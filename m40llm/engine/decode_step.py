@@ -5,6 +5,7 @@ time. Here choice, stop check and next embedding happen on the device; the host 
 been made. What the device's sampler lacks, the host's loop serves: `why_host` says what.
 """
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import Final, Literal
@@ -89,7 +90,7 @@ def decode(decoder: Decoder, form: Form, request: SlotRequest, slot: int = 0) ->
             answers = decoder.answers()
             for answer in answers:
                 if answer.done == "damaged":
-                    raise _damaged(request)
+                    raise _damaged(answer)
                 is_done = answer.done is not None
                 yield answer
             if not answers:
@@ -99,9 +100,9 @@ def decode(decoder: Decoder, form: Form, request: SlotRequest, slot: int = 0) ->
         raise
 
 
-def _damaged(request: SlotRequest) -> Exception:
-    """No logit is above -inf: banned by the request, else the model's own."""
-    if request.logit_bias:
+def _damaged(answer: Answer) -> Exception:
+    """No token could be chosen."""
+    if math.isfinite(answer.logprob):
         return RequestError("logit_bias: every token is banned")
     return ModelFileError(
         "the model's logits are not finite numbers: its weights are damaged or overflow"

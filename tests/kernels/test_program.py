@@ -111,6 +111,45 @@ def test_cancel_and_stop(launcher: Any) -> None:
     assert case.answers() == []
 
 
+def test_as_many_launches_as_tokens(launcher: Any) -> None:
+    """Blocks that leave a launch early are not taken for such as have come to the choice."""
+    whole = make_case(launcher, (F16,), n_blocks=5)
+    whole.begin(5, count=6)
+    whole.persistent()
+    expected = whole.answers()
+    parts = make_case(launcher, (F16,), n_blocks=5)
+    parts.begin(5, count=6)
+    found = []
+    for _ in range(6):
+        parts.persistent(n_steps=1)
+        found += parts.answers()
+    assert found == expected
+    parts.begin(5, count=6)
+    parts.persistent(n_steps=4)
+    parts.persistent(n_steps=4)
+    assert parts.answers() == expected
+
+
+def test_types_of_other_widths_follow_one_another(launcher: Any) -> None:
+    """Q4_0's partial results lie beyond Q8_0's x, whatever comes after what."""
+    for types in ((Q4_0, Q8_0), (Q8_0, Q4_0)):
+        case = make_case(launcher, types, shape=Shape(n_layers=1))
+        case.begin(5, count=3)
+        case.persistent()
+        assert [token for _, token, _, _ in case.answers()] == NumpyLoop(case).greedy(5, 3)
+
+
+def test_logits_that_are_no_numbers(launcher: Any) -> None:
+    case = make_case(launcher, (F16,), shape=Shape(n_layers=1))
+    last = case.instructions[-2]
+    launcher.write(last.norm, np.full(last.norm.shape, np.nan, np.float32))
+    case.begin(5, count=3)
+    case.persistent()
+    [(slot, token, logprob, done)] = case.answers()
+    assert (slot, token, done) == (0, rings.NO_TOKEN, rings.DAMAGED)
+    assert np.isnan(logprob)
+
+
 def test_no_answer_is_lost_to_a_slow_reader(launcher: Any) -> None:
     """The kernel ends where the ring is full, and goes on where it was once there is room."""
     shape = Shape(n_layers=1, n_embd=256, n_ff=256, max_seq_len=8)

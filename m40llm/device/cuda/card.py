@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from m40llm.device.cuda.array import DeviceArray
 from m40llm.device.cuda.driver import STREAM_WITHOUT_LEGACY_SYNC as NON_BLOCKING
-from m40llm.device.cuda.driver import DriverError, call, is_done
-from m40llm.device.cuda.graph import Graph
+from m40llm.device.cuda.driver import DriverError, call
+from m40llm.device.cuda.graph import Event, Graph
 from m40llm.device.cuda.modules import Modules, flatten
 from m40llm.device.cuda.staging import Staging
 from m40llm.device.gpu.compiler import Capability
@@ -139,25 +139,23 @@ class CudaCard:
         with _as_device_error("waiting for the card"):
             call(driver.cuStreamSynchronize, self._stream)
 
-    def event(self) -> Any:
-        """A point in the stream's work, for `elapsed_ms`."""
+    def event(self) -> Event:
+        """A point in the stream's work, for `has_come` and `elapsed_ms`."""
         self._bind()
         with _as_device_error("recording an event"):
-            event = call(driver.cuEventCreate, 0)
-            call(driver.cuEventRecord, event, self._stream)
-        return event
+            return Event(self._stream)
 
-    def has_come(self, event: Any) -> bool:
+    def has_come(self, event: Event) -> bool:
         """Whether the work before the event is done."""
         self._bind()
         with _as_device_error("waiting for the card"):
-            return is_done(event)
+            return event.has_come()
 
-    def elapsed_ms(self, start: Any, stop: Any) -> float:
+    def elapsed_ms(self, start: Event, stop: Event) -> float:
         """Between two events, once the second has come."""
         with _as_device_error("waiting for the card"):
-            call(driver.cuEventSynchronize, stop)
-            return float(call(driver.cuEventElapsedTime, start, stop))
+            call(driver.cuEventSynchronize, stop.handle)
+            return float(call(driver.cuEventElapsedTime, start.handle, stop.handle))
 
     @contextmanager
     def capture(self) -> Iterator[Graph]:

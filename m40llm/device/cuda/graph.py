@@ -1,10 +1,10 @@
-"""A CUDA graph: launches recorded once, then enqueued all together."""
+"""What a stream keeps beside its work: events in it, and graphs of launches recorded once."""
 
 from typing import Any
 
 from cuda.bindings import driver
 
-from m40llm.device.cuda.driver import call
+from m40llm.device.cuda.driver import call, is_done
 
 
 class Graph:
@@ -31,3 +31,20 @@ class Graph:
     def __del__(self) -> None:
         if self._executable is not None:
             driver.cuGraphExecDestroy(self._executable)
+
+
+class Event:
+    """A point in a stream's work."""
+
+    def __init__(self, stream: Any) -> None:
+        self.handle: Any = None
+        self.handle = call(driver.cuEventCreate, 0)
+        call(driver.cuEventRecord, self.handle, stream)
+
+    def has_come(self) -> bool:
+        """Whether the work before it is done."""
+        return is_done(self.handle)
+
+    def __del__(self) -> None:
+        if self.handle is not None:
+            driver.cuEventDestroy(self.handle)

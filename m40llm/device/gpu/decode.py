@@ -14,6 +14,7 @@ from m40llm.kernels.planes import Planes
 from m40llm.kernels.program import state as rings
 from m40llm.kernels.program import words
 from m40llm.kernels.program.attend import split_shape
+from m40llm.kernels.program.epilogue import LOWEST
 from m40llm.kernels.program.form import Form, panel_groups, rows_a_warp, span_cols, stage_cols
 from m40llm.kernels.program.state import DecodeState
 from m40llm.kernels.sampling import N_SETTINGS, SamplerState
@@ -212,9 +213,9 @@ def new_state(
         stop_ids=_filled(card, (n, rings.MAX_STOP_IDS), np.int32, -1),
         control=_filled(card, (rings.N_CONTROL,), np.int64),
         go=_filled(card, (1,), np.int64),
-        arrived=_filled(card, (2,), np.uint64),
+        arrived=_filled(card, (3,), np.uint64),
         best=_filled(card, (n, n_blocks), np.int64),
-        mass=_filled(card, (n, n_blocks, 2), np.float32),
+        mass=_empty_mass(card, n, n_blocks),
         partial=card.alloc(split_shape(form, n_blocks), np.dtype(np.float32)),
         merged=_filled(card, (n, form.n_heads), np.int32),
         raw=card.alloc((n, vocab_size), np.dtype(np.float32)),
@@ -225,6 +226,13 @@ def new_state(
         n_taken=n_taken,
     )
     return state, HostRings(host_commands, host_answers, host_taken)
+
+
+def _empty_mass(card: Card, n: int, n_blocks: int) -> Buffer:
+    """Of blocks without logits: no maximum, nothing of the sum."""
+    mass = card.alloc((n, n_blocks, 2), np.dtype(np.float32))
+    card.write(mass, np.tile(np.array([LOWEST, 0], np.float32), (n, n_blocks, 1)))
+    return mass
 
 
 def _greedy(card: Card, n: int, vocab_size: int, max_bias: int) -> SamplerState:

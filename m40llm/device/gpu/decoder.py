@@ -25,7 +25,7 @@ from m40llm.kernels.program.form import Form as KernelForm
 from m40llm.kernels.program.run import Program, run_once, run_persistent
 
 MAX_BIAS: Final = 64
-AHEAD: Final = 2  # steps under way that have not been answered, of the graph and eager forms
+AHEAD: Final = 2  # steps under way, of the graph and eager forms
 _REASONS: Final[dict[int, Done | None]] = {
     rings.GOES_ON: None,
     rings.STOP_TOKEN: "stop",
@@ -77,7 +77,7 @@ class CardDecoder:
         code = card.upload(encode(self._instructions, self._setting))
         self._program = Program(form, code, self._state.arrived, n_blocks)
         self._n_commands = self._n_answers = 0
-        self._n_under_way = 0  # steps enqueued and not answered, of the graph and eager forms
+        self._under_way: list[Any] = []  # ends of steps enqueued, of the graph and eager forms
         self._ended: Any = None  # the end of the last launch of the persistent form
         self._graph: Any = None
         self._is_launched = False
@@ -137,13 +137,15 @@ class CardDecoder:
             if self._ended is None or card.has_come(self._ended):
                 run_persistent(self._program, card.max_steps, stream=card)
                 self._ended = card.event()
-        elif self._n_under_way < AHEAD * self._n_slots:
+            return
+        self._under_way = [end for end in self._under_way if not card.has_come(end)]
+        if len(self._under_way) < AHEAD:
             if form == "graph" and self._is_launched:
                 self._recorded().replay()
             else:  # what a graph records must have been launched, that is compiled, before
                 self._step()
                 self._is_launched = True
-            self._n_under_way += self._n_slots
+            self._under_way.append(card.event())
 
     def _step(self) -> None:
         for at in range(len(self._instructions)):
@@ -161,7 +163,6 @@ class CardDecoder:
         found: list[Answer] = []
         while (answer := self._next_answer()) is not None:
             found.append(answer)
-            self._n_under_way = max(self._n_under_way - 1, 0)
         self._rings.n_taken[0] = self._n_answers
         return found
 
@@ -188,7 +189,6 @@ class CardDecoder:
         run_persistent(self._program, 1, stream=self._card)  # takes the command if none was running
         self._wait()
         self.answers()
-        self._n_under_way = 0
 
     def _wait(self) -> None:
         self._card.read(self._state.control)
@@ -200,10 +200,10 @@ class CardDecoder:
         self.answers()
         control = [self._n_commands, self._n_answers, step + self._card.max_steps + 1, 0]
         write(state.control, np.array(control, np.int64))
-        write(state.arrived, np.zeros(2, np.uint64))
+        write(state.arrived, np.zeros(3, np.uint64))
         write(state.merged, np.zeros(state.merged.shape, np.int32))
         write(state.n_left, np.zeros(state.n_left.shape, np.int32))
-        self._ended, self._n_under_way = None, 0
+        self._ended, self._under_way = None, []
 
 
 def _padded(values: Any, n: int, filler: float, dtype: Any) -> NDArray[Any]:

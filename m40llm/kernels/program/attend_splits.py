@@ -38,9 +38,9 @@ def give_splits_of(form: Form, n_tile_heads: int) -> Any:
         cuda.syncthreads()
         last = ticket[0] == n_splits - 1
         if last:
-            cuda.threadfence()
             if cuda.threadIdx.x == 0:
                 merged[s, tile] = 0  # for the next time
+            cuda.threadfence()
         return last
 
     @cuda.jit(device=True, forceinline=True)

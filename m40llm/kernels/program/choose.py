@@ -243,7 +243,9 @@ def choose_of(form: Form) -> Any:
                     token = sample(w, s, row_pos[s] + 1, pool)
                 if cuda.threadIdx.x == 0:
                     logprob = float32(0)
-                    if token >= 0:
+                    if not (logsumexp > float32(LOWEST) and logsumexp < float32(-LOWEST)):
+                        token, logprob = int64(-1), logsumexp  # a logit was NaN or infinite
+                    elif token >= 0:
                         logprob = raw[s, token] - logsumexp
                     settle(w, s, token, logprob, row_pos[s] + 1)
                 cuda.syncthreads()

@@ -140,6 +140,7 @@ def _compile(form: Form) -> Kernel:
         n_blocks, block, thread = uint64(cuda.gridDim.x), cuda.blockIdx.x, cuda.threadIdx.x
         target = arrived[0] // n_blocks * n_blocks  # no later than the first barrier is complete
         chosen = arrived[1]
+        gone = arrived[2] // n_blocks * n_blocks
         n_instructions, is_resident = int32(code.shape[0]), n_steps > 0
         if thread < n_words:
             held[thread] = code[first, thread]
@@ -197,11 +198,10 @@ def _compile(form: Form) -> Kernel:
                 pc, n_done = int32(first), int32(n_done + 1)
                 if n_done >= n_steps:
                     break
-        if is_resident:  # once all have read it, STEP may change
-            arrive(arrived, 0)
-            target += n_blocks
+        if is_resident:  # once all have left, and so have read it, STEP may change
+            arrive(arrived, 2)
             if block == 0:
-                wait(arrived, 0, target)
+                wait(arrived, 2, gone + n_blocks)
                 if thread == 0:
                     array_at(held[words.CONTROL], (N_CONTROL,), int64)[STEP] = step
 
@@ -221,7 +221,7 @@ def run_persistent(program: Program, n_steps: int, *, stream: Launcher) -> None:
 
 def _launch(program: Program, first: int, last: int, n_steps: int, stream: Launcher) -> None:
     check_array("code", program.code, np.int64, (None, words.N_WORDS))
-    check_array("arrived", program.arrived, np.uint64, (2,))
+    check_array("arrived", program.arrived, np.uint64, (3,))
     stream.launch(
         _compile(program.form), program.n_blocks, N_THREADS,
         program.code, np.int32(first), np.int32(last), np.int32(n_steps), program.arrived,

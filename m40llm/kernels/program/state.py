@@ -52,8 +52,10 @@ class DecodeState:
     stop_ids   int32[n_seqs, MAX_STOP_IDS]   -1 where unused
     control    int64[N_CONTROL]
     go         int64[1]         epoch << 32 | whether the step that began then is to be made
-    arrived    uint64[2]        of the grid's barrier, a multiple of the number of blocks at rest;
-                                and slots whose token is chosen, ever
+    arrived    uint64[3]        blocks that have come to the choice, blocks that have chosen, blocks
+                                that have left a launch: ever; the first and the last are
+                                multiples of the number of blocks at rest. A counter each: who
+                                leaves early must not be taken for one that has come to a choice
     best       int64[n_seqs, n_blocks]       largest key of each block's logits
     mass       float32[n_seqs, n_blocks, 2]  max, and sum of exp(logit - max)
     partial    float32[attend.split_shape]   of attention
@@ -93,7 +95,7 @@ class DecodeState:
         check_array("stop_ids", self.stop_ids, np.int32, (n_seqs, MAX_STOP_IDS))
         check_array("control", self.control, np.int64, (N_CONTROL,))
         check_array("go", self.go, np.int64, (1,))
-        check_array("arrived", self.arrived, np.uint64, (2,))
+        check_array("arrived", self.arrived, np.uint64, (3,))
         check_array("best", self.best, np.int64, (n_seqs, None))
         check_array("mass", self.mass, np.float32, (n_seqs, self.best.shape[1], 2))
         check_array("raw", self.raw, np.float32, (n_seqs, vocab_size))
