@@ -165,6 +165,8 @@ def test_why_a_card_is_refused(
         (B200, Installed("570.26", (12, 8), 12)),
         (M40, Installed("535.183.01", (12, 2), 12, compiler=(12, 9), assembles=True)),
         (M40, Installed("580.65.06", (13, 0), 12, compiler=(12, 9), assembles=False)),
+        (M40, Installed("580.65.06", (13, 0), 13, old_compiler=True)),
+        (H100, Installed("580.65.06", (13, 0), 13, forced=(5, 2), old_compiler=True)),
         (M40, Installed("535.183.01", (12, 2), 12, compiler=(12, 9), forced=(5, 2))),
         (H100, Installed("580.65.06", (13, 0), 12, compiler=(12, 9), forced=(5, 2))),
     ],

@@ -23,6 +23,11 @@ def test_the_assembler_must_not_be_older_than_the_compiler(monkeypatch: pytest.M
     assert not toolchain.nvjitlink_assembles(12)
 
 
+def test_the_compiler_itself_says_for_what_it_compiles() -> None:
+    assert toolchain.nvvm_compiles_for((5, 2))
+    assert not toolchain.nvvm_compiles_for((3, 5))
+
+
 def test_without_nvjitlink_there_is_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
     assert toolchain.nvjitlink_version() is not None
     monkeypatch.setitem(sys.modules, "cuda.bindings.nvjitlink", None)

@@ -20,6 +20,7 @@ from m40llm.device.cuda.toolchain import (
     compiler_version,
     nvjitlink_assembles,
     nvjitlink_command,
+    nvvm_compiles_for,
 )
 from m40llm.device.environment import FORCE_CC
 from m40llm.device.packages import CUDA_PACKAGE
@@ -40,6 +41,7 @@ class Installed:
     toolkit       CUDA's major version that numba-cuda compiles with
     compiler      the release of CUDA whose PTX kernels become
     assembles     whether nvJitLink takes that PTX, so that the driver need not
+    old_compiler  whether NVVM compiles for Maxwell though the toolkit's release does not
     forced        the architecture that code is made for, in place of the card's own
     """
 
@@ -49,6 +51,7 @@ class Installed:
     compiler: Version | None = None
     assembles: bool = True
     forced: Version | None = None
+    old_compiler: bool = False
 
     @property
     def driver(self) -> str:
@@ -65,7 +68,8 @@ def find_installed(
     """With this driver, the compiler and the assembler of this environment."""
     toolkit = toolkit_major()
     compiler, assembles = compiler_version(toolkit), nvjitlink_assembles(toolkit)
-    return Installed(release, cuda_version, toolkit, compiler, assembles, forced)
+    old_compiler = (toolkit or 0) >= 13 and nvvm_compiles_for(OLDEST_CARD)
+    return Installed(release, cuda_version, toolkit, compiler, assembles, forced, old_compiler)
 
 
 def driver_release() -> str | None:
@@ -114,7 +118,8 @@ def refusal(capability: Version, installed: Installed) -> str | None:
         return "{} asks for code for sm_{}{}, which an older card cannot run".format(
             FORCE_CC, *target
         )
-    if target < FIRST_OF_CUDA13 and installed.toolkit is not None and installed.toolkit >= 13:
+    is_too_new = (installed.toolkit or 0) >= 13 and not installed.old_compiler
+    if target < FIRST_OF_CUDA13 and is_too_new:
         return (
             "code for sm_{}{} needs the compiler of CUDA 12, and CUDA {} is installed, which "
             "begins at sm_75: {} (the extra `cuda12`)"
