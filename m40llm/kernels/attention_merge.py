@@ -43,6 +43,57 @@ def merge_warp_of(n_lanes: int, n_heads: int) -> Any:
     return merge_warp
 
 
+@cache
+def scatter_warp_of(n_lanes: int, n_heads: int) -> Any:
+    """scatter_warp(highest, total, mixed) -> first: the groups of a warp's lanes become one, a
+    part of it in each lane: mixed[head, i] is that of element first + i of the lane's 8, for
+    i < scattered(n_lanes). Half of merge_warp's shuffles.
+    """
+    n_left = scattered(n_lanes)
+
+    @cuda.jit(device=True, forceinline=True)
+    def scatter_warp(highest: Any, total: Any, mixed: Any) -> Any:
+        lane, first = cuda.threadIdx.x & 31, 0
+        for head in range(n_heads):
+            top, lane_bit = highest[head], n_lanes
+            while lane_bit < WARP_SIZE:
+                top = max(top, cuda.shfl_xor_sync(FULL_MASK, top, lane_bit))
+                lane_bit *= 2
+            shrink = math.exp2(highest[head] - top)
+            highest[head] = top
+            total[head] *= shrink
+            lane_bit = n_lanes
+            while lane_bit < WARP_SIZE:
+                total[head] += cuda.shfl_xor_sync(FULL_MASK, total[head], lane_bit)
+                lane_bit *= 2
+            for d in range(HALVES_PER_LOAD):
+                mixed[head, d] *= shrink
+        half, lane_bit = HALVES_PER_LOAD // 2, WARP_SIZE // 2
+        while lane_bit >= n_lanes and half >= n_left:
+            is_upper = lane & lane_bit != 0
+            first += half if is_upper else 0
+            for head in range(n_heads):
+                for i in range(half):
+                    low, high = mixed[head, i], mixed[head, half + i]
+                    given = low if is_upper else high
+                    kept = high if is_upper else low
+                    mixed[head, i] = kept + cuda.shfl_xor_sync(FULL_MASK, given, lane_bit)
+            lane_bit //= 2
+            half //= 2
+        while lane_bit >= n_lanes:  # more groups than elements
+            for head in range(n_heads):
+                mixed[head, 0] += cuda.shfl_xor_sync(FULL_MASK, mixed[head, 0], lane_bit)
+            lane_bit //= 2
+        return first
+
+    return scatter_warp
+
+
+def scattered(n_lanes: int) -> int:
+    """Elements that scatter_warp leaves a lane."""
+    return max(HALVES_PER_LOAD * n_lanes // WARP_SIZE, 1)
+
+
 def merge_floats(head_dim: int, n_heads: int, n_warps: int = N_WARPS) -> int:
     """Shared memory that merge_warps takes: each warp's sums, then maxima, then totals."""
     return n_heads * n_warps * (head_dim + 2)

@@ -1,6 +1,7 @@
-"""What Numba CUDA lacks: wide loads and stores, half2, bit casts, volatile access; no assembly.
+"""What Numba CUDA lacks: wide loads and stores, half2, bit casts, volatile access, prefetch.
 
-Each is one LLVM instruction or two, so that the emulator runs it as it stands. An index counts
+Each is one LLVM instruction or two, so that the emulator runs it as it stands; the prefetch alone
+is assembly, which LLVM 7 has no name for, and nothing on the emulator. An index counts
 elements from the array's first, whatever its shape (C order); the address must be a multiple of
 the bytes moved.
 
@@ -15,6 +16,7 @@ the bytes moved.
     store_volatile(flags, i, v)                       st.volatile.global
     ... and load_uint4_volatile, store_uint4_volatile, store_uint2_volatile: of which each aligned
         8 bytes come and go as a whole
+    prefetch(address)                                 prefetch.global.L2
 
 A `_readonly` load goes through the read-only cache: nothing may write to the array during the
 launch. LLVM neither hoists nor merges a volatile load: a spin on one sees the change.
@@ -30,6 +32,7 @@ GLOBAL: Final = 1  # NVPTX address spaces
 SHARED: Final = 3
 _HALF2: Final = ir.VectorType(ir.HalfType(), 2)
 _INT32: Final = ir.IntType(32)
+PREFETCH: Final = "prefetch.global.L2 [$0];"
 
 
 def _element_pointer(
@@ -231,3 +234,15 @@ def store_volatile(typing_context: Any, array: Any, index: Any, value: Any) -> A
         return context.get_dummy_value()
 
     return types.void(array, types.int64, array.dtype), generate
+
+
+@intrinsic
+def prefetch(typing_context: Any, address: Any) -> Any:
+    """Ask for the line of global memory at this address, an int64, to be brought into the L2."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(64)])
+        builder.asm(kind, PREFETCH, "l,~{memory}", [args[0]], True)
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate

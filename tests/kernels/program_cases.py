@@ -13,10 +13,12 @@ from m40llm.device.gpu.decode import (
     Other,
     Product,
     Setting,
+    angles_on,
     encode,
     new_exchange,
     new_state,
 )
+from m40llm.device.ops import RopeTable
 from m40llm.gguf.blocks import dequantize
 from m40llm.kernels.planes import Planes, from_blocks
 from m40llm.kernels.program import state as rings
@@ -151,13 +153,14 @@ def make_case(
     pairs = np.arange(shape.rope_dim // 2)
     angles = np.outer(np.arange(shape.max_seq_len), THETA ** (-2.0 * pairs / shape.rope_dim))
     make.host["angles"] = angles
+    cos, sin = (launcher.upload(of(angles).astype(np.float32)) for of in (np.cos, np.sin))
+    rope = RopeTable(cos, sin, layout)
     instructions = _instructions(shape, make, types, b)
     setting = Setting(
         form,
         state,
         launcher.upload(embd.view(np.uint8)),
-        launcher.upload(np.cos(angles).astype(np.float32)),
-        launcher.upload(np.sin(angles).astype(np.float32)),
+        angles_on(launcher, rope, shape.max_seq_len),
         EPS,
         1 / math.sqrt(shape.head_dim),
         shape.max_seq_len,

@@ -16,6 +16,7 @@ from m40llm.device.emulator.records import (
     VOTE_ALL,
     WARP_SYNC,
 )
+from m40llm.kernels.intrinsics import PREFETCH
 
 SREGS: Final = tuple(f"{n}.{d}" for n in ("tid", "ntid", "ctaid", "nctaid") for d in "xyz")
 
@@ -118,6 +119,7 @@ ASSEMBLY_TWINS: Final = {
     "ld.volatile.global.u32 $0, [$1];": "asm.load_volatile",
     "ld.global.nc.v4.u32 {$0,$1,$2,$3}, [$4];": "asm.load_v4",
     "ld.global.v4.u32 {$0,$1,$2,$3}, [$4];": "asm.load_v4",
+    PREFETCH: "asm.prefetch",
 }
 for _bits in (8, 16, 32, 64):
     for _sign in "su":
@@ -157,7 +159,8 @@ def _loads() -> str:
         body += f" %s{i} = insertvalue {{i32, i32, i32, i32}} {before}, i32 %e{i}, {i}\n"
         before = f"%s{i}"
     body += " ret {i32, i32, i32, i32} %s3"
-    return text + _function("{i32, i32, i32, i32} @asm.load_v4(i64 %a)", body)
+    text += _function("{i32, i32, i32, i32} @asm.load_v4(i64 %a)", body)
+    return text + _function("void @asm.prefetch(i64 %a)", " ret void")  # a hint, not an access
 
 
 def prelude() -> str:

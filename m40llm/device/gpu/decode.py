@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m40llm.device.gpu.card import Card
+from m40llm.device.ops import RopeTable
 from m40llm.kernels.attention_common import score_factors, window_keys
 from m40llm.kernels.contract import ceil_div
 from m40llm.kernels.planes import Planes
@@ -15,7 +16,14 @@ from m40llm.kernels.program import state as rings
 from m40llm.kernels.program import words
 from m40llm.kernels.program.attend import split_shape
 from m40llm.kernels.program.epilogue import LOWEST
-from m40llm.kernels.program.form import Form, panel_groups, rows_a_warp, span_cols, stage_cols
+from m40llm.kernels.program.form import (
+    Form,
+    chunk_spans,
+    panel_groups,
+    rows_a_warp,
+    span_cols,
+    stage_cols,
+)
 from m40llm.kernels.program.state import DecodeState
 from m40llm.kernels.sampling import N_SETTINGS, SamplerState
 from m40llm.kernels.unpack import LANES
@@ -63,15 +71,14 @@ class Setting:
     """What all instructions of a program share.
 
     table   uint8[vocab_size, row_bytes]: the embedding, the file's own bytes, of form.table_type
-    cos     float32[max_seq_len or more, rope_dim / 2], and sin
+    angles  float32[max_seq_len or more, rope_dim / 2, 2]: cos and sin; see `angles_on`
     scale   of attention's scores; window: keys that a row sees, 0 for all
     """
 
     form: Form
     state: DecodeState
     table: Buffer
-    cos: Buffer
-    sin: Buffer
+    angles: Buffer
     eps: float
     scale: float
     max_seq_len: int
@@ -98,7 +105,7 @@ def encode(instructions: Sequence[Product | Other], setting: Setting) -> NDArray
                 row[words.WRITER] = writers[out] = i
         if isinstance(instruction, Product):
             _encode_product(row, instruction, setting.form)
-            _encode_shares(row, instruction.w, setting)
+            _encode_shares(row, instruction, setting)
         else:
             row[words.OP] = instruction.operation
             for word, cache in (
@@ -127,8 +134,8 @@ def _shared_words(setting: Setting) -> NDArray[np.int64]:
         *((words.SEQ, state.seq), (words.ROW_POS, state.row_pos), (words.GO, state.go)),
         (words.BEST, state.best),
         *((words.MASS, state.mass), (words.RAW, state.raw), (words.LOGITS_LEFT, state.logits)),
-        *((words.COS, setting.cos), (words.SIN, setting.sin), (words.TABLE, setting.table)),
-        *((words.PARTIAL, state.partial), (words.MERGED, state.merged), (words.POS, state.pos)),
+        *((words.ANGLES, setting.angles), (words.TABLE, setting.table)),
+        *((words.PARTIAL, state.partial), (words.POS, state.pos)),
         *((words.TOKEN_IDS, state.token_ids), (words.N_LEFT, state.n_left)),
         *((words.STOP_IDS, state.stop_ids), (words.CONTROL, state.control)),
         *((words.COMMANDS, state.commands), (words.ANSWERS, state.answers)),
@@ -162,22 +169,23 @@ def _encode_product(row: NDArray[np.int64], product: Product, form: Form) -> Non
         row[word] = 0 if vector is None else address(vector)
 
 
-def _encode_shares(row: NDArray[np.int64], w: Planes, setting: Setting) -> None:
+def _encode_shares(row: NDArray[np.int64], product: Product, setting: Setting) -> None:
     """Who does what of a product: blocks, panels, stages, spans; all divisions are made here."""
-    n_seqs, n_blocks = setting.form.n_seqs, int(setting.state.best.shape[1])
+    w, n_seqs, n_blocks = product.w, setting.form.n_seqs, int(setting.state.best.shape[1])
     n_groups = ceil_div(w.n_rows, rows_a_warp(w.type, n_seqs))
-    cols, span = stage_cols(w.n_cols, n_seqs), span_cols(w.type)
+    cols, span = stage_cols(w.n_cols, n_seqs, product.norm is not None), span_cols(w.type)
     n_stages = ceil_div(w.n_cols, cols)
     row[words.N_UNITS] = w.n_cols // LANES[w.type].n_cols
     row[words.GROUPS_A_BLOCK], row[words.GROUPS_LEFT] = divmod(n_groups, n_blocks)
-    row[words.PANEL_GROUPS] = panel_groups(w.type, w.n_cols, n_seqs)
-    row[words.N_STAGES], row[words.STAGE_COLS] = n_stages, cols
-    for word, n_cols in (
-        (words.STAGE_SPANS, min(cols, w.n_cols)),
-        (words.LAST_SPANS, w.n_cols - (n_stages - 1) * cols),
-    ):
-        row[word] = ceil_div(n_cols, span)
-        row[word + 1] = ceil_div(1 << 16, int(row[word]))
+    spans = tuple(
+        ceil_div(n, span) for n in (min(cols, w.n_cols), w.n_cols - (n_stages - 1) * cols)
+    )
+    chunk = chunk_spans(ceil_div(n_groups, n_blocks), spans[0])
+    row[words.N_STAGES], row[words.STAGE_COLS], row[words.CHUNK_SPANS] = n_stages, cols, chunk
+    for word, n_spans in zip((words.STAGE_SPANS, words.LAST_SPANS), spans, strict=True):
+        n_chunks = ceil_div(n_spans, chunk)
+        row[word : word + 3] = n_spans, n_chunks, ceil_div(1 << 16, n_chunks)
+    row[words.PANEL_GROUPS] = panel_groups(w.type, int(row[words.STAGE_CHUNKS]), n_seqs)
 
 
 @dataclass(frozen=True)
@@ -187,6 +195,14 @@ class HostRings:
     commands: NDArray[np.int64]
     answers: NDArray[np.int64]
     n_taken: NDArray[np.int64]
+
+
+def angles_on(card: Card, rope: RopeTable, max_seq_len: int) -> Buffer:
+    """cos and sin of each angle side by side, as Setting.angles; with room for the last one to be
+    read as the first of two."""
+    cos, sin = (np.asarray(card.read(table[:max_seq_len])) for table in (rope.cos, rope.sin))
+    both = np.stack([cos, sin], -1).astype(np.float32).reshape(-1)
+    return card.upload(np.concatenate([both, np.zeros(2, np.float32)]))
 
 
 def new_exchange(card: Card, n_seqs: int, width: int) -> Buffer:
@@ -216,8 +232,7 @@ def new_state(
         arrived=_filled(card, (3,), np.uint64),
         best=_filled(card, (n, n_blocks), np.int64),
         mass=_empty_mass(card, n, n_blocks),
-        partial=card.alloc(split_shape(form, n_blocks), np.dtype(np.float32)),
-        merged=_filled(card, (n, form.n_heads), np.int32),
+        partial=_filled(card, split_shape(form, n_blocks), np.uint32),
         raw=card.alloc((n, vocab_size), np.dtype(np.float32)),
         logits=card.alloc((n, vocab_size), np.dtype(np.float32)),
         sampler=_greedy(card, n, vocab_size, max_bias),

@@ -12,6 +12,7 @@ from m40llm.device.gpu.decode import (
     Other,
     Product,
     Setting,
+    angles_on,
     encode,
     new_exchange,
     new_state,
@@ -70,7 +71,7 @@ class CardDecoder:
         n_blocks = card.n_sms
         self._state, self._rings = new_state(card, form, parts.vocab_size, n_blocks, MAX_BIAS)
         self._setting = Setting(
-            *(form, self._state, parts.table.rows, parts.rope.cos, parts.rope.sin),
+            *(form, self._state, parts.table.rows, angles_on(card, parts.rope, max_seq_len)),
             *(parts.norm_eps, parts.scale, max_seq_len, parts.window),
         )
         self._instructions = self._bound(program)
@@ -201,7 +202,6 @@ class CardDecoder:
         control = [self._n_commands, self._n_answers, step + self._card.max_steps + 1, 0]
         write(state.control, np.array(control, np.int64))
         write(state.arrived, np.zeros(3, np.uint64))
-        write(state.merged, np.zeros(state.merged.shape, np.int32))
         write(state.n_left, np.zeros(state.n_left.shape, np.int32))
         self._ended, self._under_way = None, []
 

@@ -1,10 +1,11 @@
 """Attention over the KV cache as an instruction: blocks share sequences, KV heads and key ranges.
 
-The block works as one of attention_decode.py does, with 16 warps; see there for the method. Its
-first keys are under way before the query has arrived. The newest key and value come with the
-query, through the exchange; the block whose range they end rounds them to FP16 and appends them.
-The cache is written in this very launch, so it is not loaded through the read-only cache. How many
-splits a sequence has depends on its length alone, and on the grid.
+The block works as one of attention_decode.py does, with 16 warps; see there for how. The keys
+of the first two passes are under way before the query has arrived, and the next pass's always. The
+newest key and value come with the query, through the exchange; the block whose range they end
+rounds them to FP16 and appends them. The cache is written in this very launch, so it is not loaded
+through the read-only cache. How many splits a sequence has depends on its length alone, and on the
+grid.
 
 over the size law: `attention` is one function so that keys, queries and sums stay in registers.
 """
@@ -24,7 +25,7 @@ from m40llm.kernels.attention_keys import (
     lanes_per_key,
     score_of,
 )
-from m40llm.kernels.attention_merge import MAX_SPLITS, merge_warp_of
+from m40llm.kernels.attention_merge import MAX_SPLITS, scatter_warp_of, scattered
 from m40llm.kernels.contract import ceil_div
 from m40llm.kernels.intrinsics import (
     float2_to_half2,
@@ -37,13 +38,15 @@ from m40llm.kernels.intrinsics import (
     uint_as_float,
 )
 from m40llm.kernels.program import words
-from m40llm.kernels.program.attend_splits import give_splits_of
+from m40llm.kernels.program.attend_splits import give_splits_of, part_row_of
+from m40llm.kernels.program.code import put_word
 from m40llm.kernels.program.exchange import epoch_of, give2, take4
 from m40llm.kernels.program.form import N_THREADS, N_WARPS, POOL_FLOATS, Form
-from m40llm.kernels.reduce import WARP_SIZE
+from m40llm.kernels.reduce import WARP_SIZE, warp_max, warp_sum
 from m40llm.kernels.views import array_at, part_of
 
 _UNSEEN: Final = 1 << 60  # elements of the cache, for a view of it
+KEYS_UNIT: Final = 32  # of which a split's keys are a multiple
 MIN_PASSES: Final = 2  # that a split takes: below, merging costs more than it saves
 _MAX_HEADS: Final = 2  # of a tile
 
@@ -60,27 +63,28 @@ def tiles_a_group(form: Form) -> int:
     return ceil_div(form.n_heads // form.n_kv_heads, tile_heads(form))
 
 
-def split_shape(form: Form, n_blocks: int) -> tuple[int, int, int, int]:
-    """Of `partial`: as attention_decode's."""
+def split_shape(form: Form, n_blocks: int) -> tuple[int, int, int, int, int]:
+    """Of `partial`: [n_seqs, n_heads, n_splits, head_dim + 2] numbers, in exchange words."""
     n_tiles = form.n_kv_heads * tiles_a_group(form)
     n_splits = max(1, min(n_blocks // (n_tiles * form.n_seqs), MAX_SPLITS))
-    return form.n_seqs, form.n_heads, n_splits, form.head_dim + 2
+    return form.n_seqs, form.n_heads, n_splits, form.head_dim + 2, 2
 
 
 @cache
 def _load_keys_of(head_dim: int) -> Any:
-    """load_keys(k_cache, v_cache, base, first_key, last_key, k_halves, v_halves)"""
+    """load_keys(k_cache, v_cache, base, key, warp_key, last_key, k_halves, v_halves): a pass's,
+    unless the warp's first one is beyond the last."""
     keys_a_load = WARP_SIZE // lanes_per_key(head_dim)
 
     @cuda.jit(device=True, forceinline=True)
     def load_keys(
-        k_cache: Any, v_cache: Any, base: Any, first_key: Any, last_key: Any,
+        k_cache: Any, v_cache: Any, base: Any, key: Any, warp_key: Any, last_key: Any,
         k_halves: Any, v_halves: Any,
     ) -> None:  # fmt: skip
-        if last_key < 0:  # the sequence's first token: the cache is empty
+        if warp_key > last_key:
             return
         for load in range(KEYS_IN_FLIGHT):
-            at = base + int64(min(first_key + load * keys_a_load, last_key)) * head_dim
+            at = base + int64(min(key + load * keys_a_load, last_key)) * head_dim
             k0, k1, k2, k3 = load_uint4(k_cache, at)
             k_halves[load, 0], k_halves[load, 1] = k0, k1
             k_halves[load, 2], k_halves[load, 3] = k2, k3
@@ -141,7 +145,8 @@ def _append_of(form: Form) -> Any:
 
 @cache
 def _see_keys_of(form: Form) -> Any:
-    """see_keys(...): all keys of the block's range, into (highest, total, mixed)."""
+    """see_keys(...): all keys of the block's range, into (highest, total, mixed); the first two
+    passes' keys are under way."""
     head_dim, n_heads = form.head_dim, tile_heads(form)
     n_lanes = lanes_per_key(head_dim)
     keys_a_load, block_keys = WARP_SIZE // n_lanes, keys_a_pass(head_dim, N_WARPS)
@@ -152,32 +157,38 @@ def _see_keys_of(form: Form) -> Any:
     @cuda.jit(device=True, forceinline=True)
     def see_keys(
         k_cache: Any, v_cache: Any, base: Any, first_key: Any, end: Any, pos: Any, d: Any,
-        query: Any, fresh: Any, k_halves: Any, v_halves: Any, highest: Any, total: Any, mixed: Any,
+        query: Any, fresh: Any, k_now: Any, v_now: Any, k_then: Any, v_then: Any,
+        highest: Any, total: Any, mixed: Any,
     ) -> None:  # fmt: skip
         score = cuda.local.array(KEYS_IN_FLIGHT, float32)
         key = int32(first_key)
         first_of_warp = int32(key - (cuda.threadIdx.x & 31) // n_lanes)
-        while True:
+        while first_of_warp < end:
             for load in range(KEYS_IN_FLIGHT):
                 if key + load * keys_a_load == pos:  # the newest, not in the cache yet
                     at = d >> 1
                     k0, k1, k2, k3 = load_uint4_shared(fresh, at)
-                    k_halves[load, 0], k_halves[load, 1] = k0, k1
-                    k_halves[load, 2], k_halves[load, 3] = k2, k3
+                    k_now[load, 0], k_now[load, 1] = k0, k1
+                    k_now[load, 2], k_now[load, 3] = k2, k3
                     v0, v1, v2, v3 = load_uint4_shared(fresh, head_words + at)
-                    v_halves[load, 0], v_halves[load, 1] = v0, v1
-                    v_halves[load, 2], v_halves[load, 3] = v2, v3
+                    v_now[load, 0], v_now[load, 1] = v0, v1
+                    v_now[load, 2], v_now[load, 3] = v2, v3
             for head in range(n_heads):
                 for load in range(KEYS_IN_FLIGHT):
-                    score[load] = score_with(k_halves, load, query, head, float32(1))
+                    score[load] = score_with(k_now, load, query, head, float32(1))
                     if key + load * keys_a_load >= end:
                         score[load] = NEGATIVE_INFINITY
-                accumulate(score, v_halves, highest, total, mixed, head)
+                accumulate(score, v_now, highest, total, mixed, head)
+            for load in range(KEYS_IN_FLIGHT):
+                for word in range(4):
+                    k_now[load, word], v_now[load, word] = k_then[load, word], v_then[load, word]
             key += int32(block_keys)
             first_of_warp += int32(block_keys)
-            if first_of_warp >= end:
-                break
-            load_keys(k_cache, v_cache, base, key, min(end, pos) - 1, k_halves, v_halves)
+            last_key = int32(min(end, pos) - 1)
+            load_keys(
+                k_cache, v_cache, base, int32(key + block_keys), int32(first_of_warp + block_keys),
+                last_key, k_then, v_then,
+            )  # fmt: skip
 
     return see_keys
 
@@ -186,55 +197,65 @@ def _see_keys_of(form: Form) -> Any:
 def _give_of(form: Form) -> Any:
     """give_warps(...): the block's sums, from its warps' registers to `out`, or to `partial` where
     the sequence is split."""
-    head_dim, n_heads = form.head_dim, tile_heads(form)
-    merge_warp = merge_warp_of(lanes_per_key(head_dim), n_heads)
+    head_dim, n_heads, n_lanes = form.head_dim, tile_heads(form), lanes_per_key(form.head_dim)
+    scatter_warp, n_left = scatter_warp_of(n_lanes, n_heads), scattered(n_lanes)
     n_mixed, n_parts = n_heads * N_WARPS * head_dim, n_heads * N_WARPS
+    tops_at, totals_at, whole_at = n_mixed, n_mixed + n_parts, n_mixed + 2 * n_parts
+    part_row = part_row_of(form)
     half_dim, q_dim = head_dim // 2, form.q_dim
+    # Bits of the lane's number in which lanes with the same elements differ.
+    twins = (n_left * WARP_SIZE // HALVES_PER_LOAD - 1) & ~(n_lanes - 1)
 
     @cuda.jit(device=True, forceinline=True)
     def give_warps(
         highest: Any, total: Any, mixed: Any, shared: Any, out: Any, partial: Any,
-        s: Any, first_head: Any, end_head: Any, split: Any, n_splits: Any, epoch: Any,
+        s: Any, first_head: Any, end_head: Any, split: Any, n_splits: Any, most_splits: Any,
+        epoch: Any,
     ) -> None:  # fmt: skip
         warp, lane = int32(cuda.threadIdx.x >> 5), int32(cuda.threadIdx.x & 31)
-        merge_warp(highest, total, mixed)
-        if lane * HALVES_PER_LOAD < head_dim:  # the first group of lanes
+        first = int32(scatter_warp(highest, total, mixed))
+        d = int32(lane % n_lanes * HALVES_PER_LOAD)
+        if d < head_dim and lane & twins == 0:
             for head in range(n_heads):
-                at = (head * N_WARPS + warp) * head_dim + lane * HALVES_PER_LOAD
-                store_float4_shared(
-                    shared, at, mixed[head, 0], mixed[head, 1], mixed[head, 2], mixed[head, 3]
-                )
-                store_float4_shared(
-                    shared, at + 4, mixed[head, 4], mixed[head, 5], mixed[head, 6], mixed[head, 7]
-                )
+                at = int32((head * N_WARPS + warp) * head_dim + d + first)
+                for i in range(n_left):
+                    shared[uint32(at + i)] = mixed[head, i]
         if lane == 0:
             for head in range(n_heads):
-                shared[uint32(n_mixed + head * N_WARPS + warp)] = highest[head]
-                shared[uint32(n_mixed + n_parts + head * N_WARPS + warp)] = total[head]
+                shared[uint32(tops_at + head * N_WARPS + warp)] = highest[head]
+                shared[uint32(totals_at + head * N_WARPS + warp)] = total[head]
+        cuda.syncthreads()
+        if warp < n_heads:  # a head a warp, a part a lane
+            at = uint32(warp * N_WARPS + lane % N_WARPS)
+            top, part = shared[tops_at + at], shared[totals_at + at]
+            highest_of_all = warp_max(top)
+            weight = math.exp2(top - highest_of_all)
+            whole = warp_sum(weight * part if lane < N_WARPS else float32(0))
+            if lane < N_WARPS:
+                shared[tops_at + at] = weight
+            if lane == 0:
+                shared[uint32(whole_at + 2 * warp)] = highest_of_all
+                shared[uint32(whole_at + 2 * warp + 1)] = whole
         cuda.syncthreads()
         for i in range(cuda.threadIdx.x, (end_head - first_head) * half_dim, N_THREADS):
             tile_head, d = int32(uint32(i) // uint32(half_dim)), int32(uint32(i) % uint32(half_dim))
-            first = uint32(n_mixed + tile_head * N_WARPS)
-            top = LOWEST
+            mix_0, mix_1 = float32(0), float32(0)
             for part in range(N_WARPS):
-                top = max(top, shared[first + uint32(part)])
-            whole, mix_0, mix_1 = float32(0), float32(0), float32(0)
-            for part in range(N_WARPS):
-                weight = math.exp2(shared[first + uint32(part)] - top)
-                whole += weight * shared[first + uint32(n_parts + part)]
+                weight = shared[uint32(tops_at + tile_head * N_WARPS + part)]
                 at = uint32((tile_head * N_WARPS + part) * head_dim + 2 * d)
                 mix_0 += weight * shared[at]
                 mix_1 += weight * shared[at + uint32(1)]
+            whole = shared[uint32(whole_at + 2 * tile_head + 1)]
             head = first_head + tile_head
             if n_splits == 1:
                 at_out = s * q_dim + head * head_dim + 2 * d
                 give2(out, at_out, mix_0 / whole, mix_1 / whole, epoch)
             else:
-                partial[s, head, split, 2 * d] = mix_0
-                partial[s, head, split, 2 * d + 1] = mix_1
+                row = part_row(s, head, split, most_splits)
+                give2(partial, row + 2 * d, mix_0, mix_1, epoch)
                 if d == 0:
-                    partial[s, head, split, head_dim] = top
-                    partial[s, head, split, head_dim + 1] = whole
+                    top = shared[uint32(whole_at + 2 * tile_head)]
+                    give2(partial, row + head_dim, top, whole, epoch)
 
     return give_warps
 
@@ -255,32 +276,34 @@ def _idle_of(form: Form) -> Any:
 
 @cache
 def attend_of(form: Form) -> Any:
-    """attention(w, step, n_instructions, pc, slot_pos, slot_seq, pool): the instruction w."""
+    """attention(code, step, pc, slot_pos, slot_seq, pool): the instruction code.this."""
     n_seqs, head_dim, n_kv_heads, n_q_heads = (
         *(form.n_seqs, form.head_dim, form.n_kv_heads, form.n_heads),
     )
     group_size, n_heads, n_tiles = n_q_heads // n_kv_heads, tile_heads(form), tiles_a_group(form)
     n_lanes, n_row_items = lanes_per_key(head_dim), n_kv_heads * n_tiles
     keys_a_load = WARP_SIZE // n_lanes
-    split_keys_unit = MIN_PASSES * keys_a_pass(head_dim, N_WARPS)
+    block_keys = keys_a_pass(head_dim, N_WARPS)
+    least_keys = MIN_PASSES * block_keys
     load_keys, take_query, append = _load_keys_of(head_dim), _take_of(form), _append_of(form)
     see_keys, give_warps, give_idle = _see_keys_of(form), _give_of(form), _idle_of(form)
-    give_splits = give_splits_of(form, n_heads)
-    n_query, n_merged = n_heads * head_dim, n_heads * N_WARPS * (head_dim + 2)
+    give_splits = give_splits_of(form)
+    n_query, n_merged = n_heads * head_dim, n_heads * (N_WARPS * (head_dim + 2) + 2)
     fresh_at, merged_at = n_query, n_query + head_dim
-    weights_at = merged_at + n_merged
-    assert weights_at + n_heads * MAX_SPLITS + 1 <= POOL_FLOATS, f"{form}: attention's pool"
+    assert merged_at + n_merged <= POOL_FLOATS, f"{form}: attention's pool"
 
     @cuda.jit(device=True, forceinline=True)
-    def attention(
-        w: Any, step: Any, n_instructions: Any, pc: Any, slot_pos: Any, slot_seq: Any, pool: Any
-    ) -> None:
+    def attention(code: Any, step: Any, pc: Any, slot_pos: Any, slot_seq: Any, pool: Any) -> None:
+        put_word(code)
+        w, n_instructions = code.this, code.n_instructions
         query = cuda.local.array((n_heads, HALVES_PER_LOAD), float32)
         highest = cuda.local.array(n_heads, float32)
         total = cuda.local.array(n_heads, float32)
         mixed = cuda.local.array((n_heads, HALVES_PER_LOAD), float32)
-        k_halves = cuda.local.array((KEYS_IN_FLIGHT, 4), uint32)
-        v_halves = cuda.local.array((KEYS_IN_FLIGHT, 4), uint32)
+        k_now = cuda.local.array((KEYS_IN_FLIGHT, 4), uint32)
+        v_now = cuda.local.array((KEYS_IN_FLIGHT, 4), uint32)
+        k_then = cuda.local.array((KEYS_IN_FLIGHT, 4), uint32)
+        v_then = cuda.local.array((KEYS_IN_FLIGHT, 4), uint32)
         shared_query = part_of(pool, 0, n_query, float32)
         fresh = part_of(pool, fresh_at, head_dim, uint32)
         merged = part_of(pool, merged_at, n_merged, float32)
@@ -293,9 +316,7 @@ def attend_of(form: Form) -> Any:
         epoch = epoch_of(step, n_instructions, pc)
         x_epoch = epoch_of(step, n_instructions, w[words.X_WRITER])
         most_splits = int32(w[words.N_SPLITS])
-        partial = array_at(
-            w[words.PARTIAL], (n_seqs, n_q_heads, most_splits, head_dim + 2), float32
-        )
+        partial = array_at(w[words.PARTIAL], (_UNSEEN,), uint32)
         inner = uint_as_float(uint32(w[words.INNER]))
         warp, lane = int32(cuda.threadIdx.x >> 5), int32(cuda.threadIdx.x & 31)
         d = int32(lane % n_lanes * HALVES_PER_LOAD)
@@ -313,13 +334,9 @@ def attend_of(form: Form) -> Any:
             end = int32(pos + 1)
             begin = int32(max(end - int32(w[words.WINDOW]), 0))
             split_keys = int32(uint32(end - begin + most_splits - 1) // uint32(most_splits))
-            split_keys = int32(
-                uint32(split_keys + split_keys_unit - 1)
-                // uint32(split_keys_unit)
-                * uint32(split_keys_unit)
-            )
+            split_keys = int32(max((split_keys + KEYS_UNIT - 1) & ~(KEYS_UNIT - 1), least_keys))
             n_splits = int32(0)
-            if split_keys > 0:
+            if end > begin:
                 n_splits = int32(uint32(end - begin + split_keys - 1) // uint32(split_keys))
             if pos < 0:
                 if split == 0:
@@ -332,9 +349,14 @@ def attend_of(form: Form) -> Any:
                 first_key = int32(begin + warp * (KEYS_IN_FLIGHT * keys_a_load) + lane // n_lanes)
                 for load in range(KEYS_IN_FLIGHT):
                     for word in range(4):
-                        k_halves[load, word], v_halves[load, word] = uint32(0), uint32(0)
-                last_key = int32(min(end, pos) - 1)
-                load_keys(k_cache, v_cache, base, first_key, last_key, k_halves, v_halves)
+                        k_now[load, word], v_now[load, word] = uint32(0), uint32(0)
+                        k_then[load, word], v_then[load, word] = uint32(0), uint32(0)
+                last_key, of_warp = int32(min(end, pos) - 1), int32(first_key - lane // n_lanes)
+                load_keys(k_cache, v_cache, base, first_key, of_warp, last_key, k_now, v_now)
+                load_keys(
+                    k_cache, v_cache, base, int32(first_key + block_keys),
+                    int32(of_warp + block_keys), last_key, k_then, v_then,
+                )  # fmt: skip
                 cuda.syncthreads()  # `pool` may still be read for what was before
                 take_query(
                     qkv, x_epoch, s, kv_head, first_head, end_head, inner, shared_query, fresh
@@ -356,14 +378,16 @@ def attend_of(form: Form) -> Any:
                             query[head, i] = float32(0)
                 see_keys(
                     k_cache, v_cache, base, first_key, end, pos, lane_d,
-                    query, fresh, k_halves, v_halves, highest, total, mixed,
+                    query, fresh, k_now, v_now, k_then, v_then, highest, total, mixed,
                 )  # fmt: skip
                 give_warps(
                     highest, total, mixed, merged, out, partial,
-                    s, first_head, end_head, split, n_splits, epoch,
+                    s, first_head, end_head, split, n_splits, most_splits, epoch,
                 )  # fmt: skip
                 if n_splits > 1:
-                    give_splits(w, pool, weights_at, s, tile, first_head, end_head, n_splits, epoch)
+                    give_splits(
+                        partial, out, s, first_head, end_head, split, n_splits, most_splits, epoch
+                    )
         cuda.syncthreads()  # `pool` is free for the next instruction
 
     return attention

@@ -9,7 +9,7 @@ CHOOSE  block s for slot s: the token, by the blocks' largest keys where the slo
 
 import math
 from functools import cache
-from typing import Any
+from typing import Any, Final
 
 from numba import cuda, float32, int32, int64, uint8, uint32, uint64
 
@@ -33,6 +33,9 @@ from m40llm.kernels.sampling import (
 )
 from m40llm.kernels.views import array_at, never_inlined, part_of
 
+N_HOST: Final = 4  # int64 of shared memory, for look_at_host
+_LOOKER: Final = N_THREADS - 1
+
 
 @cuda.jit(device=True)
 def _answer(control: Any, answers: Any, slot: Any, token: Any, logprob: Any, done: Any) -> None:
@@ -45,20 +48,43 @@ def _answer(control: Any, answers: Any, slot: Any, token: Any, logprob: Any, don
     store_volatile(answers, at + int64(1), (number << 32) | int64(float_as_uint(logprob)))
 
 
+@cuda.jit(device=True, forceinline=True)
+def look_at_host(w: Any, host: Any) -> None:
+    """What the host has to say, into shared memory: commands taken so far, the next one's two
+    words, and how many answers have been read.
+
+    The host's memory is some 2 us away. In a launch of many steps it is looked at while the block
+    waits for others to have all logits; a command that comes later is taken a step later. By a
+    warp that has nothing else to do.
+    """
+    if cuda.threadIdx.x == _LOOKER:
+        commands = array_at(w[words.COMMANDS], (state.N_COMMANDS, 2), int64)
+        n_taken = array_at(w[words.N_TAKEN], (1,), int64)
+        control = array_at(w[words.CONTROL], (state.N_CONTROL,), int64)
+        taken = load_volatile(n_taken, 0)
+        done = control[state.COMMANDS_DONE]
+        at = done % int64(state.N_COMMANDS) * int64(2)
+        what, count = load_volatile(commands, at), load_volatile(commands, at + int64(1))
+        host[0], host[1], host[2], host[3] = done, what, count, taken
+    cuda.syncthreads()
+
+
 @cache
 def _commands_of(n_seqs: int) -> Any:
-    """take_commands(commands, n_taken, control, n_left, answers): all that have come; one thread.
+    """take_commands(w, host): all that have come; one thread.
 
     -> 1 if a slot has tokens to make, nobody said STOP, and the answers of one more step find room.
     """
 
-    @cuda.jit(device=True)
-    def take_commands(commands: Any, n_taken: Any, control: Any, n_left: Any, answers: Any) -> Any:
-        done = control[state.COMMANDS_DONE]
+    @cuda.jit(device=True, forceinline=True)
+    def take_commands(w: Any, host: Any) -> Any:
+        commands = array_at(w[words.COMMANDS], (state.N_COMMANDS, 2), int64)
+        answers = array_at(w[words.ANSWERS], (state.N_ANSWERS, 2), int64)
+        control = array_at(w[words.CONTROL], (state.N_CONTROL,), int64)
+        n_left = array_at(w[words.N_LEFT], (n_seqs,), int32)
+        done, what, count = host[0], host[1], host[2]
         while True:
             number = (done + int64(1)) & int64(state.NUMBER_MASK)
-            at = done % int64(state.N_COMMANDS) * int64(2)
-            what, count = load_volatile(commands, at), load_volatile(commands, at + int64(1))
             if what >> 32 != number or count >> 32 != number:
                 break
             done += int64(1)
@@ -71,11 +97,13 @@ def _commands_of(n_seqs: int) -> Any:
                 elif n_left[slot] > 0:
                     n_left[slot] = int32(0)
                     _answer(control, answers, slot, state.NO_TOKEN, float32(0), state.CANCELLED)
+            at = done % int64(state.N_COMMANDS) * int64(2)
+            what, count = load_volatile(commands, at), load_volatile(commands, at + int64(1))
         control[state.COMMANDS_DONE] = done
         is_busy = False
         for slot in range(n_seqs):
             is_busy = is_busy or n_left[slot] > 0
-        unread = control[state.ANSWERED] - load_volatile(n_taken, 0)
+        unread = control[state.ANSWERED] - host[3]
         has_room = unread + int64(2 * n_seqs) <= int64(state.N_ANSWERS)
         is_running = is_busy and has_room and control[state.IS_STOPPED] == int64(0)
         return int64(1 if is_running else 0)
@@ -85,27 +113,23 @@ def _commands_of(n_seqs: int) -> Any:
 
 @cache
 def embed_of(form: Form) -> Any:
-    """embed(w, step, n_instructions, pc): the instruction w, in block 0."""
+    """embed(w, step, n_instructions, pc, host): the instruction w, in block 0."""
     weight, n_seqs = WEIGHT_OF[form.table_type], form.n_seqs
     block = FORMATS[form.table_type]
     n_weights, n_bytes = block.n_weights, block.n_bytes
     take_commands = _commands_of(n_seqs)
 
     @cuda.jit(device=True)
-    def embed(w: Any, step: Any, n_instructions: Any, pc: Any) -> None:
+    def embed(w: Any, step: Any, n_instructions: Any, pc: Any, host: Any) -> None:
         never_inlined()
         table = array_at(w[words.TABLE], (w[words.VOCAB_SIZE], w[words.ROW_BYTES]), uint8)
         token_ids = array_at(w[words.TOKEN_IDS], (n_seqs,), int32)
         row_pos = array_at(w[words.ROW_POS], (n_seqs,), int32)
         epoch = epoch_of(step, n_instructions, pc)
         if cuda.threadIdx.x == 0:
-            commands = array_at(w[words.COMMANDS], (state.N_COMMANDS, 2), int64)
-            answers = array_at(w[words.ANSWERS], (state.N_ANSWERS, 2), int64)
-            n_taken = array_at(w[words.N_TAKEN], (1,), int64)
-            control = array_at(w[words.CONTROL], (state.N_CONTROL,), int64)
             n_left = array_at(w[words.N_LEFT], (n_seqs,), int32)
             pos = array_at(w[words.POS], (n_seqs,), int32)
-            is_running = take_commands(commands, n_taken, control, n_left, answers)
+            is_running = take_commands(w, host)
             for s in range(n_seqs):
                 row_pos[s] = pos[s] if n_left[s] > 0 else int32(-1)
             cuda.threadfence()  # who sees `go` shall see them
@@ -125,24 +149,11 @@ def embed_of(form: Form) -> Any:
     return embed
 
 
-@cuda.jit(device=True)
-def _log_sum_exp(mass: Any, s: Any, scratch: Any) -> Any:
-    """Of slot s's logits, from the blocks' shares; the whole block calls it."""
-    top, whole = float32(LOWEST), float32(0)
-    for block in range(cuda.threadIdx.x, mass.shape[1], N_THREADS):
-        top = max(top, mass[s, block, 0])
-    top = block_max(top, scratch)
-    for block in range(cuda.threadIdx.x, mass.shape[1], N_THREADS):
-        whole += mass[s, block, 1] * math.exp(mass[s, block, 0] - top)
-    return top + math.log(block_sum(whole, scratch))
-
-
-@cuda.jit(device=True)
-def _reason(token: Any, n_left: Any, next_pos: Any, max_seq_len: Any, stop_ids: Any) -> Any:
+@cuda.jit(device=True, forceinline=True)
+def _reason(is_stop: Any, n_left: Any, next_pos: Any, max_seq_len: Any) -> Any:
     """Whether this token is the slot's last, and why: the order is the engine's."""
-    for i in range(stop_ids.size):
-        if stop_ids[i] == token:
-            return state.STOP_TOKEN
+    if is_stop:
+        return state.STOP_TOKEN
     if n_left <= 1:
         return state.LENGTH
     if next_pos >= max_seq_len:
@@ -152,19 +163,18 @@ def _reason(token: Any, n_left: Any, next_pos: Any, max_seq_len: Any, stop_ids: 
 
 @cache
 def _settle_of(n_seqs: int) -> Any:
-    """settle(w, s, token, logprob, next_pos): the answer, and what the next step needs."""
+    """settle(w, s, token, logprob, is_stop, next_pos): the answer, and what the next step needs."""
 
     @cuda.jit(device=True, forceinline=True)
-    def settle(w: Any, s: Any, token: Any, logprob: Any, next_pos: Any) -> None:
+    def settle(w: Any, s: Any, token: Any, logprob: Any, is_stop: Any, next_pos: Any) -> None:
         n_left = array_at(w[words.N_LEFT], (n_seqs,), int32)
         control = array_at(w[words.CONTROL], (state.N_CONTROL,), int64)
         answers = array_at(w[words.ANSWERS], (state.N_ANSWERS, 2), int64)
         done = state.DAMAGED
         if token >= 0:
-            stop_ids = array_at(w[words.STOP_IDS], (n_seqs, state.MAX_STOP_IDS), int32)
             history = array_at(w[words.HISTORY], (n_seqs, w[words.VOCAB_SIZE]), int32)
-            done = _reason(token, n_left[s], next_pos, w[words.MAX_SEQ_LEN], stop_ids[s])
-            history[s, token] += IN_ANSWER
+            done = _reason(is_stop, n_left[s], next_pos, w[words.MAX_SEQ_LEN])
+            cuda.atomic.add(history, (s, token), IN_ANSWER)  # not waited for
             array_at(w[words.TOKEN_IDS], (n_seqs,), int32)[s] = int32(token)
             array_at(w[words.POS], (n_seqs,), int32)[s] = next_pos
         n_left[s] = n_left[s] - 1 if done == state.GOES_ON else int32(0)
@@ -205,49 +215,59 @@ def _sample_of(form: Form) -> Any:
 
 @cache
 def choose_of(form: Form) -> Any:
-    """choose(w, pool): the instruction w."""
+    """choose(w, slot_pos, pool): the instruction w."""
     n_seqs, sample, settle = form.n_seqs, _sample_of(form), _settle_of(form.n_seqs)
 
     @cuda.jit(device=True)
-    def choose(w: Any, pool: Any) -> None:
+    def choose(w: Any, slot_pos: Any, pool: Any) -> None:
         never_inlined()
-        n_blocks = int32(cuda.gridDim.x)
+        n_blocks, thread = int32(cuda.gridDim.x), int32(cuda.threadIdx.x)
         best = array_at(w[words.BEST], (n_seqs, n_blocks), int64)
         mass = array_at(w[words.MASS], (n_seqs, n_blocks, 2), float32)
         raw = array_at(w[words.RAW], (n_seqs, w[words.VOCAB_SIZE]), float32)
         settings = array_at(w[words.SETTINGS], (n_seqs, N_SETTINGS), float32)
         bias_ids = array_at(w[words.BIAS_IDS], (n_seqs, w[words.MAX_BIAS]), int32)
-        row_pos = array_at(w[words.ROW_POS], (n_seqs,), int32)
+        stop_ids = array_at(w[words.STOP_IDS], (n_seqs, state.MAX_STOP_IDS), int32)
         wide, narrow = part_of(pool, 0, 32, int64), part_of(pool, 64, 32, float32)
-        for s in range(int32(cuda.blockIdx.x), n_seqs, int32(cuda.gridDim.x)):
-            if row_pos[s] >= 0:
-                cuda.syncthreads()
-                logsumexp = _log_sum_exp(mass, s, narrow)
-                is_plain = (
-                    settings[s, TEMPERATURE] == float32(0)
-                    and settings[s, REPETITION] == float32(1)
-                    and settings[s, PRESENCE] == float32(0)
-                    and settings[s, FREQUENCY] == float32(0)
-                    and bias_ids[s, 0] < 0
-                )
-                token = int64(-1)
-                if is_plain:
-                    key = int64(-1)
-                    for block in range(cuda.threadIdx.x, best.shape[1], N_THREADS):
-                        key = max(key, best[s, block])
-                    key = block_max(key, wide)
-                    if logit_of(key) > float32(LOWEST):
-                        token = id_of(key)
-                else:
+        for s in range(int32(cuda.blockIdx.x), n_seqs, n_blocks):
+            if slot_pos[s] >= 0:
+                # A trip to memory for all that is needed, each thread with its part of it.
+                key, top, whole = int64(-1), float32(LOWEST), float32(0)
+                for other in range(thread, n_blocks, N_THREADS):
+                    key = max(key, best[s, other])
+                    higher, share = mass[s, other, 0], mass[s, other, 1]
+                    if higher > top:
+                        whole, top = whole * math.exp(top - higher), higher
+                    whole += share * math.exp(higher - top)
+                is_special = False
+                if thread in (TEMPERATURE, PRESENCE, FREQUENCY):
+                    is_special = settings[s, thread] != float32(0)
+                elif thread == REPETITION:
+                    is_special = settings[s, thread] != float32(1)
+                elif thread == N_SETTINGS:
+                    is_special = bias_ids[s, 0] >= 0
+                stop_id = int32(-1)
+                if thread < state.MAX_STOP_IDS:
+                    stop_id = stop_ids[s, thread]
+                is_plain = cuda.syncthreads_or(int32(is_special)) == 0
+                highest = block_max(top, narrow)
+                whole = block_sum(whole * math.exp(top - highest), narrow)
+                logsumexp = highest + math.log(whole)
+                key = block_max(key, wide)
+                token, logit = int64(-1), logit_of(key)
+                if not is_plain:
                     cuda.syncthreads()
-                    token = sample(w, s, row_pos[s] + 1, pool)
-                if cuda.threadIdx.x == 0:
+                    token = sample(w, s, slot_pos[s] + 1, pool)
+                elif logit > float32(LOWEST):
+                    token = id_of(key)
+                is_stop = cuda.syncthreads_or(int32(stop_id >= 0 and int64(stop_id) == token)) != 0
+                if thread == 0:
                     logprob = float32(0)
                     if not (logsumexp > float32(LOWEST) and logsumexp < float32(-LOWEST)):
                         token, logprob = int64(-1), logsumexp  # a logit was NaN or infinite
                     elif token >= 0:
-                        logprob = raw[s, token] - logsumexp
-                    settle(w, s, token, logprob, row_pos[s] + 1)
+                        logprob = (logit if is_plain else raw[s, token]) - logsumexp
+                    settle(w, s, token, logprob, is_stop, slot_pos[s] + 1)
                 cuda.syncthreads()
 
     return choose

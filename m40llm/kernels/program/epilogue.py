@@ -6,7 +6,8 @@ ROTATE  out[s, FIRST_ROW + row]: Q, K and V stacked; those of Q and K turned by 
 LOGITS  raw[s, row], and again in LOGITS_LEFT, where the sampler changes them; each block's largest
         key (order.py), and its share of sum exp(logit), for log-probabilities
 
-What an epilogue needs beside the results (`Extras`) is loaded before x is there.
+What an epilogue needs beside the results (`Extras`) is asked for before x is there, and looked at
+only in the end: 16 bytes as they come, whose arrival nobody waits for earlier.
 """
 
 import math
@@ -15,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from numba import cuda, float32, int32, int64, uint32
 
-from m40llm.kernels.intrinsics import load_volatile
+from m40llm.kernels.intrinsics import load_uint4_volatile, load_volatile, uint_as_float
 from m40llm.kernels.order import key_of
 from m40llm.kernels.program import words
 from m40llm.kernels.program.exchange import give1, give2, take2
@@ -23,17 +24,22 @@ from m40llm.kernels.program.form import N_THREADS, Form
 from m40llm.kernels.reduce import FULL_MASK, WARP_SIZE, warp_max, warp_sum
 from m40llm.kernels.views import array_at, part_of
 
+_ONE: Final = 0x3F800000  # the bits of 1.0
 LOWEST: Final = -3.4e38  # as attention's: finite, so that exp(LOWEST - LOWEST) is 1
 _UNSEEN: Final = 1 << 60  # elements that a view may have; what is used lies within the buffer
 
 
 class Extras(NamedTuple):
-    """Of a pair: the biases; and (old first, old second) of ADD, (cos, sin) of ROTATE."""
+    """Of a pair: the biases; and four words. ADD: what was in OUT, number and epoch of either.
+    ROTATE: cos and sin of two angles, of which the pair's is the second where `is_odd`."""
 
     bias_first: Any
     bias_second: Any
-    a: Any
-    b: Any
+    word_0: Any
+    word_1: Any
+    word_2: Any
+    word_3: Any
+    is_odd: Any
 
 
 class Pair(NamedTuple):
@@ -47,53 +53,65 @@ class Pair(NamedTuple):
 
 @cache
 def extras_of(form: Form) -> Any:
-    """extras(w, pair, slot_pos, old_epoch) -> Extras."""
+    """extras(w, pair, slot_pos) -> Extras."""
     head_dim, turned_rows, rope_dim = form.head_dim, form.q_dim + form.kv_dim, form.rope_dim
     n_angles, is_half = form.rope_dim // 2, form.rope_layout == "half"
 
     @cuda.jit(device=True, forceinline=True)
-    def extras(w: Any, pair: Any, slot_pos: Any, old_epoch: Any) -> Any:
-        bias_first, bias_second, a, b = float32(0), float32(0), float32(1), float32(0)
+    def extras(w: Any, pair: Any, slot_pos: Any) -> Any:
+        bias_first, bias_second = float32(0), float32(0)
+        word_0, word_1, word_2, word_3 = uint32(_ONE), uint32(0), uint32(_ONE), uint32(0)
+        is_odd = int32(0)
         if pair.is_mine != 0:
             if w[words.BIAS] != 0:
                 bias = array_at(w[words.BIAS], (_UNSEEN,), float32)
                 bias_first = load_volatile(bias, pair.first)
                 bias_second = load_volatile(bias, pair.first + pair.jump)
+            address, at = int64(0), int64(0)
             if w[words.KIND] == words.ROTATE:
                 row = uint32(pair.first + w[words.FIRST_ROW])
                 d = uint32(row % uint32(head_dim))
                 pos = slot_pos[pair.s]
                 if row < turned_rows and d < rope_dim and pos >= 0:
                     at = int64(pos) * n_angles + (d if is_half else d >> uint32(1))
-                    a = load_volatile(array_at(w[words.COS], (_UNSEEN,), float32), at)
-                    b = load_volatile(array_at(w[words.SIN], (_UNSEEN,), float32), at)
+                    is_odd = int32(at & 1)
+                    address, at = w[words.ANGLES], int64(at >> 1) * 4
             elif w[words.KIND] == words.ADD:
-                out = array_at(w[words.OUT], (_UNSEEN,), uint32)
-                a, b = take2(out, pair.s * w[words.OUT_COLS] + pair.first, old_epoch)
-        return Extras(bias_first, bias_second, a, b)
+                address = w[words.OUT]
+                at = int64(2) * (pair.s * w[words.OUT_COLS] + pair.first)
+            if address != 0:
+                found = array_at(address, (_UNSEEN,), uint32)
+                word_0, word_1, word_2, word_3 = load_uint4_volatile(found, at)
+        return Extras(bias_first, bias_second, word_0, word_1, word_2, word_3, is_odd)
 
     return extras
 
 
 @cache
 def finish_of(form: Form) -> Any:
-    """finish(w, result, pair, extra, epoch): of any product but LOGITS."""
+    """finish(w, result, pair, extra, old_epoch, epoch): of any product but LOGITS."""
 
     @cuda.jit(device=True, forceinline=True)
-    def finish(w: Any, result: Any, pair: Any, extra: Any, epoch: Any) -> None:
+    def finish(w: Any, result: Any, pair: Any, extra: Any, old_epoch: Any, epoch: Any) -> None:
         other = cuda.shfl_xor_sync(FULL_MASK, result, 1)
         if pair.is_mine != 0:
             first, second = result + extra.bias_first, other + extra.bias_second
             out = array_at(w[words.OUT], (_UNSEEN,), uint32)
             at = int32(pair.s * int32(w[words.OUT_COLS]) + pair.first)
             if w[words.KIND] == words.ADD:
-                give2(out, at, extra.a + first, extra.b + second, epoch)
+                a, b = uint_as_float(extra.word_0), uint_as_float(extra.word_2)
+                if extra.word_1 != old_epoch or extra.word_3 != old_epoch:
+                    a, b = take2(out, at, old_epoch)
+                give2(out, at, a + first, b + second, epoch)
             elif w[words.KIND] == words.SWIGLU:
                 give1(out, at, first / (float32(1) + math.exp(-first)) * second, epoch)
             else:
                 at = int32(at + int32(w[words.FIRST_ROW]))
-                turned = first * extra.a - second * extra.b
-                second = first * extra.b + second * extra.a
+                cos, sin = uint_as_float(extra.word_0), uint_as_float(extra.word_1)
+                if extra.is_odd != 0:
+                    cos, sin = uint_as_float(extra.word_2), uint_as_float(extra.word_3)
+                turned = first * cos - second * sin
+                second = first * sin + second * cos
                 if pair.jump == 1:
                     give2(out, at, turned, second, epoch)
                 else:

@@ -19,12 +19,15 @@ MAX_TYPES: Final = 4  # of a model's matrices: the code has a product for each
 
 # Shared memory, in float32 words of one pool: x staged, its sums, then partial results.
 MAX_STAGE_COLS: Final = 8192  # over all sequences: 14,336 columns take two stages
+IN_FLIGHT: Final = 2  # quads of x that a thread waits for at a time
+MAX_NORMED_COLS: Final = 4 * IN_FLIGHT * N_THREADS  # of a stage: whose norm is in registers
 STAGE_UNIT: Final = 1024  # a stage is a multiple of these: spans of every type divide it
 PARTIAL_FLOATS: Final = 2304
 # F16 has the widest padding. Partial results lie in one place for all types: they may still be
 # read when the next product, of another type, puts its x where it belongs.
 PARTIALS_AT: Final = 4 * 2304 + 4
 POOL_FLOATS: Final = PARTIALS_AT + PARTIAL_FLOATS
+_CHUNKS: Final = 1, 2, 4, 8  # spans that an item may have
 RopeLayout = Literal["interleaved", "half"]
 
 
@@ -73,17 +76,28 @@ def max_stage_cols(n_seqs: int) -> int:
     return MAX_STAGE_COLS // n_seqs
 
 
-def stage_cols(n_cols: int, n_seqs: int) -> int:
+def stage_cols(n_cols: int, n_seqs: int, is_normed: bool) -> int:
     """Columns of a stage: as few stages as fit, of equal size."""
-    n_stages = ceil_div(n_cols, max_stage_cols(n_seqs))
+    most = max_stage_cols(n_seqs)
+    n_stages = ceil_div(n_cols, min(most, MAX_NORMED_COLS) if is_normed else most)
     return ceil_div(n_cols, n_stages * STAGE_UNIT) * STAGE_UNIT
 
 
-def panel_groups(type: GGMLType, n_cols: int, n_seqs: int) -> int:
-    """Groups of rows that a block finishes together: a thread each result, with room for parts."""
+def chunk_spans(n_groups: int, n_spans: int) -> int:
+    """Spans of an item, where a block has so many groups of rows and a stage so many spans: as many
+    as keep the busiest warp's share least."""
+
+    def most(chunk: int) -> int:
+        return ceil_div(n_groups * ceil_div(n_spans, chunk), N_WARPS) * chunk
+
+    return min(_CHUNKS, key=lambda chunk: (most(chunk), -chunk))
+
+
+def panel_groups(type: GGMLType, n_chunks: int, n_seqs: int) -> int:
+    """Groups of rows that a block finishes together: a thread each result, with room for parts.
+    n_chunks: items of a group."""
     n_results = rows_a_warp(type, n_seqs) * n_seqs
-    n_spans = ceil_div(min(stage_cols(n_cols, n_seqs), n_cols), span_cols(type))
-    return min(N_THREADS, PARTIAL_FLOATS // n_spans) // n_results
+    return min(N_THREADS, PARTIAL_FLOATS // n_chunks) // n_results
 
 
 @dataclass(frozen=True)

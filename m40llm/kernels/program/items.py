@@ -1,7 +1,8 @@
 """A warp's part of a product: its items, their weights, and the sums of what they give.
 
-An item is a group of rows by a span of columns: 16 bytes of quants of each row a lane. The items
-of a segment, span by span of a group, are dealt out to the block's warps in turn.
+A span is 512 bytes of quants of a row: 16 bytes a lane. An item is a group of rows by some spans,
+whose products a lane adds up before the warp adds over its lanes. The items of a segment, those of
+a group one after another, are dealt out to the block's warps in turn.
 """
 
 import math
@@ -64,43 +65,69 @@ class Items(NamedTuple):
     end_group: Any
     first_span: Any
     n_spans: Any
-    down: Any  # a warp's next item is N_WARPS further on: so many groups, and `right` spans
+    chunk_spans: Any
+    n_chunks: Any
+    down: Any  # a warp's next item is N_WARPS further on: so many groups, and `right` chunks
     right: Any
 
 
 @cuda.jit(device=True, forceinline=True)
-def spans_of(w: Any, stage: Any) -> Any:
-    """(first_span, n_spans, down, right) of a stage's items."""
+def share_of(w: Any) -> Any:
+    """(first, end) of the block's groups of rows."""
+    block = int32(cuda.blockIdx.x)
+    n_fewer, n_more = int32(w[words.GROUPS_A_BLOCK]), int32(w[words.GROUPS_LEFT])
+    first = int32(block * n_fewer + min(block, n_more))
+    return first, int32(first + n_fewer + (1 if block < n_more else 0))
+
+
+@cuda.jit(device=True, forceinline=True)
+def items_of(w: Any, first_group: Any, end_group: Any, stage: Any) -> Any:
+    """The items of a stage of these groups."""
     is_last = stage + 1 == w[words.N_STAGES]
     n_spans = int32(w[words.LAST_SPANS if is_last else words.STAGE_SPANS])
-    inverse = int32(w[words.LAST_INVERSE if is_last else words.STAGE_INVERSE])
-    down = int32(int32(N_WARPS * inverse) >> 16)
-    right = int32(N_WARPS - down * n_spans)
-    return int32(stage * int32(w[words.STAGE_SPANS])), n_spans, down, right
+    n_chunks = int32(w[words.LAST_CHUNKS if is_last else words.STAGE_CHUNKS])
+    down = int32(int32(N_WARPS * _inverse(w, stage)) >> 16)
+    right = int32(N_WARPS - down * n_chunks)
+    first_span, chunk_spans = int32(stage * int32(w[words.STAGE_SPANS])), w[words.CHUNK_SPANS]
+    return Items(
+        first_group, end_group, first_span, n_spans, int32(chunk_spans), n_chunks, down, right
+    )
 
 
 @cuda.jit(device=True, forceinline=True)
-def first_item(w: Any, items: Any, stage: Any, warp: Any) -> Any:
-    """(group, span) of the warp's first item; span counts from the segment's first."""
-    is_last = stage + 1 == w[words.N_STAGES]
-    inverse = int32(w[words.LAST_INVERSE if is_last else words.STAGE_INVERSE])
-    down = int32(int32(warp * inverse) >> 16)
-    return int32(items.first_group + down), int32(warp - down * items.n_spans)
+def _inverse(w: Any, stage: Any) -> Any:
+    return int32(w[words.LAST_INVERSE if stage + 1 == w[words.N_STAGES] else words.STAGE_INVERSE])
 
 
 @cuda.jit(device=True, forceinline=True)
-def next_item(items: Any, group: Any, span: Any) -> Any:
-    """(group, span) of the warp's next item."""
-    group, span = int32(group + items.down), int32(span + items.right)
-    if span >= items.n_spans:
-        group, span = int32(group + 1), int32(span - items.n_spans)
-    return group, span
+def first_span_of(w: Any, items: Any, stage: Any, warp: Any) -> Any:
+    """(group, chunk, span) with which the warp begins; spans count from the segment's first."""
+    down = int32(int32(warp * _inverse(w, stage)) >> 16)
+    chunk = int32(warp - down * items.n_chunks)
+    return int32(items.first_group + down), chunk, int32(chunk * items.chunk_spans)
+
+
+@cuda.jit(device=True, forceinline=True)
+def is_items_last(items: Any, chunk: Any, span: Any) -> Any:
+    """Whether the span is its item's last."""
+    return span + 1 == min(int32((chunk + 1) * items.chunk_spans), items.n_spans)
+
+
+@cuda.jit(device=True, forceinline=True)
+def next_span_of(items: Any, group: Any, chunk: Any, span: Any) -> Any:
+    """(group, chunk, span) of the warp's next span."""
+    if not is_items_last(items, chunk, span):
+        return group, chunk, int32(span + 1)
+    group, chunk = int32(group + items.down), int32(chunk + items.right)
+    if chunk >= items.n_chunks:
+        group, chunk = int32(group + 1), int32(chunk - items.n_chunks)
+    return group, chunk, int32(chunk * items.chunk_spans)
 
 
 @cache
 def load_of(form: Form, type: GGMLType) -> Any:
-    """load(w, n_rows, n_units, items, group, span, now, high, packed): a lane's part of an item,
-    if there is one."""
+    """load(w, n_rows, n_units, items, group, span, now, high, packed): a lane's part of a span of a
+    group, if there is one."""
     n = rows_a_warp(type, form.n_seqs)
     find_pair, load_words = pair_of(form), load_unit(type, n)
     half, scale_kind = n // 2, _scale_kind(type)
@@ -148,8 +175,9 @@ def copy_of(n: int) -> Any:
 
 
 @cache
-def item_of(form: Form, type: GGMLType) -> Any:
-    """do_item(items, n_units, group, span, now, high, packed, staged, sums, partials)"""
+def span_of(form: Form, type: GGMLType) -> Any:
+    """do_span(items, n_units, group, chunk, span, now, high, packed, staged, sums, acc, partials):
+    a span's products, into acc; those of the item into `partials` if it is the item's last."""
     n_seqs, n = form.n_seqs, rows_a_warp(type, form.n_seqs)
     n_results = n * n_seqs
     lanes_a_result = WARP_SIZE // n_results
@@ -157,27 +185,30 @@ def item_of(form: Form, type: GGMLType) -> Any:
     totals = warp_totals(n_results)
 
     @cuda.jit(device=True, forceinline=True)
-    def do_item(
-        items: Any, n_units: Any, group: Any, span: Any, now: Any, high: Any, packed: Any,
-        staged: Any, sums: Any, partials: Any,
+    def do_span(
+        items: Any, n_units: Any, group: Any, chunk: Any, span: Any,
+        now: Any, high: Any, packed: Any, staged: Any, sums: Any, acc: Any, partials: Any,
     ) -> None:  # fmt: skip
-        acc = cuda.local.array(n_results, float32)
+        product = cuda.local.array(n_results, float32)
         for i in range(n_results):
-            acc[i] = float32(0)
+            product[i] = float32(0)
         lane = int32(cuda.threadIdx.x & 31)
         unit = int32((items.first_span + span) * WARP_SIZE + lane)
         inside = int32(min(unit, n_units - 1))
         staged_unit = int32(inside - items.first_span * WARP_SIZE)
-        multiply(now, high, packed, inside, staged_unit, staged, sums, acc)
+        multiply(now, high, packed, inside, staged_unit, staged, sums, product)
         for i in range(n_results):  # no branch: it would wait for what is under way
-            acc[i] = acc[i] if unit < n_units else float32(0)
-        totals(acc)
-        if lane % lanes_a_result == 0:
-            n_groups = int32(items.end_group - items.first_group)
-            at = (span * n_groups + group - items.first_group) * n_results
-            partials[uint32(at + lane // lanes_a_result)] = acc[0]
+            acc[i] += product[i] if unit < n_units else float32(0)
+        if is_items_last(items, chunk, span):
+            totals(acc)
+            if lane % lanes_a_result == 0:
+                n_groups = int32(items.end_group - items.first_group)
+                at = (chunk * n_groups + group - items.first_group) * n_results
+                partials[uint32(at + lane // lanes_a_result)] = acc[0]
+            for i in range(n_results):
+                acc[i] = float32(0)
 
-    return do_item
+    return do_span
 
 
 @cache
@@ -199,18 +230,18 @@ def norm_scale_of(n_seqs: int) -> Any:
 
 
 @cuda.jit(device=True, forceinline=True)
-def sum_spans(partials: Any, at: Any, stride: Any, n_spans: Any) -> Any:
-    """partials[at] + partials[at + stride] + ..., n_spans of them, four loads under way."""
-    total, span = float32(0), int32(0)
-    while span < n_spans:
+def sum_chunks(partials: Any, at: Any, stride: Any, n_chunks: Any) -> Any:
+    """partials[at] + partials[at + stride] + ..., n_chunks of them, four loads under way."""
+    total, chunk = float32(0), int32(0)
+    while chunk < n_chunks:
         a = partials[uint32(at)]
         b, c, d = float32(0), float32(0), float32(0)
-        if span + 1 < n_spans:
+        if chunk + 1 < n_chunks:
             b = partials[uint32(at + stride)]
-        if span + 2 < n_spans:
+        if chunk + 2 < n_chunks:
             c = partials[uint32(at + 2 * stride)]
-        if span + 3 < n_spans:
+        if chunk + 3 < n_chunks:
             d = partials[uint32(at + 3 * stride)]
         total += (a + b) + (c + d)
-        at, span = int32(at + 4 * stride), int32(span + 4)
+        at, chunk = int32(at + 4 * stride), int32(chunk + 4)
     return total

@@ -29,6 +29,7 @@ from numba import cuda, float32, int32, int64, uint32
 
 from m40llm.kernels.planes import DENSE
 from m40llm.kernels.program import words
+from m40llm.kernels.program.code import ask_next_norm, put_word
 from m40llm.kernels.program.epilogue import (
     LOWEST,
     Pair,
@@ -39,6 +40,8 @@ from m40llm.kernels.program.epilogue import (
 )
 from m40llm.kernels.program.exchange import epoch_of
 from m40llm.kernels.program.form import (
+    IN_FLIGHT,
+    N_THREADS,
     N_WARPS,
     PARTIAL_FLOATS,
     PARTIALS_AT,
@@ -47,19 +50,19 @@ from m40llm.kernels.program.form import (
     rows_a_warp,
 )
 from m40llm.kernels.program.items import (
-    Items,
     copy_of,
-    first_item,
-    item_of,
+    first_span_of,
+    items_of,
     load_of,
-    next_item,
+    next_span_of,
     norm_scale_of,
-    spans_of,
-    sum_spans,
+    share_of,
+    span_of,
+    sum_chunks,
 )
 from m40llm.kernels.program.rows import pair_of
-from m40llm.kernels.program.stage import prepare_of, take_of
-from m40llm.kernels.reduce import warp_sum
+from m40llm.kernels.program.stage import load_norm, take_of
+from m40llm.kernels.reduce import WARP_SIZE, warp_sum
 from m40llm.kernels.unpack import RESULT_SCALE
 from m40llm.kernels.views import array_at, part_of
 
@@ -69,13 +72,14 @@ _UNSEEN: Final = 1 << 60  # elements that a view may have; what is used lies wit
 @cache
 def _mine_of(form: Form, n: int) -> Any:
     """mine() -> (s, is_second, pair, group, partial): which result of a panel is this thread's,
-    those of a pair being neighbours; pair and group count from the panel's first, `partial` is
+    those of a pair being neighbours. A small product's are the last warps', since the first have
+    x to take and items to multiply; pair and group count from the panel's first, `partial` is
     where its first partial result lies. n: rows of a group."""
     n_seqs, half = form.n_seqs, n // 2
 
     @cuda.jit(device=True, forceinline=True)
     def mine() -> Any:
-        thread = int32(cuda.threadIdx.x)
+        thread = int32(cuda.threadIdx.x ^ (N_THREADS - WARP_SIZE))  # from the last warp backwards
         s, is_second, pair = (
             int32((thread >> 1) % n_seqs),
             int32(thread & 1),
@@ -110,69 +114,78 @@ def _once_of(form: Form, type: GGMLType) -> Any:
     n_seqs, n = form.n_seqs, rows_a_warp(type, form.n_seqs)
     n_results, pool_of = n * n_seqs, Pool(type, n_seqs)
     n_staged, n_sums = pool_of.n_staged, pool_of.n_sums
-    load, do_item, find = load_of(form, type), item_of(form, type), _find_of(form, n)
+    load, do_span, find = load_of(form, type), span_of(form, type), _find_of(form, n)
     copy = copy_of(n)
-    prepare, take = prepare_of(type, n_seqs), take_of(type, n_seqs)
+    take = take_of(type, n_seqs)
     extras, finish, mine = extras_of(form), finish_of(form), _mine_of(form, n)
     norm_scale = norm_scale_of(n_seqs)
     result_scale = 1.0 if type in DENSE else 1.0 / RESULT_SCALE
 
     @cuda.jit(device=True, forceinline=True)
     def once(
-        w: Any, first_group: Any, end_group: Any, step: Any, n_instructions: Any, slot_pos: Any,
+        code: Any, first_group: Any, end_group: Any, step: Any, slot_pos: Any,
         pool: Any, squares: Any,
     ) -> None:  # fmt: skip
+        w, n_instructions = code.this, code.n_instructions
+        norms = cuda.local.array((IN_FLIGHT, 4), float32)
         now = cuda.local.array((n, 4), uint32)
         now_high = cuda.local.array((n, 2), uint32)
         now_packed = cuda.local.array((n, 4), uint32)
         then = cuda.local.array((n, 4), uint32)
         then_high = cuda.local.array((n, 2), uint32)
         then_packed = cuda.local.array((n, 4), uint32)
+        acc = cuda.local.array(n_results, float32)
         staged = part_of(pool, 0, n_staged, float32)
         sums = part_of(pool, n_staged, n_sums, float32)
         partials = part_of(pool, PARTIALS_AT, PARTIAL_FLOATS, float32)
         n_rows, n_units = int32(w[words.N_ROWS]), int32(w[words.N_UNITS])
         warp = int32(cuda.threadIdx.x >> 5)
 
-        first_span, n_spans, down, right = spans_of(w, int32(0))
-        items = Items(first_group, end_group, first_span, n_spans, down, right)
-        group, span = first_item(w, items, int32(0), warp)
-        next_group, next_span = next_item(items, group, span)
+        items = items_of(w, first_group, end_group, int32(0))
+        group, chunk, span = first_span_of(w, items, int32(0), warp)
+        next_group, next_chunk, next_span = next_span_of(items, group, chunk, span)
         load(w, n_rows, n_units, items, group, span, now, now_high, now_packed)
         load(w, n_rows, n_units, items, next_group, next_span, then, then_high, then_packed)
 
         n_cols, is_normed = int32(w[words.N_COLS]), w[words.NORM] != 0
-        if is_normed:
-            norm = array_at(w[words.NORM], (_UNSEEN,), float32)
-            prepare(norm, int32(0), int32(n_cols >> 2), staged)
+        load_norm(w, int32(0), int32(n_cols >> 2), norms)
         pair = find(w, n_rows, first_group, end_group)
-        old_epoch = epoch_of(step, n_instructions, w[words.OLD_WRITER])
-        extra = extras(w, pair, slot_pos, old_epoch)
+        extra = extras(w, pair, slot_pos)
+        put_word(code)
+        zero = uint32(w[words.ZERO])
+
         x = array_at(w[words.X], (_UNSEEN,), uint32)
         x_epoch = epoch_of(step, n_instructions, w[words.X_WRITER])
         for t in range(n_seqs):
-            share = take(
-                x, x_epoch, int32(t * n_cols), int32(n_cols >> 2), is_normed, t, staged, sums
-            )
+            at, n_quads = int32(t * n_cols), int32(n_cols >> 2)
+            share = take(x, x_epoch, at, n_quads, w, norms, t, staged, sums)
             if is_normed:
                 share = warp_sum(share)
                 if cuda.threadIdx.x & 31 == 0:
                     squares[uint32(t * N_WARPS + warp)] = share
         cuda.syncthreads()
-        copy(now, now_high, now_packed, now, now_high, now_packed, uint32(w[words.ZERO]))
+        ask_next_norm(code)
+        copy(now, now_high, now_packed, now, now_high, now_packed, zero)
+        for i in range(n_results):
+            acc[i] = float32(0)
         while group < end_group:
-            do_item(items, n_units, group, span, now, now_high, now_packed, staged, sums, partials)
+            do_span(
+                items, n_units, group, chunk, span,
+                now, now_high, now_packed, staged, sums, acc, partials,
+            )  # fmt: skip
             copy(now, now_high, now_packed, then, then_high, then_packed, uint32(0))
-            group, span = next_group, next_span
-            next_group, next_span = next_item(items, group, span)
+            group, chunk, span = next_group, next_chunk, next_span
+            next_group, next_chunk, next_span = next_span_of(items, group, chunk, span)
             load(w, n_rows, n_units, items, next_group, next_span, then, then_high, then_packed)
         scale = float32(result_scale) * norm_scale(w, n_cols, pair.s, squares)
         cuda.syncthreads()  # the partial results are there
         _, _, _, my_group, my_partial = mine()
         n_groups, total = int32(end_group - first_group), float32(0)
         if my_group < n_groups:
-            total = sum_spans(partials, my_partial, int32(n_groups * n_results), n_spans)
-        finish(w, total * scale, pair, extra, epoch_of(step, n_instructions, w[words.WRITER]))
+            total = sum_chunks(partials, my_partial, int32(n_groups * n_results), items.n_chunks)
+        old_epoch = epoch_of(step, n_instructions, w[words.OLD_WRITER])
+        epoch = epoch_of(step, n_instructions, w[words.WRITER])
+        finish(w, total * scale, pair, extra, old_epoch, epoch)
 
     return once
 
@@ -183,101 +196,109 @@ def _many_of(form: Form, type: GGMLType) -> Any:
     n_seqs, n = form.n_seqs, rows_a_warp(type, form.n_seqs)
     n_results, pool_of = n * n_seqs, Pool(type, n_seqs)
     n_staged, n_sums = pool_of.n_staged, pool_of.n_sums
-    load, do_item, find = load_of(form, type), item_of(form, type), _find_of(form, n)
+    load, do_span, find = load_of(form, type), span_of(form, type), _find_of(form, n)
     copy = copy_of(n)
-    prepare, take = prepare_of(type, n_seqs), take_of(type, n_seqs)
+    take = take_of(type, n_seqs)
     extras, finish, mine = extras_of(form), finish_of(form), _mine_of(form, n)
     put_logits, gather, norm_scale = put_logits_of(form), gather_of(form), norm_scale_of(n_seqs)
     result_scale = 1.0 if type in DENSE else 1.0 / RESULT_SCALE
 
     @cuda.jit(device=True, forceinline=True)
     def many(
-        w: Any, first_group: Any, end_group: Any, step: Any, n_instructions: Any, slot_pos: Any,
+        code: Any, first_group: Any, end_group: Any, step: Any, slot_pos: Any,
         pool: Any, squares: Any,
     ) -> None:  # fmt: skip
+        w, n_instructions = code.this, code.n_instructions
+        norms = cuda.local.array((IN_FLIGHT, 4), float32)
         now = cuda.local.array((n, 4), uint32)
         now_high = cuda.local.array((n, 2), uint32)
         now_packed = cuda.local.array((n, 4), uint32)
         then = cuda.local.array((n, 4), uint32)
         then_high = cuda.local.array((n, 2), uint32)
         then_packed = cuda.local.array((n, 4), uint32)
+        acc = cuda.local.array(n_results, float32)
         staged = part_of(pool, 0, n_staged, float32)
         sums = part_of(pool, n_staged, n_sums, float32)
         partials = part_of(pool, PARTIALS_AT, PARTIAL_FLOATS, float32)
         n_rows, n_cols = int32(w[words.N_ROWS]), int32(w[words.N_COLS])
         n_units, warp = int32(w[words.N_UNITS]), int32(cuda.threadIdx.x >> 5)
-        norm = array_at(w[words.NORM], (_UNSEEN,), float32)
         x = array_at(w[words.X], (_UNSEEN,), uint32)
         x_epoch = epoch_of(step, n_instructions, w[words.X_WRITER])
         thread_best, thread_top, thread_mass = int64(-1), float32(LOWEST), float32(0)
         total, panel, stage, is_first = float32(0), int32(first_group), int32(0), True
-        # The segment before: its last group, panel, groups and spans; then its norm.
-        done_panel, done_groups, done_spans, scale = panel, int32(0), int32(0), float32(1)
+        # The segment before: its panel, groups and chunks; then its norm.
+        done_panel, done_groups, done_chunks, scale = panel, int32(0), int32(0), float32(1)
         while True:
             panel_end = int32(min(panel + w[words.PANEL_GROUPS], end_group))
-            group, span, next_group, next_span = panel, int32(0), panel, int32(0)
-            first_span, n_spans, down, right = int32(0), int32(0), int32(0), int32(0)
+            group, chunk, span, n_chunks = panel, int32(0), int32(0), int32(0)
+            next_group, next_chunk, next_span = panel, int32(0), int32(0)
+            first_col, n_quads = int32(0), int32(0)
             if panel < end_group:
+                first_col = int32(stage * int32(w[words.STAGE_COLS]))
+                n_quads = int32(min(int32(w[words.STAGE_COLS]), int32(n_cols - first_col)) >> 2)
                 # Tuples are made where they are used: LLVM does not end where a loop carries them.
-                first_span, n_spans, down, right = spans_of(w, stage)
-                ahead = Items(panel, panel_end, first_span, n_spans, down, right)
-                group, span = first_item(w, ahead, stage, warp)
-                next_group, next_span = next_item(ahead, group, span)
+                ahead = items_of(w, panel, panel_end, stage)
+                n_chunks = ahead.n_chunks
+                group, chunk, span = first_span_of(w, ahead, stage, warp)
+                next_group, next_chunk, next_span = next_span_of(ahead, group, chunk, span)
                 load(w, n_rows, n_units, ahead, group, span, now, now_high, now_packed)
                 load(w, n_rows, n_units, ahead, next_group, next_span, then, then_high, then_packed)
-            if not is_first:
+                load_norm(w, first_col, n_quads, norms)
+            if is_first:
+                put_word(code)
+            else:
                 cuda.syncthreads()  # the partial results of the segment before are there
                 _, _, _, my_group, my_partial = mine()
                 if my_group < done_groups:
                     stride = int32(done_groups * n_results)
-                    total += sum_spans(partials, my_partial, stride, done_spans)
+                    total += sum_chunks(partials, my_partial, stride, done_chunks)
                 if stage == 0:
                     pair = find(w, n_rows, done_panel, int32(done_panel + done_groups))
-                    old_epoch = epoch_of(step, n_instructions, w[words.OLD_WRITER])
-                    extra = extras(w, pair, slot_pos, old_epoch)
+                    extra = extras(w, pair, slot_pos)
                     if w[words.KIND] == words.LOGITS:
                         thread_best, thread_top, thread_mass = put_logits(
                             w, total * scale, pair, extra, n_rows,
                             thread_best, thread_top, thread_mass,
                         )  # fmt: skip
                     else:
+                        old_epoch = epoch_of(step, n_instructions, w[words.OLD_WRITER])
                         epoch = epoch_of(step, n_instructions, w[words.WRITER])
-                        finish(w, total * scale, pair, extra, epoch)
+                        finish(w, total * scale, pair, extra, old_epoch, epoch)
                     total = float32(0)
                 if panel == end_group:
                     break
+            zero = uint32(w[words.ZERO])
             is_normed = w[words.NORM] != 0
             if is_first or w[words.N_STAGES] > 1:
-                first_col = int32(stage * int32(w[words.STAGE_COLS]))
-                n_quads = int32(min(int32(w[words.STAGE_COLS]), int32(n_cols - first_col)) >> 2)
-                if is_normed:
-                    prepare(norm, first_col, n_quads, staged)
                 for t in range(n_seqs):
                     at = int32(t * n_cols + first_col)
-                    share = take(x, x_epoch, at, n_quads, is_normed, t, staged, sums)
+                    share = take(x, x_epoch, at, n_quads, w, norms, t, staged, sums)
                     if is_normed and panel == first_group:
                         share = warp_sum(share)
                         if cuda.threadIdx.x & 31 == 0:
                             here = uint32(t * N_WARPS + warp)
                             squares[here] = share + (float32(0) if is_first else squares[here])
             cuda.syncthreads()
-            zero = uint32(w[words.ZERO])
             copy(now, now_high, now_packed, now, now_high, now_packed, zero)
-            items = Items(panel, panel_end, first_span, n_spans, down, right)
+            items = items_of(w, panel, panel_end, stage)
+            for i in range(n_results):
+                acc[i] = float32(0)
             while group < panel_end:
-                do_item(
-                    items, n_units, group, span, now, now_high, now_packed, staged, sums, partials
-                )
+                do_span(
+                    items, n_units, group, chunk, span,
+                    now, now_high, now_packed, staged, sums, acc, partials,
+                )  # fmt: skip
                 copy(now, now_high, now_packed, then, then_high, then_packed, uint32(0))
-                group, span = next_group, next_span
-                next_group, next_span = next_item(items, group, span)
+                group, chunk, span = next_group, next_chunk, next_span
+                next_group, next_chunk, next_span = next_span_of(items, group, chunk, span)
                 load(w, n_rows, n_units, items, next_group, next_span, then, then_high, then_packed)
             s, _, _, _, _ = mine()
             scale = float32(result_scale) * norm_scale(w, n_cols, s, squares)
-            done_panel, done_groups, done_spans = panel, int32(panel_end - panel), n_spans
+            done_panel, done_groups, done_chunks = panel, int32(panel_end - panel), n_chunks
             is_first, stage = False, int32(stage + 1)
             if stage == w[words.N_STAGES]:
                 stage, panel = int32(0), panel_end
+        ask_next_norm(code)
         if w[words.KIND] == words.LOGITS:
             gather(w, thread_best, thread_top, thread_mass, pool)
 
@@ -286,27 +307,24 @@ def _many_of(form: Form, type: GGMLType) -> Any:
 
 @cache
 def product_of(form: Form, type: GGMLType) -> Any:
-    """product(w, step, n_instructions, slot_pos, pool, squares): the instruction w."""
+    """product(code, step, slot_pos, pool, squares): the instruction code.this."""
     Pool(type, form.n_seqs).check()
     once, many = _once_of(form, type), _many_of(form, type)
 
     @cuda.jit(device=True, forceinline=True)
-    def product(
-        w: Any, step: Any, n_instructions: Any, slot_pos: Any, pool: Any, squares: Any
-    ) -> None:
-        block = int32(cuda.blockIdx.x)
-        n_fewer, n_more = int32(w[words.GROUPS_A_BLOCK]), int32(w[words.GROUPS_LEFT])
-        first = int32(block * n_fewer + min(block, n_more))
-        end = int32(first + n_fewer + (1 if block < n_more else 0))
+    def product(code: Any, step: Any, slot_pos: Any, pool: Any, squares: Any) -> None:
+        w = code.this
+        first, end = share_of(w)
         if first == end:
+            put_word(code)
             cuda.syncthreads()  # every instruction is one: the next one's words are there
         elif (
             w[words.N_STAGES] == 1
             and end - first <= w[words.PANEL_GROUPS]
             and w[words.KIND] != words.LOGITS
         ):
-            once(w, first, end, step, n_instructions, slot_pos, pool, squares)
+            once(code, first, end, step, slot_pos, pool, squares)
         else:
-            many(w, first, end, step, n_instructions, slot_pos, pool, squares)
+            many(code, first, end, step, slot_pos, pool, squares)
 
     return product

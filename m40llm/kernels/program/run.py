@@ -26,7 +26,8 @@ from m40llm.kernels.intrinsics import load_volatile
 from m40llm.kernels.program import words
 from m40llm.kernels.program.attend import attend_of
 from m40llm.kernels.program.barrier import arrive, wait
-from m40llm.kernels.program.choose import choose_of, embed_of
+from m40llm.kernels.program.choose import N_HOST, choose_of, embed_of, look_at_host
+from m40llm.kernels.program.code import N_HELD, Code, ask_next_norm, put_word, read_word
 from m40llm.kernels.program.exchange import epoch_of
 from m40llm.kernels.program.form import (
     MAX_TYPES,
@@ -59,9 +60,7 @@ class Program:
 @cache
 def _no_product() -> Any:
     @cuda.jit(device=True, forceinline=True)
-    def nothing(
-        w: Any, step: Any, n_instructions: Any, slot_pos: Any, pool: Any, squares: Any
-    ) -> None:
+    def nothing(code: Any, step: Any, slot_pos: Any, pool: Any, squares: Any) -> None:
         pass
 
     return nothing
@@ -69,25 +68,23 @@ def _no_product() -> Any:
 
 @cache
 def _products(form: Form) -> Any:
-    """product(w, step, n_instructions, slot_pos, pool, squares), of the type in w[OP]."""
+    """product(code, step, slot_pos, pool, squares), of the type in code.this[OP]."""
     n_types = len(form.types)
     assert n_types <= MAX_TYPES, f"{form}: {n_types} types of matrices"
     products = [product_of(form, type) for type in form.types]
     product_0, product_1, product_2, product_3 = (products + [_no_product()] * 4)[:4]
 
     @cuda.jit(device=True, forceinline=True)
-    def product(
-        w: Any, step: Any, n_instructions: Any, slot_pos: Any, pool: Any, squares: Any
-    ) -> None:
-        which = int32(w[words.OP]) - words.PRODUCT
+    def product(code: Any, step: Any, slot_pos: Any, pool: Any, squares: Any) -> None:
+        which = int32(code.this[words.OP]) - words.PRODUCT
         if n_types == 1 or which == 0:
-            product_0(w, step, n_instructions, slot_pos, pool, squares)
+            product_0(code, step, slot_pos, pool, squares)
         elif n_types == 2 or which == 1:
-            product_1(w, step, n_instructions, slot_pos, pool, squares)
+            product_1(code, step, slot_pos, pool, squares)
         elif n_types == 3 or which == 2:
-            product_2(w, step, n_instructions, slot_pos, pool, squares)
+            product_2(code, step, slot_pos, pool, squares)
         else:
-            product_3(w, step, n_instructions, slot_pos, pool, squares)
+            product_3(code, step, slot_pos, pool, squares)
 
     return product
 
@@ -126,70 +123,76 @@ def _is_to_go(go: Any, epoch: Any, said: Any) -> Any:
 @cache
 def _compile(form: Form) -> Kernel:
     n_words, n_seqs = words.N_WORDS, form.n_seqs
-    n_held, n_squares, n_all_squares = 3 * n_words, n_seqs * N_WARPS, 2 * n_seqs * N_WARPS
+    n_held, n_squares = N_HELD * n_words, n_seqs * N_WARPS
     embed, attention, choose = embed_of(form), attend_of(form), choose_of(form)
     product, read_slots = _products(form), _slots(n_seqs)
 
-    def decode_program(code: Any, first: Any, last: Any, n_steps: Any, arrived: Any) -> None:
+    def decode_program(program: Any, first: Any, last: Any, n_steps: Any, arrived: Any) -> None:
         pool = cuda.shared.array(POOL_FLOATS, float32, alignment=16)
-        squares = cuda.shared.array(n_all_squares, float32)
-        held = cuda.shared.array(n_held, int64)  # instructions: this, the next, the one before
+        squares = cuda.shared.array(n_squares, float32)
+        held = cuda.shared.array(n_held, int64)
         slot_pos = cuda.shared.array(n_seqs, int32)
         slot_seq = cuda.shared.array(n_seqs, int32)
+        host = cuda.shared.array(N_HOST, int64)
         said = cuda.shared.array(1, int32)
         n_blocks, block, thread = uint64(cuda.gridDim.x), cuda.blockIdx.x, cuda.threadIdx.x
         target = arrived[0] // n_blocks * n_blocks  # no later than the first barrier is complete
         chosen = arrived[1]
         gone = arrived[2] // n_blocks * n_blocks
-        n_instructions, is_resident = int32(code.shape[0]), n_steps > 0
+        n_instructions, is_resident = int32(program.shape[0]), n_steps > 0
+        after = int32(first + 1 if first + 1 < last else first)
         if thread < n_words:
-            held[thread] = code[first, thread]
+            held[thread] = program[first, thread]
+            held[n_words + thread] = program[after, thread]
         cuda.syncthreads()
         step = array_at(held[words.CONTROL], (N_CONTROL,), int64)[STEP]
         if not is_resident:
             read_slots(held, slot_pos, slot_seq)
-        turn, n_done, pc = int32(0), int32(0), int32(first)
-        after = int32(first + 1 if first + 1 < last else first)  # loaded, an instruction ahead
-        next_word = int64(0)
-        if thread < n_words:
-            next_word = code[uint32(after), uint32(thread)]
+        here, n_done, pc = int32(0), int32(0), int32(first)
         while True:
-            w = part_of(held, turn * n_words, n_words, int64)
-            turn = int32(turn + 1 if turn < 2 else 0)
-            if thread < n_words:  # the next instruction is at hand when this one is done
-                held[turn * n_words + thread] = next_word
-                after = int32(after + 1)
-                after = first if after == last else after
-                next_word = code[uint32(after), uint32(thread)]
+            w = part_of(held, here, n_words, int64)
+            there = int32((here + n_words) if here < n_held - n_words else 0)
+            later = int32((there + n_words) if there < n_held - n_words else 0)
+            after = int32(after + 1)
+            after = first if after == last else after
+            word = read_word(program, after)
+            code = Code(w, held, there, later, word, n_instructions)
+            here = there
             operation = int32(w[words.OP])
             if operation >= words.PRODUCT:
-                some_squares = part_of(squares, (pc & 1) * n_squares, n_squares, float32)
-                product(w, step, n_instructions, slot_pos, pool, some_squares)
+                product(code, step, slot_pos, pool, squares)
             elif operation == words.ATTEND:
-                attention(w, step, n_instructions, pc, slot_pos, slot_seq, pool)
+                attention(code, step, pc, slot_pos, slot_seq, pool)
             elif operation == words.EMBED:
+                put_word(code)
                 step += int64(1)
                 cuda.syncthreads()
                 if block == 0:
                     if is_resident and n_seqs > 1 and n_done > 0:
                         chosen += min(uint64(n_seqs), n_blocks)  # blocks that choose
                         wait(arrived, 1, chosen)
-                    embed(w, step, n_instructions, pc)
+                    if not is_resident or n_done == 0:
+                        look_at_host(w, host)
+                    embed(w, step, n_instructions, pc, host)
                     if not is_resident and thread == 0:
                         array_at(w[words.CONTROL], (N_CONTROL,), int64)[STEP] = step
                 if is_resident:
+                    ask_next_norm(code)
                     go = array_at(w[words.GO], (1,), int64)
                     if not _is_to_go(go, epoch_of(step, n_instructions, pc), said):
                         break
                     read_slots(w, slot_pos, slot_seq)
             else:
+                put_word(code)
                 if is_resident:
                     arrive(arrived, 0)
                     target += n_blocks
+                    if block == 0:
+                        look_at_host(w, host)
                     if block < n_seqs:
                         wait(arrived, 0, target)
                 cuda.syncthreads()
-                choose(w, pool)
+                choose(w, slot_pos, pool)
                 if is_resident and n_seqs > 1 and block < n_seqs:
                     arrive(arrived, 1)
                 cuda.syncthreads()

@@ -58,8 +58,7 @@ class DecodeState:
                                 leaves early must not be taken for one that has come to a choice
     best       int64[n_seqs, n_blocks]       largest key of each block's logits
     mass       float32[n_seqs, n_blocks, 2]  max, and sum of exp(logit - max)
-    partial    float32[attend.split_shape]   of attention
-    merged     int32[n_seqs, n_heads]        zero at rest
+    partial    uint32[attend.split_shape]    of attention: exchange words
     raw        float32[n_seqs, vocab_size]   logits as the model has them
     logits     float32[n_seqs, vocab_size]   the same, as the sampler has left them
     sampler    of n_seqs rows
@@ -80,7 +79,6 @@ class DecodeState:
     best: Any
     mass: Any
     partial: Any
-    merged: Any
     raw: Any
     logits: Any
     sampler: SamplerState

@@ -37,9 +37,12 @@ from typing import Final
     PANEL_GROUPS,  # groups of rows whose partial results find room in shared memory
     N_STAGES,
     STAGE_COLS,  # columns of x in shared memory at a time
-    STAGE_SPANS,  # of a stage; see product.py
-    STAGE_INVERSE,  # 2^16 / STAGE_SPANS, rounded up: a division of numbers up to 16 without one
+    CHUNK_SPANS,  # spans of an item; see items.py
+    STAGE_SPANS,  # of a stage
+    STAGE_CHUNKS,  # items of a group in a stage
+    STAGE_INVERSE,  # 2^16 / STAGE_CHUNKS, rounded up: a division of numbers up to 16 without one
     LAST_SPANS,  # the same of the last stage
+    LAST_CHUNKS,
     LAST_INVERSE,
     QUANTS,  # address of uint32[N_ROWS, QUANT_WORDS]; see planes.py
     QUANT_WORDS,
@@ -49,17 +52,15 @@ from typing import Final
     SCALE_WORDS,
     BIAS,  # address of float32[N_ROWS]
     FIRST_ROW,  # of ROTATE: which row of Q, K and V stacked is the matrix's first
-    COS,  # address of float32[MAX_SEQ_LEN or more, rope_dim / 2]
-    SIN,
+    ANGLES,  # address of float32[MAX_SEQ_LEN or more, rope_dim / 2, 2]: cos and sin
     # ATTEND
     K_CACHE,  # address of one layer's float16[n_seqs, n_kv_heads, max_seq_len, head_dim]
     V_CACHE,
     INNER,  # bits of the factors of scores: attention_common.score_factors
     OUTER,
     WINDOW,  # keys that a row sees
-    PARTIAL,  # address of float32[n_seqs, n_heads, N_SPLITS, head_dim + 2]
+    PARTIAL,  # address of exchange words uint32[n_seqs, n_heads, N_SPLITS, head_dim + 2, 2]
     N_SPLITS,
-    MERGED,
     # EMBED and CHOOSE
     TABLE,  # address of uint8[VOCAB_SIZE, ROW_BYTES]
     ROW_BYTES,
@@ -80,8 +81,8 @@ from typing import Final
     BIAS_VALUES,
     MAX_BIAS,
     HISTORY,
-) = range(67)
-N_WORDS: Final = 67
+) = range(68)
+N_WORDS: Final = 68
 
 # Operations.
 EMBED, ATTEND, CHOOSE, PRODUCT = range(4)
