@@ -1,6 +1,7 @@
 """`m40llm bench`: what this card does with a model, verified before it is timed."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +23,8 @@ bench_app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+_DRAWN = {"shape": "1b", "type": "F16", "batch": "1"}  # what --help says of the defaults
+_OF_MODEL = "whose own shape and types are timed, in one sequence"
 _MARGIN = 8  # tokens of context beyond those that are timed
 
 
@@ -49,17 +52,26 @@ def decode(
         str | None,
         typer.Argument(
             metavar="[MODEL]",
-            help="A model's own weights in place of --shape and --type.",
+            help="A model's own weights, in place of --shape, --type and --batch.",
             show_default=False,
         ),
     ] = None,
     shape: Annotated[
-        str, typer.Option(metavar="135m|1b|8b", help="SmolLM2, Llama 3.2 1B or Llama 3.1 8B.")
-    ] = "1b",
+        str | None,
+        typer.Option(
+            metavar="135m|1b|8b",
+            help="SmolLM2, Llama 3.2 1B or Llama 3.1 8B.  [default: 1b]",
+            show_default=False,
+        ),
+    ] = None,
     type: Annotated[
-        str,
-        typer.Option(metavar="TYPE,...", help="Of the weights: F16, Q8_0, Q4_0, Q4_K_M, ..."),
-    ] = "F16",
+        str | None,
+        typer.Option(
+            metavar="TYPE,...",
+            help="Of the weights: F16, Q8_0, Q4_0, Q4_K_M, ...  [default: F16]",
+            show_default=False,
+        ),
+    ] = None,
     form: Annotated[
         str, typer.Option(metavar="FORM,...", help="eager, graph or persistent.")
     ] = "persistent",
@@ -67,8 +79,13 @@ def decode(
         str, typer.Option(metavar="N,...", help="Tokens in the cache before the first.")
     ] = "0",
     batch: Annotated[
-        str, typer.Option(metavar="N,...", help="Sequences decoded together: 1, 2, 4 or 8.")
-    ] = "1",
+        str | None,
+        typer.Option(
+            metavar="N,...",
+            help="Sequences decoded together: 1, 2, 4 or 8.  [default: 1]",
+            show_default=False,
+        ),
+    ] = None,
     tokens: Annotated[int, typer.Option(min=4, metavar="N", help="Tokens of each sequence.")] = 128,
     device: opt.Device = "cuda",
     as_json: opt.AsJson = False,
@@ -87,27 +104,39 @@ def decode(
       m40llm bench decode --shape 135m --form eager,graph,persistent --json
       m40llm bench decode model.gguf --kv 0,1000
     """
-    from m40llm.bench.shapes import TYPES, shape_of
     from m40llm.device.decoder import FORMS
 
-    shape_of(shape)
-    forms, types = form.split(","), type.split(",")
-    for name, given, known in (("form", forms, FORMS), ("type", types, TYPES)):
-        for one in given:
-            if one not in known:
-                raise RequestError(f"{name}: expected some of {', '.join(known)}, got {one!r}")
-    lengths, batches = _numbers("kv", kv, 0), _numbers("batch", batch, 1)
-    if odd := [n for n in batches if n not in (1, 2, 4, 8)]:
-        raise RequestError(f"batch: expected some of 1, 2, 4, 8, got {odd[0]}")
-    what = _What(forms, lengths, tokens)
-    if model is not None:
-        rows = _rows_of_model(model, what, device)
+    what = _What(_names("form", form, FORMS), _numbers("kv", kv, 0), tokens)
+    drawn = {"shape": shape, "type": type, "batch": batch}
+    given = {name: text for name, text in drawn.items() if text is not None}
+    if model is None:
+        rows = _rows(*_checked(**{**_DRAWN, **given}), what, device)
     else:
-        rows = _rows(shape, types, batches, what, device)
+        for name, text in given.items():
+            raise RequestError(f"{name}: not beside MODEL, {_OF_MODEL}; got {text!r}")
+        rows = _rows_of_model(model, what, device)
     if as_json:
         print_json({"rows": [row.as_json() for row in rows]})
     else:
         print(_shown(rows))
+
+
+def _names(name: str, text: str, known: Sequence[str]) -> list[str]:
+    for one in text.split(","):
+        if one not in known:
+            raise RequestError(f"{name}: expected some of {', '.join(known)}, got {one!r}")
+    return text.split(",")
+
+
+def _checked(shape: str, type: str, batch: str) -> tuple[str, list[str], list[int]]:
+    """What is to be drawn: the shape, and the types and numbers of sequences."""
+    from m40llm.bench.shapes import TYPES, shape_of
+
+    shape_of(shape)
+    types, batches = _names("type", type, TYPES), _numbers("batch", batch, 1)
+    if odd := [n for n in batches if n not in (1, 2, 4, 8)]:
+        raise RequestError(f"batch: expected some of 1, 2, 4, 8, got {odd[0]}")
+    return shape, types, batches
 
 
 @dataclass(frozen=True)
@@ -131,7 +160,8 @@ def _rows(
 
     rows = []
     with progress_bar() as progress:
-        ops, rate = _measured(device, progress)
+        ops = _gpu_ops(device, progress)
+        rate = _read_rate(ops)
         for kind in types:
             for n_seqs in batches:
                 model = synthetic_model(
@@ -148,7 +178,6 @@ def _rows(
 def _rows_of_model(name: str, what: _What, device: str) -> "list[Row]":
     import numpy as np
 
-    from m40llm.bench.reading import read_bytes_per_s
     from m40llm.bench.synthetic import fill_cache
     from m40llm.llm import LLM
 
@@ -160,8 +189,7 @@ def _rows_of_model(name: str, what: _What, device: str) -> "list[Row]":
     ):
         model = llm.transformer
         fill_cache(model, np.random.default_rng(0))
-        ops: Any = model.ops
-        rate = None if ops.name == "emulator" else read_bytes_per_s(ops.card)
+        rate = _read_rate(model.ops)
         names = llm.path.name, model.weights.layers[0].ffn_down.type.name
         return _timed(model, names, what, rate, progress)
 
@@ -182,14 +210,13 @@ def _timed(
     ]
 
 
-def _measured(device: str, progress: "Progress") -> tuple["GpuOps", float | None]:
-    """(the ops, the read bandwidth in bytes a second; None on the emulator)."""
+def _read_rate(ops: Any) -> float | None:
+    """The card's read bandwidth in bytes a second; None on the emulator."""
     from m40llm.bench.reading import read_bytes_per_s
 
-    ops = _gpu_ops(device, progress)
     rate = None if ops.name == "emulator" else read_bytes_per_s(ops.card)
     status(f"device: {ops.name}" + (f", reads {rate / 1e9:.0f} GB/s" if rate else ""))
-    return ops, rate
+    return rate
 
 
 def _gpu_ops(device: str, progress: "Progress") -> "GpuOps":

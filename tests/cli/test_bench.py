@@ -15,6 +15,7 @@ runner = CliRunner()
 @pytest.mark.parametrize(
     ("args", "words"),
     [
+        (["--shape", ""], "shape: expected one of 135m, 1b, 8b, got ''"),
         (["--shape", "7b"], "shape: expected one of 135m, 1b, 8b, got '7b'"),
         (["--type", "Q4"], "type: expected some of F32, F16"),
         (["--form", "fast"], "form: expected some of eager, graph, persistent, got 'fast'"),
@@ -23,6 +24,15 @@ runner = CliRunner()
         (["--batch", "3"], "batch: expected some of 1, 2, 4, 8, got 3"),
         (["--device", "cpu"], "device: expected a CUDA card or the emulator, got 'cpu'"),
         (["no-such-file.gguf"], "no-such-file.gguf"),
+        (
+            ["m.gguf", "--shape", "1b"],
+            "shape: not beside MODEL, whose own shape and types are timed",
+        ),
+        (["m.gguf", "--type", "F16"], "type: not beside MODEL"),
+        (
+            ["m.gguf", "--batch", "1"],
+            "batch: not beside MODEL, whose own shape and types are timed, in one sequence; got '1'",
+        ),
     ],
 )
 def test_refusals(args: list[str], words: str) -> None:
@@ -40,4 +50,5 @@ def test_a_model_on_the_emulator(tmp_path: Path) -> None:
     [row] = json.loads(done.stdout)["rows"]
     assert (row["form"], row["kv"], row["n_tokens"], row["n_seqs"]) == ("persistent", 2, 4, 1)
     assert row["tokens_per_s"] > 0
+    assert "device: emulator\n" in done.stderr
     assert row["read_share"] is None
