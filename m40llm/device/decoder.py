@@ -87,10 +87,19 @@ class ModelParts:
 
 
 class Decoder(Protocol):
-    """See above. After an error, `recover` comes before anything else."""
+    """See above. After an error, `recover` comes before anything else.
 
+    forms  those that suit the card; others work, but are for who asks for them
+    """
+
+    forms: tuple[Form, ...]
     max_bias: int
     max_stop_ids: int
+
+    @property
+    def device(self) -> str:
+        """The card, the architecture of its code and its driver, in words."""
+        ...
 
     def begin(self, slot: int, request: SlotRequest) -> None:
         """The slot must be done with what it had before."""

@@ -9,7 +9,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from cuda.bindings import driver
@@ -21,11 +21,14 @@ from m40llm.device.cuda.driver import STREAM_WITHOUT_LEGACY_SYNC as NON_BLOCKING
 from m40llm.device.cuda.driver import DriverError, call
 from m40llm.device.cuda.graph import Event, Graph
 from m40llm.device.cuda.modules import Modules, flatten
+from m40llm.device.cuda.requirements import driver_release
 from m40llm.device.cuda.staging import Staging
 from m40llm.device.gpu.compiler import Capability
 from m40llm.errors import DeviceError
 from m40llm.kernels.contract import Dim, Kernel
 from m40llm.progress import Progress
+
+NAME_BYTES: Final = 256  # of a card's name at most
 
 
 class CudaCard:
@@ -49,8 +52,8 @@ class CudaCard:
                 self._attribute("COMPUTE_CAPABILITY_MINOR"),
             )
             self.n_sms = self._attribute("MULTIPROCESSOR_COUNT")
-            # A card that drives a display breaks off what runs for seconds.
-            self.max_steps = 32 if self._attribute("KERNEL_EXEC_TIMEOUT") else 1 << 20
+            self.has_time_limit = bool(self._attribute("KERNEL_EXEC_TIMEOUT"))
+            self.max_steps = 32 if self.has_time_limit else 1 << 20
             self._stream = call(driver.cuStreamCreate, NON_BLOCKING)
             self._staging = Staging(self._stream)
             self._modules = Modules(self.capability, config.FORCE_CUDA_CC or self.capability)
@@ -59,6 +62,18 @@ class CudaCard:
     def stream_handle(self) -> int:
         """The CUstream, as a number that other libraries take."""
         return int(self._stream)
+
+    @property
+    def about(self) -> str:
+        with _as_device_error(f"asking for the name of {self.name}"):
+            name = call(driver.cuDeviceGetName, NAME_BYTES, self._device)
+            version = call(driver.cuDriverGetVersion)
+        name = name.partition(b"\0")[0].decode(errors="replace")
+        target = self._modules.compiling.target
+        return "{}, sm_{}{}, code for {}, driver {} (CUDA {}.{})".format(
+            *(name, *self.capability, target),
+            *(driver_release() or "of unknown release", version // 1000, version % 1000 // 10),
+        )
 
     @property
     def n_compiled(self) -> int:

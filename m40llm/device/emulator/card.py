@@ -18,8 +18,9 @@ Buffer = NDArray[Any]
 class EmulatedCard:
     """Implements `device.gpu.card.Card`. `settings` are the emulator's: order, seed, checks, ..."""
 
-    name = "emulator"
+    name = about = "emulator"
     n_sms = 2  # few blocks an attention row: a core runs them one after another
+    has_time_limit = False
     max_steps = 1  # a launch returns when it is done: so each token is heard of when it is made
 
     def __init__(self, **settings: Any) -> None:

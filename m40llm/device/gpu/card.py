@@ -21,6 +21,16 @@ class Card(Launcher, Protocol):
         ...
 
     @property
+    def about(self) -> str:
+        """The card, the architecture of its code and its driver, in words."""
+        ...
+
+    @property
+    def has_time_limit(self) -> bool:
+        """Whether a launch that takes seconds is broken off: on a card that drives a display."""
+        ...
+
+    @property
     def n_launches(self) -> int:
         """Launches so far: a test counts that no op went around the kernels."""
         ...

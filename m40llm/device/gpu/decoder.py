@@ -6,7 +6,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from m40llm.device.decoder import Answer, Done, Form, ModelParts, SlotRequest
+from m40llm.device.decoder import FORMS, Answer, Done, Form, ModelParts, SlotRequest
 from m40llm.device.gpu.card import Card
 from m40llm.device.gpu.decode import (
     Other,
@@ -60,6 +60,8 @@ class CardDecoder:
 
     def __init__(self, card: Card, program: Sequence[Instruction], parts: ModelParts) -> None:
         self._card, self._parts = card, parts
+        # A launch that goes on for a whole answer keeps a display from being drawn.
+        self.forms: tuple[Form, ...] = ("eager", "graph") if card.has_time_limit else FORMS
         _, self._n_slots, n_kv_heads, max_seq_len, head_dim = parts.k.shape
         matrices = [parts.weights[one.weight] for one in program if isinstance(one, Project)]
         types = tuple(dict.fromkeys(w.type for w in matrices))
@@ -82,6 +84,10 @@ class CardDecoder:
         self._ended: Any = None  # the end of the last launch of the persistent form
         self._graph: Any = None
         self._is_launched = False
+
+    @property
+    def device(self) -> str:
+        return self._card.about
 
     def _bound(self, program: Sequence[Instruction]) -> list[Product | Other]:
         """The instructions with buffers and weights in place of names."""
