@@ -77,6 +77,11 @@ class Engine:
     def max_seq_len(self) -> int:
         return self.model.kv.max_seq_len
 
+    def forget(self) -> None:
+        """Nothing is cached any more."""
+        self._cached_ids = []
+        self.model.kv.truncate(0, 0)
+
     def check_ids(self, ids: Sequence[int], name: str = "prompt") -> list[int]:
         """The ids as a list of ints. RequestError for none, too many, or one out of range."""
         wanted = f"{name}: expected a text or token ids, got {ids!r}"
