@@ -100,7 +100,7 @@ def measure(model: str, device: str, repeats: int) -> list[dict[str, Any]]:
         "commit": commit(),
     }
     with LLM.load(model, device=device) as llm:
-        common["device"] = llm.device_name
+        common["device"], common["decode"] = llm.device_name, llm.decode_form
         common["verified_to"] = verify(llm)
         measures: dict[str, tuple[str, Callable[[LLM, int], float]]] = {
             "decode": ("tokens/s", decode_rate),

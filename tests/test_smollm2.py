@@ -44,7 +44,7 @@ def promise(request: pytest.FixtureRequest) -> Promise:
 
 @pytest.fixture(scope="module")
 def llm(promise: Promise, smollm2: Path) -> Iterator[LLM]:
-    with LLM.load(smollm2, device=promise.device, max_seq_len=2048) as llm:
+    with LLM.load(smollm2, device=promise.device, max_seq_len=2048, decode="host") as llm:
         yield llm
 
 
@@ -86,7 +86,7 @@ def test_same_seed_same_text(llm: LLM) -> None:
 def test_256_greedy_tokens_as_on_the_cpu(smollm2: Path, row: dict[str, Any]) -> None:
     with (
         LLM.load(smollm2, device="cpu", max_seq_len=512) as cpu,
-        LLM.load(smollm2, device="cuda", max_seq_len=512) as cuda,
+        LLM.load(smollm2, device="cuda", max_seq_len=512, decode="host") as cuda,
     ):
         assert_same_greedy(cuda, cpu, row["prompt_ids"], 256, gap=0.05)
 

@@ -33,7 +33,7 @@ def generate(
     max_seq_len: opt.MaxSeqLen = None,
     cublas: opt.Cublas = None,
     require_sm52: opt.RequireSm52 = False,
-    decode: opt.Decode = "host",
+    decode: opt.Decode = None,
     as_json: opt.AsJson = False,
     debug: opt.Debug = False,
 ) -> None:

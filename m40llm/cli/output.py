@@ -152,7 +152,7 @@ def loaded(
     max_seq_len: int | None,
     cublas: bool | None,
     require_sm52: bool,
-    decode: str = "host",
+    decode: str | None = "host",
 ) -> Iterator["LLM"]:
     """Load `model` with a progress bar, say which device was chosen and why, close it at the end.
 
@@ -172,5 +172,7 @@ def loaded(
             require_sm52=require_sm52,
         )
         with llm:
-            status(f"device: {llm.device_name} ({llm.device_reason})")
+            has_choice = decode != "host" and llm.device_name != "cpu"
+            form = f", decode: {llm.decode_form}" if has_choice else ""
+            status(f"device: {llm.device_name} ({llm.device_reason}){form}")
             yield llm

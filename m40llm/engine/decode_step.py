@@ -19,17 +19,18 @@ from m40llm.errors import ModelFileError, RequestError
 
 DecodeForm = Literal["host", "eager", "graph", "persistent"]
 DECODE_FORMS: Final[tuple[DecodeForm, ...]] = ("host", *FORMS)
+DecodeChoice = Literal["auto", "host", "eager", "graph", "persistent"]
+DECODE_CHOICES: Final[tuple[DecodeChoice, ...]] = ("auto", *DECODE_FORMS)
 _POLL_S: Final = 20e-6
 _NO_END: Final = (1 << 31) - 1  # tokens, where only the context ends an answer
-IN_PROMPT, IN_ANSWER = 1, 2  # as kernels/sampling.py counts
 
 
-def checked_form(name: object) -> DecodeForm:
+def checked_choice(name: object) -> DecodeChoice:
     """RequestError for what is none."""
-    for form in DECODE_FORMS:
-        if form == name:
-            return form
-    raise RequestError(f"decode: expected {', '.join(DECODE_FORMS)}, got {name!r}")
+    for choice in DECODE_CHOICES:
+        if choice == name:
+            return choice
+    raise RequestError(f"decode: expected {', '.join(DECODE_CHOICES)}, got {name!r}")
 
 
 def why_host(params: SamplingParams, stop_ids: Sequence[int], decoder: Decoder) -> str:
@@ -74,6 +75,8 @@ def slot_request(
 
 
 def _history(prompt: Sequence[int], ids: Sequence[int], vocab_size: int) -> NDArray[np.int32]:
+    from m40llm.kernels.sampling import IN_ANSWER, IN_PROMPT  # loads CUDA: not for the host's loop
+
     history = np.zeros(vocab_size, np.int32)
     history[np.unique(np.asarray(prompt, np.int64))] = IN_PROMPT
     np.add.at(history, np.asarray(ids, np.int64), IN_ANSWER)

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from m40llm import hub
 from m40llm.device import open_device
-from m40llm.engine.decode_step import DecodeForm, checked_form
+from m40llm.engine.decode_step import DecodeChoice, DecodeForm, checked_choice
 from m40llm.engine.engine import Engine
 from m40llm.engine.sampling import SamplingParams
 from m40llm.errors import RequestError
 from m40llm.gguf import open_gguf
+from m40llm.llm.decode_form import decode_form
 from m40llm.llm.plan import Plan, plan_memory
 from m40llm.llm.results import Completion
 from m40llm.llm.stream import TextStream
@@ -76,7 +77,7 @@ class LLM:
         *,
         cublas: bool | None = None,
         require_sm52: bool = False,
-        decode: DecodeForm | str = "host",
+        decode: DecodeChoice | str | None = None,
     ) -> "LLM":
         """Loads a model file.
 
@@ -91,13 +92,15 @@ class LLM:
         decode         who makes the tokens after the first: "host" (ops enqueued one by one, the
                        choice on the host), or the device itself in the form "eager", "graph" or
                        "persistent" (docs/persistent.md): cuda and emulator only. The three give
-                       the same tokens, and probabilities apart from the host's by rounding
+                       the same tokens, and probabilities apart from the host's by rounding.
+                       "auto" is the fastest that works, measured when a card first meets a model
+                       of this shape; None is "host"
 
         Raises ModelFileError (the file is broken), UnsupportedModelError (sound, but not run
         here), DeviceError (no such device, or it does not fit), PullError, RequestError.
         """
         begin = time.perf_counter()
-        form = checked_form(decode)
+        choice = None if decode is None else checked_choice(decode)
         path = hub.resolve(_checked_name(path_or_alias), progress=progress)
         file = open_gguf(path)
         try:
@@ -121,7 +124,8 @@ class LLM:
             )
         finally:
             file.close()  # the mapping itself lives as long as the weights that view it
-        engine = Engine(model, tokenizer.stop_ids, form)
+        engine = Engine(model, tokenizer.stop_ids)
+        engine.decode_form = decode_form(choice, engine, file, progress)
         engine.check_form()
         return cls(engine, tokenizer, plan, path, reason, time.perf_counter() - begin)
 
@@ -222,6 +226,11 @@ class LLM:
                 out[at : at + len(piece)] = piece
                 at += len(piece)
             return out
+
+    @property
+    def decode_form(self) -> DecodeForm:
+        """Who makes the tokens after the first; "auto" has been settled."""
+        return self._open_engine().decode_form
 
     @property
     def transformer(self) -> Transformer:

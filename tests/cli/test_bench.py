@@ -29,10 +29,7 @@ runner = CliRunner()
             "shape: not beside MODEL, whose own shape and types are timed",
         ),
         (["m.gguf", "--type", "F16"], "type: not beside MODEL"),
-        (
-            ["m.gguf", "--batch", "1"],
-            "batch: not beside MODEL, whose own shape and types are timed, in one sequence; got '1'",
-        ),
+        (["m.gguf", "--batch", "1"], "types are timed, in one sequence; got '1'"),
     ],
 )
 def test_refusals(args: list[str], words: str) -> None:

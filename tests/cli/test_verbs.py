@@ -79,6 +79,11 @@ def test_text_from_stdin_and_file(run: Run, fake_llm: Any, tiny_model: str, tmp_
         (["chat", "m.gguf", "--repetition-penalty", "0"], "--repetition-penalty: expected"),
         (["generate", "m.gguf", "-p", "a", "--temp", "warm"], "--temp"),
         (["generate", "m.gguf", "-p", "a", "--device", "tpu"], "expected auto, cpu, cuda"),
+        (
+            ["generate", "m.gguf", "-p", "a", "--decode", "fast"],
+            "expected auto, host, eager, graph, persistent, got 'fast'",
+        ),
+        (["chat", "m.gguf", "--decode", ""], "expected auto, host"),
         (["generate", "m.gguf", "-p", "a", "--max-seq-len", "0"], "--max-seq-len"),
         (["generate", "m.gguf", "-p", "\udcff"], "not valid UTF-8"),
         (["generate"], "MODEL"),
@@ -96,6 +101,30 @@ def test_usage_errors(run: Run, args: list[str], told: str) -> None:
     assert result.exit_code == 2
     assert told in result.stderr
     assert result.stdout == ""
+
+
+def test_who_makes_the_tokens(run: Run, fake_llm: Any, tiny_model: str) -> None:
+    """A form is asked for by the verbs that decode; the others never measure one."""
+    for given in ("auto", "host", "eager", "graph", "persistent"):
+        assert run("chat", tiny_model, "--decode", given, input="").exit_code == 0
+        assert fake_llm.asked["decode"] == given
+    assert run("chat", tiny_model, input="").exit_code == 0
+    assert fake_llm.asked["decode"] is None
+    assert run("generate", tiny_model, "-p", "a", "--decode", "auto").exit_code == 0
+    assert run("logits", tiny_model, "-p", "a").exit_code == 0
+    assert fake_llm.asked["decode"] == "host"
+
+
+def test_who_makes_the_tokens_is_told_of_a_card(
+    run: Run, fake_llm: Any, tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake_llm, "device_name", "cuda:0")
+    monkeypatch.setattr(fake_llm, "device_reason", "Tesla M40, sm_52")
+    monkeypatch.setattr(fake_llm, "decode_form", "graph", raising=False)
+    told = run("generate", tiny_model, "-p", "a").stderr
+    assert "device: cuda:0 (Tesla M40, sm_52), decode: graph\n" in told
+    told = run("logits", tiny_model, "-p", "a").stderr
+    assert "device: cuda:0 (Tesla M40, sm_52)\n" in told
 
 
 def test_tokenize_and_back(run: Run, tiny_model: str) -> None:

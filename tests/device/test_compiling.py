@@ -106,7 +106,7 @@ def test_a_loaded_model_tells_in_its_requests(
 
     monkeypatch.setattr(program, "_programs", WeakKeyDictionary())  # as in a new process
     path = write_tiny_gguf(tmp_path / "tiny.gguf")
-    with LLM.load(path, device=device, progress=progress) as llm:
+    with LLM.load(path, device=device, progress=progress, decode="host") as llm:
         assert set(told) == {"loading weights"}
         with pytest.raises(KeyboardInterrupt):
             llm.logits([1, 2, 3])

@@ -40,12 +40,12 @@ MODELS: dict[str, dict[str, Any]] = {
 def load(path: Path, device: str) -> LLM:
     """On "cuda, cublas" the matrix products are cuBLAS's; skips where that is not installed.
 
-    Elsewhere M40LLM_ENABLE_CUBLAS decides.
+    Elsewhere M40LLM_ENABLE_CUBLAS decides. The tokens are made by the ops, not by the decoder.
     """
     name, _, cublas = device.partition(", ")
     if cublas:
         pytest.importorskip("nvmath", reason=f"no cuBLAS: {CUBLAS_PACKAGES}")
-    return LLM.load(path, device=name, cublas=True if cublas else None)
+    return LLM.load(path, device=name, cublas=True if cublas else None, decode="host")
 
 
 def nll(logits: Any, ids: list[int]) -> Any:

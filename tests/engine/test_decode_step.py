@@ -9,7 +9,7 @@ import pytest
 from m40llm import LLM, SamplingParams
 from m40llm.cli import options
 from m40llm.device.decoder import FORMS
-from m40llm.engine.decode_step import DECODE_FORMS
+from m40llm.engine.decode_step import DECODE_CHOICES
 from m40llm.errors import RequestError
 from m40llm.testing import write_tiny_gguf
 
@@ -134,11 +134,11 @@ def test_recovers(llm: LLM) -> None:
 
 def test_what_is_refused(tmp_path: Path) -> None:
     path = write_tiny_gguf(tmp_path / "tiny.gguf")
-    with pytest.raises(RequestError, match="decode: expected host, eager, graph, persistent"):
+    with pytest.raises(RequestError, match="decode: expected auto, host, eager, graph, persistent"):
         LLM.load(path, device="cpu", decode="fast")
     with pytest.raises(RequestError, match="decode: expected 'host' on device 'cpu', got 'graph'"):
         LLM.load(path, device="cpu", decode="graph")
 
 
-def test_the_options_forms_are_these() -> None:
-    assert options._DECODE_FORMS == DECODE_FORMS
+def test_the_options_choices_are_these() -> None:
+    assert options._DECODE_CHOICES == DECODE_CHOICES

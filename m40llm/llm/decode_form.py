@@ -1,0 +1,108 @@
+"""Which form of decode `decode="auto"` stands for: measured once, then remembered on disk.
+
+<cache>/decode/<digest of the key>.json     {"key": {...}, "form": "graph", "ms_per_token": {...}}
+
+A file a key, replaced whole: two processes at once can lose a measurement, not damage one. What
+cannot be read, or is another key's, is measured and written again.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections import Counter
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from m40llm import __version__
+from m40llm.engine.decode_step import DecodeChoice, DecodeForm
+from m40llm.engine.decode_timing import time_forms
+from m40llm.engine.engine import Engine
+from m40llm.gguf import GGUFFile
+from m40llm.hub import cache_dir
+from m40llm.progress import Progress
+
+Key = dict[str, Any]
+
+
+def decode_form(
+    wanted: DecodeChoice | None, engine: Engine, file: GGUFFile, progress: Progress | None = None
+) -> DecodeForm:
+    """The form that a choice stands for; None is "host".
+
+    "auto" is the fastest form that works: "host" where the device has no decoder.
+    """
+    if wanted is None:
+        return "host"
+    if wanted != "auto":
+        return wanted
+    try:
+        decoder = engine.model.decoder
+    except Exception:  # no memory left for it, say: the model itself still runs
+        return "host"
+    if isinstance(decoder, str):
+        return "host"
+    key = key_of(engine, decoder.device, file)
+    path = cache_dir() / "decode" / f"{_digest(json.dumps(key, sort_keys=True).encode())}.json"
+    if known := remembered(path, key, ("host", *decoder.forms)):
+        return known
+    ms = time_forms(engine, decoder.forms, progress)
+    if ms is None:
+        return "host"
+    # Where a form has broken the card, the next load must not try it again.
+    form: DecodeForm = min(ms, key=ms.__getitem__) if ms else "host"
+    remember(path, {"key": key, "form": form, "ms_per_token": ms})
+    return form
+
+
+def key_of(engine: Engine, device: str, file: GGUFFile) -> Key:
+    """All that the fastest form depends on: of the weights, their types and not their values."""
+    model = engine.model
+    types = Counter(tensor.type.name for tensor in file.tensors.values())
+    return {
+        "device": device,
+        "m40llm": f"{__version__}, {_code_digest()}",
+        "hparams": str(model.hp),
+        "tensors": dict(sorted(types.items())),
+        "max_seq_len": model.kv.max_seq_len,
+        "n_seqs": model.kv.n_seqs,
+    }
+
+
+def remembered(path: Path, key: Key, forms: tuple[DecodeForm, ...]) -> DecodeForm | None:
+    """The form that was chosen before; None where that is not known, or the file is damaged."""
+    try:
+        entry = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(entry, dict) or entry.get("key") != key:
+        return None
+    return next((form for form in forms if form == entry.get("form")), None)
+
+
+def remember(path: Path, entry: dict[str, Any]) -> None:
+    """A reader sees all of it or nothing; a full or read-only disk is no error."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            try:
+                file.write(json.dumps(entry, indent=1).encode())
+                file.flush()
+                os.replace(file.name, path)
+            except OSError:
+                os.unlink(file.name)
+
+
+@cache
+def _code_digest() -> str:
+    """Of the kernels and of what launches them: the version does not tell two checkouts apart."""
+    root = Path(__file__).parents[1]
+    paths = [*root.joinpath("kernels").rglob("*.py"), *root.joinpath("device").rglob("*.py")]
+    parts = (f"{path.relative_to(root)}\0".encode() + path.read_bytes() for path in sorted(paths))
+    return _digest(b"\0".join(parts))
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:40]
