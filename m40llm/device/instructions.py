@@ -33,7 +33,6 @@ class Project:
     add     out += result
     swiglu  out = silu(gate) * up, of gate above up
     logits  out = result, and its maximum
-
     """
 
     effect: Effect

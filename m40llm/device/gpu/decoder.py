@@ -217,6 +217,3 @@ def _padded(values: Any, n: int, filler: float, dtype: Any) -> NDArray[Any]:
     given = list(values)
     row[: len(given)] = given
     return row
-
-
-__all__ = ["CardDecoder", "why_not"]
