@@ -102,11 +102,18 @@ class Decoder(Protocol):
         ...
 
     def begin(self, slot: int, request: SlotRequest) -> None:
-        """The slot must be done with what it had before."""
+        """The slot must be done with what it had before. Waits for the token that others have in
+        hand; they go on when `advance` is called."""
         ...
 
     def advance(self, form: Form) -> None:
         """Enqueues what is to be done, unless enough is under way; returns at once on a card."""
+        ...
+
+    def make_way(self) -> None:
+        """What is enqueued next on the device, a prefill, say, does not wait for the answers of
+        the slots that are at work: a launch that goes on ends after the token in hand, or the
+        next. `advance` goes on with them."""
         ...
 
     def answers(self) -> list[Answer]:
@@ -114,7 +121,7 @@ class Decoder(Protocol):
         ...
 
     def cancel(self, slot: int) -> None:
-        """Ends the slot's work, and waits until the device is idle. Answers left are dropped."""
+        """Ends the slot's work, and waits until the device is idle; its answers are dropped."""
         ...
 
     def recover(self) -> None:

@@ -1,4 +1,4 @@
-"""CardDecoder with more slots than are at work."""
+"""CardDecoder with more slots than are at work, and with slots that join and leave."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import pytest
 
 from m40llm.bench.synthetic import synthetic_model
 from m40llm.device import open_device
-from m40llm.device.decoder import FORMS, Form, SlotRequest
+from m40llm.device.decoder import FORMS, Answer, Form, SlotRequest
 from m40llm.device.gpu.ops import GpuOps
 from m40llm.engine.decode_step import decode
 from m40llm.model.hparams import HParams, RopeParams
@@ -42,3 +42,41 @@ def test_one_slot_of_four(decoder: Any, form: Form) -> None:
         tokens = [answer.token_id for answer in answers]
         expected = tokens if expected is None else expected
         assert tokens == expected
+
+
+def tokens_alone(decoder: Any, request: SlotRequest, slot: int) -> list[int]:
+    return [answer.token_id for answer in decode(decoder, "persistent", request, slot)]
+
+
+def until_done(decoder: Any, form: Form, n_slots: int) -> list[Answer]:
+    found: list[Answer] = []
+    while sum(answer.done is not None for answer in found) < n_slots:
+        decoder.advance(form)
+        found += decoder.answers()
+    return found
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_slot_joins_others_at_work(decoder: Any, form: Form) -> None:
+    """Its beginning does not wait for their end, and changes none of their tokens."""
+    first, second = SlotRequest(7, 0, 24), SlotRequest(9, 0, 8)
+    expected = {0: tokens_alone(decoder, first, 0), 2: tokens_alone(decoder, second, 2)}
+    decoder.begin(0, first)
+    decoder.advance(form)
+    decoder.begin(2, second)
+    answers = until_done(decoder, form, 2)
+    for slot, tokens in expected.items():
+        assert [answer.token_id for answer in answers if answer.slot == slot] == tokens
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_slot_that_is_cancelled_leaves_the_others(decoder: Any, form: Form) -> None:
+    first = SlotRequest(7, 0, 12)
+    expected = tokens_alone(decoder, first, 1)
+    decoder.begin(1, first)
+    decoder.begin(3, SlotRequest(9, 0, 20))
+    if form != "persistent":  # on the emulator, a launch is over when `advance` returns
+        decoder.advance(form)
+    decoder.cancel(3)
+    answers = until_done(decoder, form, 1)
+    assert [(answer.slot, answer.token_id) for answer in answers] == [(1, t) for t in expected]

@@ -111,6 +111,24 @@ def test_cancel_and_stop(launcher: Any) -> None:
     assert case.answers() == []
 
 
+def test_yield_ends_a_launch_and_no_more(launcher: Any) -> None:
+    case = make_case(launcher, (F16,), shape=Shape(n_layers=1))
+    case.begin(5, count=4)
+    case.persistent()
+    expected = case.answers()
+    assert len(expected) == 4
+    case.begin(5, count=4)
+    case.command(rings.YIELD)
+    case.persistent()
+    assert case.answers() == []
+    case.persistent()
+    assert case.answers() == expected
+    case.command(rings.YIELD)  # nothing runs: the next launch ends at once
+    case.begin(5, count=4)
+    case.eager()  # there is nothing to end in a launch of one instruction
+    assert case.answers() == expected[:1]
+
+
 def test_as_many_launches_as_tokens(launcher: Any) -> None:
     """Blocks that leave a launch early are not taken for such as have come to the choice."""
     whole = make_case(launcher, (F16,), n_blocks=5)

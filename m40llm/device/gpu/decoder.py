@@ -80,6 +80,7 @@ class CardDecoder:
         code = card.upload(encode(self._instructions, self._setting))
         self._program = Program(form, code, self._state.arrived, n_blocks)
         self._n_commands = self._n_answers = 0
+        self._kept: list[Answer] = []  # read already, and not asked for yet
         self._under_way: list[Any] = []  # ends of steps enqueued, of the graph and eager forms
         self._ended: Any = None  # the end of the last launch of the persistent form
         self._graph: Any = None
@@ -115,7 +116,9 @@ class CardDecoder:
         return found
 
     def begin(self, slot: int, request: SlotRequest) -> None:
-        self._wait()  # a launch that goes on would take the command before its slot is written
+        # A launch that goes on would take the command before its slot is written.
+        self.make_way()
+        self._wait()
         write, state, sampler = self._card.write, self._state, self._state.sampler
         r = request
         settings = (r.temperature, r.top_p, r.min_p)
@@ -166,8 +169,12 @@ class CardDecoder:
             self._graph = graph
         return self._graph
 
+    def make_way(self) -> None:
+        if self._ended is not None and not self._card.has_come(self._ended):
+            self._command(rings.YIELD)
+
     def answers(self) -> list[Answer]:
-        found: list[Answer] = []
+        found, self._kept = self._kept, []
         while (answer := self._next_answer()) is not None:
             found.append(answer)
         self._rings.n_taken[0] = self._n_answers
@@ -183,7 +190,7 @@ class CardDecoder:
         slot, done = what >> rings.SLOT_SHIFT & 15, what >> rings.DONE_SHIFT & 15
         return Answer(slot, what & rings.NO_TOKEN, logprob, _REASONS[done])
 
-    def _command(self, operation: int, slot: int, count: int = 0) -> None:
+    def _command(self, operation: int, slot: int = 0, count: int = 0) -> None:
         at = self._n_commands % rings.N_COMMANDS
         self._n_commands += 1
         number = (self._n_commands & rings.NUMBER_MASK) << 32
@@ -192,10 +199,10 @@ class CardDecoder:
 
     def cancel(self, slot: int) -> None:
         self._command(rings.CANCEL, slot)
-        self._wait()
+        self.make_way()
         run_persistent(self._program, 1, stream=self._card)  # takes the command if none was running
         self._wait()
-        self.answers()
+        self._kept = [answer for answer in self.answers() if answer.slot != slot]
 
     def _wait(self) -> None:
         self._card.read(self._state.control)
@@ -204,7 +211,7 @@ class CardDecoder:
         """Counters that a launch was broken off between; epochs go on beyond any that were used."""
         write, state = self._card.write, self._state
         step = int(np.asarray(self._card.read(state.control))[rings.STEP])
-        self.answers()
+        self.answers()  # of what is given up
         control = [self._n_commands, self._n_answers, step + self._card.max_steps + 1, 0]
         write(state.control, np.array(control, np.int64))
         write(state.arrived, np.zeros(3, np.uint64))

@@ -73,7 +73,8 @@ def look_at_host(w: Any, host: Any) -> None:
 def _commands_of(n_seqs: int) -> Any:
     """take_commands(w, host): all that have come; one thread.
 
-    -> 1 if a slot has tokens to make, nobody said STOP, and the answers of one more step find room.
+    -> 1 if a slot has tokens to make, nobody said STOP or YIELD, and the answers of one more step
+    find room. YIELD ends this launch alone: the slots go on in the next one.
     """
 
     @cuda.jit(device=True, forceinline=True)
@@ -82,7 +83,7 @@ def _commands_of(n_seqs: int) -> Any:
         answers = array_at(w[words.ANSWERS], (state.N_ANSWERS, 2), int64)
         control = array_at(w[words.CONTROL], (state.N_CONTROL,), int64)
         n_left = array_at(w[words.N_LEFT], (n_seqs,), int32)
-        done, what, count = host[0], host[1], host[2]
+        done, what, count, is_yielding = host[0], host[1], host[2], False
         while True:
             number = (done + int64(1)) & int64(state.NUMBER_MASK)
             if what >> 32 != number or count >> 32 != number:
@@ -91,6 +92,8 @@ def _commands_of(n_seqs: int) -> Any:
             operation, slot = (what >> 8) & int64(0xFF), what & int64(0xFF)
             if operation == state.STOP:
                 control[state.IS_STOPPED] = int64(1)
+            elif operation == state.YIELD:
+                is_yielding = True
             elif slot < n_seqs:
                 if operation == state.DECODE:
                     n_left[slot] = int32(count & int64(0xFFFFFFFF))
@@ -106,6 +109,7 @@ def _commands_of(n_seqs: int) -> Any:
         unread = control[state.ANSWERED] - host[3]
         has_room = unread + int64(2 * n_seqs) <= int64(state.N_ANSWERS)
         is_running = is_busy and has_room and control[state.IS_STOPPED] == int64(0)
+        is_running = is_running and not is_yielding
         return int64(1 if is_running else 0)
 
     return take_commands

@@ -21,7 +21,7 @@ from m40llm.kernels.contract import check_array
 from m40llm.kernels.sampling import SamplerState
 
 # Operations of a command.
-DECODE, CANCEL, STOP = 1, 2, 3
+DECODE, CANCEL, STOP, YIELD = 1, 2, 3, 4
 
 # Why a slot is done, in an answer.
 GOES_ON, STOP_TOKEN, LENGTH, CONTEXT, CANCELLED, DAMAGED = range(6)
