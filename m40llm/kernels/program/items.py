@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from gguf import GGMLQuantizationType as GGMLType
-from numba import cuda, float32, int32, int64, uint16, uint32
+from numba import cuda, float32, int32, uint16, uint32
 
 from m40llm.kernels.intrinsics import uint_as_float
 from m40llm.kernels.planes import DENSE, LAYOUTS
@@ -110,7 +110,7 @@ def first_span_of(w: Any, items: Any, stage: Any, warp: Any) -> Any:
 @cuda.jit(device=True, forceinline=True)
 def is_items_last(items: Any, chunk: Any, span: Any) -> Any:
     """Whether the span is its item's last."""
-    return span + 1 == min(int32((chunk + 1) * items.chunk_spans), items.n_spans)
+    return int32(span + 1) == min(int32((chunk + 1) * items.chunk_spans), items.n_spans)
 
 
 @cuda.jit(device=True, forceinline=True)
@@ -137,20 +137,20 @@ def load_of(form: Form, type: GGMLType) -> Any:
         w: Any, n_rows: Any, n_units: Any, items: Any, group: Any, span: Any,
         now: Any, high: Any, packed: Any,
     ) -> None:  # fmt: skip
-        rows = cuda.local.array(n, int64)
+        rows = cuda.local.array(n, uint32)
         unit = int32((items.first_span + span) * WARP_SIZE + (cuda.threadIdx.x & 31))
-        unit = int32(min(unit, n_units - 1))  # beyond: multiplied, not added
+        unit = min(unit, int32(n_units - 1))  # beyond: multiplied, not added
         if group < items.end_group:
             last = int32(n_rows - 1)
             for r in range(half):
                 first, jump = find_pair(w, n_rows, int32(group * half + r))
-                rows[r] = int64(min(first, last))  # beyond: multiplied, not stored
-                rows[half + r] = int64(min(int32(first + jump), last))
-            shape = (n_rows, int32(w[words.QUANT_WORDS]))
-            quants = array_at(w[words.QUANTS], shape, uint32)
-            highs = array_at(w[words.HIGHS], (n_rows, int32(w[words.HIGH_WORDS])), uint32)
-            scales = array_at(w[words.SCALES], (n_rows, int32(w[words.SCALE_WORDS])), scale_kind)
-            load_words(quants, highs, scales, rows, unit, now, high, packed)
+                rows[r] = uint32(min(first, last))  # beyond: multiplied, not stored
+                rows[half + r] = uint32(min(int32(first + jump), last))
+            # Unsigned: a product of two of 32 bits is one instruction.
+            quants = array_at(w[words.QUANTS], (n_rows, uint32(w[words.QUANT_WORDS])), uint32)
+            highs = array_at(w[words.HIGHS], (n_rows, uint32(w[words.HIGH_WORDS])), uint32)
+            scales = array_at(w[words.SCALES], (n_rows, uint32(w[words.SCALE_WORDS])), scale_kind)
+            load_words(quants, highs, scales, rows, uint32(unit), now, high, packed)
 
     return load
 
@@ -194,8 +194,8 @@ def span_of(form: Form, type: GGMLType) -> Any:
             product[i] = float32(0)
         lane = int32(cuda.threadIdx.x & 31)
         unit = int32((items.first_span + span) * WARP_SIZE + lane)
-        inside = int32(min(unit, n_units - 1))
-        staged_unit = int32(inside - items.first_span * WARP_SIZE)
+        inside = uint32(min(unit, int32(n_units - 1)))
+        staged_unit = uint32(inside - items.first_span * WARP_SIZE)
         multiply(now, high, packed, inside, staged_unit, staged, sums, product)
         for i in range(n_results):  # no branch: it would wait for what is under way
             acc[i] += product[i] if unit < n_units else float32(0)
