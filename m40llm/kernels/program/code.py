@@ -13,7 +13,7 @@ from m40llm.kernels.program import words
 from m40llm.kernels.program.form import N_THREADS
 from m40llm.kernels.reduce import WARP_SIZE
 
-N_HELD: Final = 4  # a power of two
+N_HELD: Final = 4
 _LINE_BYTES: Final = 128
 _FIRST_THREAD: Final = N_THREADS - words.N_WORDS  # the last ones: others have x to take
 

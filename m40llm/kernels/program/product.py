@@ -2,23 +2,28 @@
 
 Each block has whole groups of rows (pairs of rows.py). A warp multiplies an item (items.py), adds
 over its lanes, and leaves a partial result for each row and sequence in shared memory. A thread
-then adds up the partial results of one row and sequence, in the order of the columns. So no sum
-depends on the grid.
+then adds up the partial results of one row and sequence, in the order of the columns. How many
+columns an item has depends on how many groups a block has; nothing else depends on the grid.
 
 Most products of a block have one segment: all its rows, all columns of x in shared memory at once.
 The others (`_many_of`) take rows a panel at a time, and columns a stage at a time.
 
-A warp has two items' weights under way before it waits for x: they depend on nothing, and so the
-memory is busy while blocks wait for each other. The assembler counts all these loads in one
-scoreboard, so that who waits for one waits for all; hence what looks roundabout here. One segment
-is straight code: where a loop begins that makes such loads too, all would be waited for. The first
-item's weights are taken before the loop (`copy` with a zero that the compiler cannot know), so that
-in it an item is multiplied while the next one's are under way; and to multiply takes no branch.
+A warp has two spans' weights under way before it waits for x: they depend on nothing, and so the
+memory is busy while blocks wait for each other. They are asked for before all else, since memory is
+idle until then. What a multiprocessor loads seems to come in the order in which it asked: so what
+else is wanted before x is asked for right behind them, and `put_word` waits for all of it.
+
+The assembler counts all these loads in one scoreboard, so that who waits for one waits for all;
+hence what looks roundabout here. One segment is straight code: where a loop begins that makes such
+loads too, all would be waited for. The first span's weights are taken before the loop (`copy` with
+a zero that the compiler cannot know), so that in it a span is multiplied while the next one's are
+under way; and to multiply takes no branch. The shuffles at an item's end wait for all loads, too,
+on cards from Volta on: hence items of many spans.
 
 What decides between ways through a loop is read from the words each time: a condition in a register
 would be the same all through the loop, and LLVM would make a loop for each.
 
-over the size law: products are functions of one piece so that two items' weights stay in registers.
+over the size law: products are functions of one piece so that two spans' weights stay in registers.
 """
 
 from functools import cache

@@ -3,12 +3,12 @@
 run_once          instructions first to last - 1, once: a launch an instruction is the eager form
                   and what a graph records
 run_persistent    all instructions, a step a token, up to n_steps of them, in one launch: until no
-                  slot has tokens to make, STOP, or no room for answers
+                  slot has tokens to make, STOP, or no room for answers, or YIELD
 
 code         int64[n_instructions, N_WORDS]: see words.py. EMBED first, CHOOSE last
 grid         n_blocks of 512 threads, all resident at once: an SM has room for one
-results      the same in every form: no sum depends on which launch an instruction is in. Those of
-             attention depend on the number of blocks.
+results      the same in every form: no sum depends on which launch an instruction is in, but on
+             the number of blocks
 sm_52        128 registers, up to 47.7 KiB of shared memory: one block, 16 warps, an SM (25 %)
 
 over the size law: `decode_program` is the interpreter's loop, and all its state is in it.
