@@ -107,7 +107,8 @@ class Decoder(Protocol):
         ...
 
     def advance(self, form: Form) -> None:
-        """Enqueues what is to be done, unless enough is under way; returns at once on a card."""
+        """Enqueues what is to be done, unless enough is under way; returns at once on a card.
+        `answers` is to be called as often: the eager and graph forms do not stop for its sake."""
         ...
 
     def make_way(self) -> None:

@@ -83,6 +83,7 @@ class CardDecoder:
         self._kept: list[Answer] = []  # read already, and not asked for yet
         self._under_way: list[Any] = []  # ends of steps enqueued, of the graph and eager forms
         self._ended: Any = None  # the end of the last launch of the persistent form
+        self._yielded: Any = None  # the launch that has been told to end, by its end
         self._graph: Any = None
         self._is_launched = False
 
@@ -170,8 +171,10 @@ class CardDecoder:
         return self._graph
 
     def make_way(self) -> None:
-        if self._ended is not None and not self._card.has_come(self._ended):
-            self._command(rings.YIELD)
+        if self._ended in (None, self._yielded) or self._card.has_come(self._ended):
+            return
+        self._command(rings.YIELD)  # once a launch: the ring of commands has an end
+        self._yielded = self._ended
 
     def answers(self) -> list[Answer]:
         found, self._kept = self._kept, []
@@ -211,12 +214,13 @@ class CardDecoder:
         """Counters that a launch was broken off between; epochs go on beyond any that were used."""
         write, state = self._card.write, self._state
         step = int(np.asarray(self._card.read(state.control))[rings.STEP])
-        self.answers()  # of what is given up
+        self.answers()  # of what is given up, as far as they are whole
+        self._rings.answers[:] = 0
         control = [self._n_commands, self._n_answers, step + self._card.max_steps + 1, 0]
         write(state.control, np.array(control, np.int64))
         write(state.arrived, np.zeros(3, np.uint64))
         write(state.n_left, np.zeros(state.n_left.shape, np.int32))
-        self._ended, self._under_way = None, []
+        self._ended, self._yielded, self._under_way = None, None, []
 
 
 def _padded(values: Any, n: int, filler: float, dtype: Any) -> NDArray[Any]:

@@ -5,6 +5,8 @@ over its lanes, and leaves a partial result for each row and sequence in shared 
 then adds up the partial results of one row and sequence, in the order of the columns. How many
 columns an item has depends on how many groups a block has; nothing else depends on the grid.
 
+over the size law: products are functions of one piece so that two spans' weights stay in registers.
+
 Most products of a block have one segment: all its rows, all columns of x in shared memory at once.
 The others (`_many_of`) take rows a panel at a time, and columns a stage at a time.
 
@@ -22,8 +24,6 @@ on cards from Volta on: hence items of many spans.
 
 What decides between ways through a loop is read from the words each time: a condition in a register
 would be the same all through the loop, and LLVM would make a loop for each.
-
-over the size law: products are functions of one piece so that two spans' weights stay in registers.
 """
 
 from functools import cache
