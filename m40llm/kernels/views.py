@@ -7,13 +7,15 @@ Both are in C order. `pool`, of shared memory, is 16-byte aligned; `first` must 
 of the new type.
 """
 
-from typing import Any
+from typing import Any, Final
 
 from numba import types
 from numba.core import cgutils
 from numba.cuda.extending import intrinsic
 
 from m40llm.kernels.intrinsics import GLOBAL
+
+UNSEEN: Final = 1 << 60  # elements that a view may have; what is used lies within the buffer
 
 
 def _array_value(context: Any, builder: Any, array_type: Any, data: Any, shape: Any) -> Any:

@@ -6,17 +6,15 @@ A file a key, replaced whole: two processes at once can lose a measurement, not 
 cannot be read, or is another key's, is measured and written again.
 """
 
-import contextlib
 import hashlib
 import json
-import os
-import tempfile
 from collections import Counter
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from m40llm import __version__
+from m40llm.device.gpu.disk_cache import write_whole
 from m40llm.engine.decode_step import DecodeChoice, DecodeForm
 from m40llm.engine.decode_timing import time_forms
 from m40llm.engine.engine import Engine
@@ -34,10 +32,8 @@ def decode_form(
 
     "auto" is the fastest form that works: "host" where the device has no decoder.
     """
-    if wanted is None:
-        return "host"
     if wanted != "auto":
-        return wanted
+        return wanted or "host"
     try:
         decoder = engine.model.decoder
     except Exception:  # no memory left for it, say: the model itself still runs
@@ -84,15 +80,7 @@ def remembered(path: Path, key: Key, forms: tuple[DecodeForm, ...]) -> DecodeFor
 
 def remember(path: Path, entry: dict[str, Any]) -> None:
     """A reader sees all of it or nothing; a full or read-only disk is no error."""
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            try:
-                file.write(json.dumps(entry, indent=1).encode())
-                file.flush()
-                os.replace(file.name, path)
-            except OSError:
-                os.unlink(file.name)
+    write_whole(path, json.dumps(entry, indent=1).encode())
 
 
 @cache

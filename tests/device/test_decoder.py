@@ -1,28 +1,19 @@
 """CardDecoder with more slots than are at work, and with slots that join and leave."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from m40llm.bench.shapes import SHAPES
 from m40llm.bench.synthetic import synthetic_model
 from m40llm.device import open_device
 from m40llm.device.decoder import FORMS, Answer, Form, SlotRequest
 from m40llm.device.gpu.ops import GpuOps
 from m40llm.engine.decode_step import decode
-from m40llm.model.hparams import HParams, RopeParams
 
-SMALL = HParams(
-    arch="llama",
-    context_length=64,
-    vocab_size=300,
-    n_layers=1,
-    n_embd=128,
-    n_ff=256,
-    n_heads=2,
-    n_kv_heads=1,
-    head_dim=64,
-    norm_eps=1e-5,
-    rope=RopeParams(rope_dim=64),
+SMALL = replace(
+    SHAPES["135m"], n_layers=1, n_embd=128, n_ff=256, n_heads=2, n_kv_heads=1, vocab_size=300
 )
 
 

@@ -239,7 +239,7 @@ def test_a_home_that_cannot_be_written(
         raise OSError(28, "No space left on device")
 
     home.unlink()
-    monkeypatch.setattr(rooms.os, "replace", full)
+    monkeypatch.setattr("os.replace", full)
     assert chosen(path) == "graph"
     assert entries(home) == []  # nothing half-written stays
 

@@ -4,6 +4,7 @@ An entry is a digest of the rest, a line of JSON, and the code. The folders lie 
 else in the user's cache; deleting them costs time, nothing else.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -40,15 +41,22 @@ def read_entry(path: Path) -> Entry | None:
 
 
 def write_entry(path: Path, header: dict[str, Any], code: bytes) -> None:
-    """Store so that a reader sees all of it or nothing; a full or read-only disk is no error."""
+    """See `write_whole`."""
     line = json.dumps(header).encode()
-    try:
+    write_whole(path, b"\n".join((_digest(line, code), line, code)))
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Store so that a reader sees all of it or nothing; a full or read-only disk is no error."""
+    with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(b"\n".join((_digest(line, code), line, code)))
-        os.replace(file.name, path)
-    except OSError:
-        return
+            try:
+                file.write(data)
+                file.flush()
+                os.replace(file.name, path)
+            except OSError:
+                os.unlink(file.name)
 
 
 def _digest(header: bytes, code: bytes) -> bytes:

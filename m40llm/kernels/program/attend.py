@@ -43,9 +43,8 @@ from m40llm.kernels.program.code import put_word
 from m40llm.kernels.program.exchange import epoch_of, give2, take4
 from m40llm.kernels.program.form import N_THREADS, N_WARPS, POOL_FLOATS, Form
 from m40llm.kernels.reduce import WARP_SIZE, warp_max, warp_sum
-from m40llm.kernels.views import array_at, part_of
+from m40llm.kernels.views import UNSEEN, array_at, part_of
 
-_UNSEEN: Final = 1 << 60  # elements of the cache, for a view of it
 KEYS_UNIT: Final = 32  # of which a split's keys are a multiple
 MIN_PASSES: Final = 2  # that a split takes: below, merging costs more than it saves
 _MAX_HEADS: Final = 2  # of a tile
@@ -308,15 +307,15 @@ def attend_of(form: Form) -> Any:
         fresh = part_of(pool, fresh_at, head_dim, uint32)
         merged = part_of(pool, merged_at, n_merged, float32)
         qkv, out = (
-            array_at(w[words.X], (_UNSEEN,), uint32),
-            array_at(w[words.OUT], (_UNSEEN,), uint32),
+            array_at(w[words.X], (UNSEEN,), uint32),
+            array_at(w[words.OUT], (UNSEEN,), uint32),
         )
-        k_cache = array_at(w[words.K_CACHE], (_UNSEEN,), float16)
-        v_cache = array_at(w[words.V_CACHE], (_UNSEEN,), float16)
+        k_cache = array_at(w[words.K_CACHE], (UNSEEN,), float16)
+        v_cache = array_at(w[words.V_CACHE], (UNSEEN,), float16)
         epoch = epoch_of(step, n_instructions, pc)
         x_epoch = epoch_of(step, n_instructions, w[words.X_WRITER])
         most_splits = int32(w[words.N_SPLITS])
-        partial = array_at(w[words.PARTIAL], (_UNSEEN,), uint32)
+        partial = array_at(w[words.PARTIAL], (UNSEEN,), uint32)
         inner = uint_as_float(uint32(w[words.INNER]))
         warp, lane = int32(cuda.threadIdx.x >> 5), int32(cuda.threadIdx.x & 31)
         d = int32(lane % n_lanes * HALVES_PER_LOAD)

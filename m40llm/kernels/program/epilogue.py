@@ -22,11 +22,10 @@ from m40llm.kernels.program import words
 from m40llm.kernels.program.exchange import give1, give2, take2
 from m40llm.kernels.program.form import N_THREADS, Form
 from m40llm.kernels.reduce import FULL_MASK, WARP_SIZE, warp_max, warp_sum
-from m40llm.kernels.views import array_at, part_of
+from m40llm.kernels.views import UNSEEN, array_at, part_of
 
 _ONE: Final = 0x3F800000  # the bits of 1.0
 LOWEST: Final = -3.4e38  # as attention's: finite, so that exp(LOWEST - LOWEST) is 1
-_UNSEEN: Final = 1 << 60  # elements that a view may have; what is used lies within the buffer
 
 
 class Extras(NamedTuple):
@@ -64,7 +63,7 @@ def extras_of(form: Form) -> Any:
         is_odd = int32(0)
         if pair.is_mine != 0:
             if w[words.BIAS] != 0:
-                bias = array_at(w[words.BIAS], (_UNSEEN,), float32)
+                bias = array_at(w[words.BIAS], (UNSEEN,), float32)
                 bias_first = load_volatile(bias, pair.first)
                 bias_second = load_volatile(bias, pair.first + pair.jump)
             address, at = int64(0), int64(0)
@@ -80,7 +79,7 @@ def extras_of(form: Form) -> Any:
                 address = w[words.OUT]
                 at = int64(2) * (pair.s * w[words.OUT_COLS] + pair.first)
             if address != 0:
-                found = array_at(address, (_UNSEEN,), uint32)
+                found = array_at(address, (UNSEEN,), uint32)
                 word_0, word_1, word_2, word_3 = load_uint4_volatile(found, at)
         return Extras(bias_first, bias_second, word_0, word_1, word_2, word_3, is_odd)
 
@@ -96,7 +95,7 @@ def finish_of(form: Form) -> Any:
         other = cuda.shfl_xor_sync(FULL_MASK, result, 1)
         if pair.is_mine != 0:
             first, second = result + extra.bias_first, other + extra.bias_second
-            out = array_at(w[words.OUT], (_UNSEEN,), uint32)
+            out = array_at(w[words.OUT], (UNSEEN,), uint32)
             at = int32(pair.s * int32(w[words.OUT_COLS]) + pair.first)
             if w[words.KIND] == words.ADD:
                 a, b = uint_as_float(extra.word_0), uint_as_float(extra.word_2)

@@ -27,7 +27,7 @@ would be the same all through the loop, and LLVM would make a loop for each.
 """
 
 from functools import cache
-from typing import Any, Final
+from typing import Any
 
 from gguf import GGMLQuantizationType as GGMLType
 from numba import cuda, float32, int32, int64, uint32
@@ -69,9 +69,7 @@ from m40llm.kernels.program.rows import pair_of
 from m40llm.kernels.program.stage import load_norm, take_of
 from m40llm.kernels.reduce import WARP_SIZE, warp_sum
 from m40llm.kernels.unpack import RESULT_SCALE
-from m40llm.kernels.views import array_at, part_of
-
-_UNSEEN: Final = 1 << 60  # elements that a view may have; what is used lies within the buffer
+from m40llm.kernels.views import UNSEEN, array_at, part_of
 
 
 @cache
@@ -159,7 +157,7 @@ def _once_of(form: Form, type: GGMLType) -> Any:
         put_word(code)
         zero = uint32(w[words.ZERO])
 
-        x = array_at(w[words.X], (_UNSEEN,), uint32)
+        x = array_at(w[words.X], (UNSEEN,), uint32)
         x_epoch = epoch_of(step, n_instructions, w[words.X_WRITER])
         for t in range(n_seqs):
             at, n_quads = int32(t * n_cols), int32(n_cols >> 2)
@@ -227,7 +225,7 @@ def _many_of(form: Form, type: GGMLType) -> Any:
         partials = part_of(pool, PARTIALS_AT, PARTIAL_FLOATS, float32)
         n_rows, n_cols = int32(w[words.N_ROWS]), int32(w[words.N_COLS])
         n_units, warp = int32(w[words.N_UNITS]), int32(cuda.threadIdx.x >> 5)
-        x = array_at(w[words.X], (_UNSEEN,), uint32)
+        x = array_at(w[words.X], (UNSEEN,), uint32)
         x_epoch = epoch_of(step, n_instructions, w[words.X_WRITER])
         thread_best, thread_top, thread_mass = int64(-1), float32(LOWEST), float32(0)
         total, panel, stage, is_first = float32(0), int32(first_group), int32(0), True

@@ -10,7 +10,7 @@ waits for x.
 """
 
 from functools import cache
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from gguf import GGMLQuantizationType as GGMLType
@@ -23,9 +23,7 @@ from m40llm.kernels.program.exchange import look4, take4
 from m40llm.kernels.program.form import IN_FLIGHT, N_THREADS, Pool
 from m40llm.kernels.reduce import FULL_MASK
 from m40llm.kernels.unpack import LANES, RESULT_SCALE, STAGE_SCALE, factor
-from m40llm.kernels.views import array_at
-
-_UNSEEN: Final = 1 << 60  # elements that a view may have; what is used lies within the buffer
+from m40llm.kernels.views import UNSEEN, array_at
 
 
 @cache
@@ -65,7 +63,7 @@ def _factors_of(type: GGMLType) -> Any:
 def load_norm(w: Any, first_col: Any, n_quads: Any, norms: Any) -> None:
     """norms[k]: of the thread's quad number k of the stage, where there is a norm."""
     if w[words.NORM] != 0:
-        norm = array_at(w[words.NORM], (_UNSEEN,), float32)
+        norm = array_at(w[words.NORM], (UNSEEN,), float32)
         for k in range(IN_FLIGHT):
             quad = int32(cuda.threadIdx.x + k * N_THREADS)
             if quad < n_quads:
