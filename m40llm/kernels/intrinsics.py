@@ -12,8 +12,10 @@ the bytes moved.
     low, high = half2_to_float2(a)                    cvt.f32.f16, twice
     a = float2_to_half2(low, high)                    cvt.rn.f16.f32, twice; low goes to bits 0..15
     u = float_as_uint(f); f = uint_as_float(u)        mov.b32
-    v = load_volatile(flags, i)                       ld.volatile.global
+    v = load_volatile(flags, i)                       ld.volatile.global: polling
+    v = load_volatile_shared(shared, i)               ld.volatile.shared
     store_volatile(flags, i, v)                       st.volatile.global
+    a, b, c, d = load_uint4_streaming(weights, i)     ld.global.cs.nc.v4.u32
     ... and load_uint4_volatile, store_uint4_volatile, store_uint2_volatile: of which each aligned
         8 bytes come and go as a whole
     prefetch(address)                                 prefetch.global.L2
@@ -33,6 +35,7 @@ SHARED: Final = 3
 _HALF2: Final = ir.VectorType(ir.HalfType(), 2)
 _INT32: Final = ir.IntType(32)
 PREFETCH: Final = "prefetch.global.L2 [$0];"
+STREAM: Final = "ld.global.cs.nc.v4.u32 {$0,$1,$2,$3}, [$4];"
 
 
 def _element_pointer(
@@ -210,18 +213,42 @@ def uint_as_float(typing_context: Any, bits: Any) -> Any:
     return types.float32(types.uint32), generate
 
 
+def _volatile_load(space: int) -> Any:
+    """An intrinsic `(array, index) -> element`, as it is now."""
+
+    @intrinsic
+    def load(typing_context: Any, array: Any, index: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            kind = context.get_data_type(signature.return_type)
+            pointer = _element_pointer(context, builder, signature.args[0], args, kind, space)
+            value = _VolatileLoad(builder.block, pointer)
+            builder._insert(value)
+            return value
+
+        return array.dtype(array, types.int64), generate
+
+    return load
+
+
+load_volatile = _volatile_load(GLOBAL)
+load_volatile_shared = _volatile_load(SHARED)
+
+
 @intrinsic
-def load_volatile(typing_context: Any, array: Any, index: Any) -> Any:
-    """An element of a global array as it is now; polling what another block or the host writes."""
+def load_uint4_streaming(typing_context: Any, array: Any, index: Any) -> Any:
+    """As load_uint4_readonly, of what is read once: it leaves the L2 first, and so what is read
+    again stays there: activations, norms, keys, and the code itself."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = context.get_data_type(signature.return_type)
-        pointer = _element_pointer(context, builder, signature.args[0], args, kind, GLOBAL)
-        value = _VolatileLoad(builder.block, pointer)
-        builder._insert(value)
-        return value
+        word = ir.IntType(32)
+        pointer = _element_pointer(context, builder, signature.args[0], args, word, GLOBAL)
+        kind = ir.FunctionType(ir.LiteralStructType([word] * 4), [ir.IntType(64)])
+        address = builder.ptrtoint(pointer, ir.IntType(64))
+        found = builder.asm(kind, STREAM, "=r,=r,=r,=r,l", [address], False)
+        lanes = [builder.extract_value(found, i) for i in range(4)]
+        return context.make_tuple(builder, signature.return_type, lanes)
 
-    return array.dtype(array, types.int64), generate
+    return types.UniTuple(types.uint32, 4)(array, types.int64), generate
 
 
 @intrinsic

@@ -19,7 +19,7 @@ from typing import Any
 from gguf import GGMLQuantizationType as GGMLType
 from numba import cuda, float32, uint32, uint64
 
-from m40llm.kernels.intrinsics import load_float4_shared, load_uint4_readonly
+from m40llm.kernels.intrinsics import load_float4_shared, load_uint4_streaming
 from m40llm.kernels.planes import DENSE
 from m40llm.kernels.scales import BIAS, SCALES
 from m40llm.kernels.staging import CHUNK_FLOATS, StagedShape
@@ -44,7 +44,7 @@ def load_unit(type: GGMLType, n_rows: int) -> Any:
         scaled_unit = unit // n_shared
         for r in range(n_rows):
             at = rows[r] * quants.shape[1] + unit * 4
-            words[r, 0], words[r, 1], words[r, 2], words[r, 3] = load_uint4_readonly(quants, at)
+            words[r, 0], words[r, 1], words[r, 2], words[r, 3] = load_uint4_streaming(quants, at)
         for r in range(n_rows):
             a, b, c, d = fetch(scales, rows[r], scaled_unit)
             packed[r, 0], packed[r, 1], packed[r, 2], packed[r, 3] = a, b, c, d

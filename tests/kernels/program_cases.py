@@ -15,6 +15,7 @@ from m40llm.device.gpu.decode import (
     Setting,
     angles_on,
     encode,
+    in_parts,
     new_exchange,
     new_state,
 )
@@ -190,7 +191,7 @@ def _instructions(
             Other(words.ATTEND, x=b["qkv"], out=b["attn"], **cache),
             Product("add", o, b["attn"], b["x"]),
             Product("swiglu", gate_up, b["x"], b["h"], norm=ffn_norm),
-            Product("add", down, b["h"], b["x"]),
+            *in_parts(Product("add", down, b["h"], b["x"]), b["x"].shape[0]),
         ]
     output = make.matrix("output", shape.vocab_size, shape.n_embd, last, std=4)
     norm = make.vector("output_norm", shape.n_embd)

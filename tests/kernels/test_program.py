@@ -63,10 +63,11 @@ def test_slots_decode_together(launcher: Any) -> None:
         assert tokens == NumpyLoop(case).greedy(first, 5)
 
 
-def test_stages_and_panels(launcher: Any) -> None:
-    """Eight slots leave room for 1,024 columns of x, in stages of unequal size; a block alone has
+@pytest.mark.parametrize("n_ff", [1536, 4352], ids=["two instructions", "five stages"])
+def test_columns_that_find_no_room_together(launcher: Any, n_ff: int) -> None:
+    """Eight slots leave room for 1,024 columns of x, in parts of unequal size; a block alone has
     more rows than one panel holds."""
-    shape = Shape(n_layers=1, n_ff=1536, vocab_size=301)
+    shape = Shape(n_layers=1, n_ff=n_ff, vocab_size=301)
     case = make_case(launcher, (Q8_0,), n_seqs=8, shape=shape, n_blocks=1)
     first = (5, 6, 7, 8, 9, 10, 11, 12)
     case.begin(*first, count=2)

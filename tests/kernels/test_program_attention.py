@@ -15,9 +15,8 @@ from m40llm.device.gpu.decode import Other, Setting, encode, new_exchange, new_s
 from m40llm.kernels.contract import Kernel
 from m40llm.kernels.program import words
 from m40llm.kernels.program.attend import KEYS_UNIT, attend_of, split_shape
-from m40llm.kernels.program.code import N_HELD, Code
+from m40llm.kernels.program.code import N_HELD, code_at
 from m40llm.kernels.program.form import N_THREADS, POOL_FLOATS, REGISTERS, Form
-from m40llm.kernels.views import part_of
 
 MAX_SEQ_LEN = 640
 EPOCH_OF_QKV, EPOCH = 3, 4  # of step 1: two instructions, of which EMBED stands for who gives Q
@@ -47,12 +46,12 @@ def kernel_of(form: Form) -> Kernel:
         slot_pos, slot_seq = cuda.shared.array(1, int32), cuda.shared.array(1, int32)
         if cuda.threadIdx.x < n_words:
             held[cuda.threadIdx.x] = program[1, cuda.threadIdx.x]
+        steps = cuda.shared.array(1, int64)
         if cuda.threadIdx.x == 0:
-            slot_pos[0], slot_seq[0] = pos[0], seq[0]
+            slot_pos[0], slot_seq[0], steps[0] = pos[0], seq[0], 1
         cuda.syncthreads()
-        w = part_of(held, 0, n_words, int64)
-        code = Code(w, held, int32(n_words), int32(2 * n_words), int64(0), int32(2))
-        attention(code, int64(1), int32(1), slot_pos, slot_seq, pool)
+        code = code_at(held, int32(0), int64(0), int32(2), steps)
+        attention(code, slot_pos, slot_seq, pool)
 
     return Kernel(attend_alone, registers=REGISTERS)
 

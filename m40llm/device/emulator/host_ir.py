@@ -14,6 +14,7 @@ import llvmlite.binding as llvm
 
 from m40llm.device.emulator.errors import UnsupportedKernelError
 from m40llm.device.emulator.prelude import ASSEMBLY_TWINS, assembly_declarations
+from m40llm.kernels.intrinsics import STREAM
 
 KERNEL: Final = "emu.kernel"
 SHARED_GUARD: Final = 256  # bytes that belong to nobody after each shared array
@@ -155,6 +156,13 @@ _POINTEE = (
 _POINTER = re.compile(r"(?<![\w.])" + _POINTEE + r"\*")
 _ASSEMBLY = re.compile(r'asm\s+(?:sideeffect\s+)?"([^"]*)", "[^"]*"')
 
+_WORDS = r"\{\s*i32, i32, i32, i32\s*\}"
+_STREAMING_LOAD = re.compile(
+    rf'^ *%"?([\w.]+)"? = (?:tail )?call {_WORDS} asm *"{re.escape(STREAM)}", "[^"]*"'
+    r"\s*\(i64 (%[^)]*)\)(.*)$",
+    re.M,
+)
+
 
 def _rewrite(text: str) -> str:
     text = re.sub(r"^target triple = .*$", f'target triple = "{TRIPLE}"', text, flags=re.M)
@@ -170,6 +178,7 @@ def _rewrite(text: str) -> str:
     )
     text = text.replace("addrspacecast", "bitcast")
     text = re.sub(r'@"?llvm\.nvvm\.([\w.]+)"?', r"@nvvm.\1", text)
+    text = _STREAMING_LOAD.sub(_plain_load, text)
     text = _ASSEMBLY.sub(_assembly_twin, text)
     # Loops stay loops: a call of memset would pass the access check by.
     text = re.sub(r"^(define .*\))", r'\1 "no-builtins"', text, flags=re.M)
@@ -177,6 +186,24 @@ def _rewrite(text: str) -> str:
     text = re.sub(r'^(define (?!.*@"emu\.kernel").*\))', r"\1 alwaysinline", text, flags=re.M)
     shared = "declare ptr @emu.shared(i32) memory(none) nounwind willreturn\n"
     return f"{text}\n{shared}{assembly_declarations()}"
+
+
+def _plain_load(match: re.Match[str]) -> str:
+    """A streaming load as a load that is checked like any other."""
+    name, address, rest = match[1], match[2], re.sub(r" #\d+", "", match[3])
+    lines = [
+        f'  %"{name}.at" = inttoptr i64 {address} to ptr',
+        f'  %"{name}.all" = load <4 x i32>, ptr %"{name}.at", align 16{rest}',
+    ]
+    before = "undef"
+    for i in range(4):
+        after = f'%"{name}"' if i == 3 else f'%"{name}.with{i}"'
+        lines += [
+            f'  %"{name}.{i}" = extractelement <4 x i32> %"{name}.all", i32 {i}',
+            f'  {after} = insertvalue {{i32, i32, i32, i32}} {before}, i32 %"{name}.{i}", {i}',
+        ]
+        before = after
+    return "\n".join(lines)
 
 
 def _assembly_twin(match: re.Match[str]) -> str:

@@ -1,7 +1,7 @@
 """The decode program on a card: instructions encoded, state allocated, steps enqueued."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,9 @@ from m40llm.kernels.program.epilogue import LOWEST
 from m40llm.kernels.program.form import (
     Form,
     chunk_spans,
+    leaves,
     panel_groups,
+    pending_groups,
     rows_a_warp,
     span_cols,
     stage_cols,
@@ -44,7 +46,10 @@ def address(buffer: Any) -> int:
 
 @dataclass(frozen=True)
 class Product:
-    """One matrix product of a program: buffers and planes in place of names."""
+    """One matrix product of a program: buffers and planes in place of names.
+
+    cols   the columns that it takes, where a matrix is shared by several instructions that add
+    """
 
     effect: str
     w: Planes
@@ -53,6 +58,23 @@ class Product:
     norm: Buffer | None = None
     bias: Buffer | None = None
     first_row: int = 0
+    cols: range | None = None
+
+    @property
+    def of_cols(self) -> range:
+        return range(self.w.n_cols) if self.cols is None else self.cols
+
+
+def in_parts(product: Product, n_seqs: int) -> list[Product]:
+    """The product as up to four that add, each of columns of x that find room in shared memory."""
+    cols = stage_cols(product.w.n_cols, n_seqs, product.norm is not None)
+    starts = range(0, product.w.n_cols, cols)
+    if product.effect != "add" or product.norm is not None or not 1 < len(starts) <= 4:
+        return [product]
+    parts = [range(start, min(start + cols, product.w.n_cols)) for start in starts]
+    return [
+        replace(product, cols=part, bias=None if part.start else product.bias) for part in parts
+    ]
 
 
 @dataclass(frozen=True)
@@ -92,16 +114,18 @@ def encode(instructions: Sequence[Product | Other], setting: Setting) -> NDArray
     """
     program = np.zeros((len(instructions), words.N_WORDS), np.int64)
     program[:] = _shared_words(setting)
+    program[:, words.PC] = np.arange(len(instructions))
     writers: dict[int, int] = {}  # of each exchange buffer, by address: who wrote it last
     for i, (row, instruction) in enumerate(zip(program, instructions, strict=True)):
         if instruction.x is not None:
-            row[words.X] = address(instruction.x)
+            row[words.X], row[words.X_COLS] = address(instruction.x), instruction.x.shape[1]
             row[words.X_WRITER] = writers[address(instruction.x)]
         if instruction.out is not None:
             out = address(instruction.out)
             row[words.OUT], row[words.OUT_COLS] = out, instruction.out.shape[1]
             row[words.OLD_WRITER] = row[words.WRITER] = writers.get(out, 0)
-            if i == 0 or instruction.out is not instructions[i - 1].out:
+            adds = isinstance(instruction, Product) and instruction.effect == "add"
+            if adds or i == 0 or instruction.out is not instructions[i - 1].out:
                 row[words.WRITER] = writers[out] = i
         if isinstance(instruction, Product):
             _encode_product(row, instruction, setting.form)
@@ -160,7 +184,10 @@ def _encode_product(row: NDArray[np.int64], product: Product, form: Form) -> Non
     w = product.w
     row[words.OP] = words.PRODUCT + form.types.index(w.type)
     row[words.KIND] = EFFECTS[product.effect]
-    row[words.N_ROWS], row[words.N_COLS] = w.n_rows, w.n_cols
+    first = product.of_cols.start
+    row[words.N_ROWS], row[words.N_COLS] = w.n_rows, len(product.of_cols)
+    row[words.X] += 8 * first  # an exchange word has 8 bytes
+    row[words.FIRST_SPAN] = first // span_cols(w.type)
     row[words.FIRST_ROW] = product.first_row
     for word, plane in ((words.QUANTS, w.quants), (words.HIGHS, w.highs), (words.SCALES, w.scales)):
         given = w.quants if plane is None else plane  # a kernel wants an address that is there
@@ -172,20 +199,22 @@ def _encode_product(row: NDArray[np.int64], product: Product, form: Form) -> Non
 def _encode_shares(row: NDArray[np.int64], product: Product, setting: Setting) -> None:
     """Who does what of a product: blocks, panels, stages, spans; all divisions are made here."""
     w, n_seqs, n_blocks = product.w, setting.form.n_seqs, int(setting.state.best.shape[1])
-    n_groups = ceil_div(w.n_rows, rows_a_warp(w.type, n_seqs))
-    cols, span = stage_cols(w.n_cols, n_seqs, product.norm is not None), span_cols(w.type)
-    n_stages = ceil_div(w.n_cols, cols)
-    row[words.N_UNITS] = w.n_cols // LANES[w.type].n_cols
+    n_groups, n_cols = ceil_div(w.n_rows, rows_a_warp(w.type, n_seqs)), len(product.of_cols)
+    cols, span = stage_cols(n_cols, n_seqs, product.norm is not None), span_cols(w.type)
+    n_stages = ceil_div(n_cols, cols)
+    row[words.N_UNITS] = product.of_cols.stop // LANES[w.type].n_cols
     row[words.GROUPS_A_BLOCK], row[words.GROUPS_LEFT] = divmod(n_groups, n_blocks)
-    spans = tuple(
-        ceil_div(n, span) for n in (min(cols, w.n_cols), w.n_cols - (n_stages - 1) * cols)
-    )
+    spans = tuple(ceil_div(n, span) for n in (min(cols, n_cols), n_cols - (n_stages - 1) * cols))
     chunk = chunk_spans(ceil_div(n_groups, n_blocks), spans[0])
     row[words.N_STAGES], row[words.STAGE_COLS], row[words.CHUNK_SPANS] = n_stages, cols, chunk
     for word, n_spans in zip((words.STAGE_SPANS, words.LAST_SPANS), spans, strict=True):
         n_chunks = ceil_div(n_spans, chunk)
         row[word : word + 3] = n_spans, n_chunks, ceil_div(1 << 16, n_chunks)
-    row[words.PANEL_GROUPS] = panel_groups(w.type, int(row[words.STAGE_CHUNKS]), n_seqs)
+    n_chunks = int(row[words.STAGE_CHUNKS])
+    row[words.PANEL_GROUPS] = panel_groups(w.type, n_chunks, n_seqs)
+    if n_stages == 1 and product.effect != "logits":
+        row[words.PENDING_GROUPS] = pending_groups(w.type, n_chunks, n_seqs)
+        row[words.LEAVES] = leaves(ceil_div(n_groups, n_blocks), spans[0])
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from m40llm.device.gpu.decode import (
     Setting,
     angles_on,
     encode,
+    in_parts,
     new_exchange,
     new_state,
 )
@@ -113,7 +114,8 @@ class CardDecoder:
                 )
                 out = b.get(one.out)  # logits have a place of their own
                 w = parts.weights[one.weight]
-                found.append(Product(one.effect, w, b[one.x], out, norm, bias, one.first_row))
+                whole = Product(one.effect, w, b[one.x], out, norm, bias, one.first_row)
+                found += in_parts(whole, n)
         return found
 
     def begin(self, slot: int, request: SlotRequest) -> None:

@@ -39,8 +39,8 @@ from m40llm.kernels.intrinsics import (
 )
 from m40llm.kernels.program import words
 from m40llm.kernels.program.attend_splits import give_splits_of, part_row_of
-from m40llm.kernels.program.code import put_word
-from m40llm.kernels.program.exchange import epoch_of, give2, take4
+from m40llm.kernels.program.code import epoch_of
+from m40llm.kernels.program.exchange import give2, take4
 from m40llm.kernels.program.form import N_THREADS, N_WARPS, POOL_FLOATS, Form
 from m40llm.kernels.reduce import WARP_SIZE, warp_max, warp_sum
 from m40llm.kernels.views import UNSEEN, array_at, part_of
@@ -275,7 +275,7 @@ def _idle_of(form: Form) -> Any:
 
 @cache
 def attend_of(form: Form) -> Any:
-    """attention(code, step, pc, slot_pos, slot_seq, pool): the instruction code.this."""
+    """attention(code, slot_pos, slot_seq, pool): the instruction code.this."""
     n_seqs, head_dim, n_kv_heads, n_q_heads = (
         *(form.n_seqs, form.head_dim, form.n_kv_heads, form.n_heads),
     )
@@ -292,9 +292,8 @@ def attend_of(form: Form) -> Any:
     assert merged_at + n_merged <= POOL_FLOATS, f"{form}: attention's pool"
 
     @cuda.jit(device=True, forceinline=True)
-    def attention(code: Any, step: Any, pc: Any, slot_pos: Any, slot_seq: Any, pool: Any) -> None:
-        put_word(code)
-        w, n_instructions = code.this, code.n_instructions
+    def attention(code: Any, slot_pos: Any, slot_seq: Any, pool: Any) -> None:
+        w = code.this
         query = cuda.local.array((n_heads, HALVES_PER_LOAD), float32)
         highest = cuda.local.array(n_heads, float32)
         total = cuda.local.array(n_heads, float32)
@@ -312,8 +311,8 @@ def attend_of(form: Form) -> Any:
         )
         k_cache = array_at(w[words.K_CACHE], (UNSEEN,), float16)
         v_cache = array_at(w[words.V_CACHE], (UNSEEN,), float16)
-        epoch = epoch_of(step, n_instructions, pc)
-        x_epoch = epoch_of(step, n_instructions, w[words.X_WRITER])
+        epoch = epoch_of(code, w[words.PC])
+        x_epoch = epoch_of(code, w[words.X_WRITER])
         most_splits = int32(w[words.N_SPLITS])
         partial = array_at(w[words.PARTIAL], (UNSEEN,), uint32)
         inner = uint_as_float(uint32(w[words.INNER]))

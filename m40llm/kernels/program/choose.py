@@ -14,14 +14,14 @@ from typing import Any, Final
 from numba import cuda, float32, int32, int64, uint8, uint32, uint64
 
 from m40llm.gguf.blocks import FORMATS
-from m40llm.kernels.block_reduce import block_max, block_sum
 from m40llm.kernels.intrinsics import float_as_uint, load_volatile, store_volatile
 from m40llm.kernels.order import N_BINS, id_of, logit_of
 from m40llm.kernels.program import state, words
 from m40llm.kernels.program.epilogue import LOWEST
-from m40llm.kernels.program.exchange import epoch_of, give1
-from m40llm.kernels.program.form import N_THREADS, Form
+from m40llm.kernels.program.exchange import give1, writing_of
+from m40llm.kernels.program.form import N_THREADS, N_WARPS, Form
 from m40llm.kernels.quant_blocks import WEIGHT_OF
+from m40llm.kernels.reduce import FULL_MASK, warp_max, warp_sum
 from m40llm.kernels.sampling import (
     FREQUENCY,
     IN_ANSWER,
@@ -38,9 +38,8 @@ _LOOKER: Final = N_THREADS - 1
 
 
 @cuda.jit(device=True)
-def _answer(control: Any, answers: Any, slot: Any, token: Any, logprob: Any, done: Any) -> None:
-    """One entry of the ring; see state.py."""
-    index = cuda.atomic.add(control, state.ANSWERED, int64(1))
+def _answer(answers: Any, index: Any, slot: Any, token: Any, logprob: Any, done: Any) -> None:
+    """Entry number `index` of the ring; see state.py."""
     number = (index + int64(1)) & int64(state.NUMBER_MASK)
     at = index % int64(state.N_ANSWERS) * int64(2)
     what = (int64(done) << state.DONE_SHIFT) | (int64(slot) << state.SLOT_SHIFT)
@@ -99,7 +98,8 @@ def _commands_of(n_seqs: int) -> Any:
                     n_left[slot] = int32(count & int64(0xFFFFFFFF))
                 elif n_left[slot] > 0:
                     n_left[slot] = int32(0)
-                    _answer(control, answers, slot, state.NO_TOKEN, float32(0), state.CANCELLED)
+                    index = cuda.atomic.add(control, state.ANSWERED, int64(1))
+                    _answer(answers, index, slot, state.NO_TOKEN, float32(0), state.CANCELLED)
             at = done % int64(state.N_COMMANDS) * int64(2)
             what, count = load_volatile(commands, at), load_volatile(commands, at + int64(1))
         control[state.COMMANDS_DONE] = done
@@ -129,7 +129,7 @@ def embed_of(form: Form) -> Any:
         table = array_at(w[words.TABLE], (w[words.VOCAB_SIZE], w[words.ROW_BYTES]), uint8)
         token_ids = array_at(w[words.TOKEN_IDS], (n_seqs,), int32)
         row_pos = array_at(w[words.ROW_POS], (n_seqs,), int32)
-        epoch = epoch_of(step, n_instructions, pc)
+        epoch = writing_of(step, n_instructions, pc)
         if cuda.threadIdx.x == 0:
             n_left = array_at(w[words.N_LEFT], (n_seqs,), int32)
             pos = array_at(w[words.POS], (n_seqs,), int32)
@@ -167,22 +167,31 @@ def _reason(is_stop: Any, n_left: Any, next_pos: Any, max_seq_len: Any) -> Any:
 
 @cache
 def _settle_of(n_seqs: int) -> Any:
-    """settle(w, s, token, logprob, is_stop, next_pos): the answer, and what the next step needs."""
+    """settle(w, s, token, logprob, is_stop, next_pos, n_left, n_answered): the answer, and what
+    the next step needs. n_answered: before this step; of one sequence alone it is the index."""
 
     @cuda.jit(device=True, forceinline=True)
-    def settle(w: Any, s: Any, token: Any, logprob: Any, is_stop: Any, next_pos: Any) -> None:
-        n_left = array_at(w[words.N_LEFT], (n_seqs,), int32)
+    def settle(
+        w: Any, s: Any, token: Any, logprob: Any, is_stop: Any, next_pos: Any, n_left: Any,
+        n_answered: Any,
+    ) -> None:  # fmt: skip
         control = array_at(w[words.CONTROL], (state.N_CONTROL,), int64)
         answers = array_at(w[words.ANSWERS], (state.N_ANSWERS, 2), int64)
         done = state.DAMAGED
         if token >= 0:
             history = array_at(w[words.HISTORY], (n_seqs, w[words.VOCAB_SIZE]), int32)
-            done = _reason(is_stop, n_left[s], next_pos, w[words.MAX_SEQ_LEN])
+            done = _reason(is_stop, n_left, next_pos, w[words.MAX_SEQ_LEN])
             cuda.atomic.add(history, (s, token), IN_ANSWER)  # not waited for
             array_at(w[words.TOKEN_IDS], (n_seqs,), int32)[s] = int32(token)
             array_at(w[words.POS], (n_seqs,), int32)[s] = next_pos
-        n_left[s] = n_left[s] - 1 if done == state.GOES_ON else int32(0)
-        _answer(control, answers, s, token, logprob, done)
+        still_left = n_left - 1 if done == state.GOES_ON else int32(0)
+        array_at(w[words.N_LEFT], (n_seqs,), int32)[s] = still_left
+        index = n_answered
+        if n_seqs == 1:  # nobody else answers
+            control[state.ANSWERED] = n_answered + int64(1)
+        else:
+            index = cuda.atomic.add(control, state.ANSWERED, int64(1))
+        _answer(answers, index, s, token, logprob, done)
 
     return settle
 
@@ -217,25 +226,33 @@ def _sample_of(form: Form) -> Any:
     return sample
 
 
+@cuda.jit(device=True, forceinline=True)
+def _gather_warp(key: Any, top: Any, whole: Any) -> Any:
+    """(key, top, whole) of a warp: the largest key and logit, and sum exp(logit - top)."""
+    highest = warp_max(top)
+    return warp_max(key), highest, warp_sum(whole * math.exp(top - highest))
+
+
 @cache
 def choose_of(form: Form) -> Any:
-    """choose(w, slot_pos, pool): the instruction w."""
+    """choose(w, slot_pos, pool): the instruction w.
+
+    This code is cold each time, so that each line of it is a trip to memory: it is kept short.
+    Warp 0 does all that a greedy slot needs, after a trip to memory for all of it at once.
+    """
     n_seqs, sample, settle = form.n_seqs, _sample_of(form), _settle_of(form.n_seqs)
 
     @cuda.jit(device=True)
     def choose(w: Any, slot_pos: Any, pool: Any) -> None:
         never_inlined()
         n_blocks, thread = int32(cuda.gridDim.x), int32(cuda.threadIdx.x)
+        warp, lane = int32(thread >> 5), int32(thread & 31)
         best = array_at(w[words.BEST], (n_seqs, n_blocks), int64)
         mass = array_at(w[words.MASS], (n_seqs, n_blocks, 2), float32)
-        raw = array_at(w[words.RAW], (n_seqs, w[words.VOCAB_SIZE]), float32)
-        settings = array_at(w[words.SETTINGS], (n_seqs, N_SETTINGS), float32)
-        bias_ids = array_at(w[words.BIAS_IDS], (n_seqs, w[words.MAX_BIAS]), int32)
-        stop_ids = array_at(w[words.STOP_IDS], (n_seqs, state.MAX_STOP_IDS), int32)
-        wide, narrow = part_of(pool, 0, 32, int64), part_of(pool, 64, 32, float32)
+        keys, tops = part_of(pool, 0, N_WARPS, int64), part_of(pool, 64, N_WARPS, float32)
+        masses, said = part_of(pool, 96, N_WARPS, float32), part_of(pool, 128, 2, int64)
         for s in range(int32(cuda.blockIdx.x), n_seqs, n_blocks):
             if slot_pos[s] >= 0:
-                # A trip to memory for all that is needed, each thread with its part of it.
                 key, top, whole = int64(-1), float32(LOWEST), float32(0)
                 for other in range(thread, n_blocks, N_THREADS):
                     key = max(key, best[s, other])
@@ -243,35 +260,65 @@ def choose_of(form: Form) -> Any:
                     if higher > top:
                         whole, top = whole * math.exp(top - higher), higher
                     whole += share * math.exp(higher - top)
-                is_special = False
-                if thread in (TEMPERATURE, PRESENCE, FREQUENCY):
-                    is_special = settings[s, thread] != float32(0)
-                elif thread == REPETITION:
-                    is_special = settings[s, thread] != float32(1)
-                elif thread == N_SETTINGS:
-                    is_special = bias_ids[s, 0] >= 0
-                stop_id = int32(-1)
-                if thread < state.MAX_STOP_IDS:
-                    stop_id = stop_ids[s, thread]
-                is_plain = cuda.syncthreads_or(int32(is_special)) == 0
-                highest = block_max(top, narrow)
-                whole = block_sum(whole * math.exp(top - highest), narrow)
-                logsumexp = highest + math.log(whole)
-                key = block_max(key, wide)
-                token, logit = int64(-1), logit_of(key)
-                if not is_plain:
-                    cuda.syncthreads()
-                    token = sample(w, s, slot_pos[s] + 1, pool)
-                elif logit > float32(LOWEST):
-                    token = id_of(key)
-                is_stop = cuda.syncthreads_or(int32(stop_id >= 0 and int64(stop_id) == token)) != 0
-                if thread == 0:
-                    logprob = float32(0)
-                    if not (logsumexp > float32(LOWEST) and logsumexp < float32(-LOWEST)):
-                        token, logprob = int64(-1), logsumexp  # a logit was NaN or infinite
-                    elif token >= 0:
-                        logprob = (logit if is_plain else raw[s, token]) - logsumexp
-                    settle(w, s, token, logprob, is_stop, slot_pos[s] + 1)
+                is_special, stop_id, n_left, n_answered = False, int32(-1), int32(0), int64(0)
+                if warp == 0:
+                    is_special = _is_special(w, n_seqs, s, lane)
+                    if lane < state.MAX_STOP_IDS:
+                        stop_ids = array_at(w[words.STOP_IDS], (n_seqs, state.MAX_STOP_IDS), int32)
+                        stop_id = stop_ids[s, lane]
+                    n_left = array_at(w[words.N_LEFT], (n_seqs,), int32)[s]
+                    control = array_at(w[words.CONTROL], (state.N_CONTROL,), int64)
+                    n_answered = control[state.ANSWERED]
+                key, top, whole = _gather_warp(key, top, whole)
+                if lane == 0:
+                    keys[warp], tops[warp], masses[warp] = key, top, whole
+                if warp == 0:
+                    is_any = cuda.any_sync(FULL_MASK, is_special)
+                    if lane == 0:
+                        said[0] = int64(1 if is_any else 0)
                 cuda.syncthreads()
+                is_plain, token = said[0] == 0, int64(-1)
+                if not is_plain:
+                    if warp == 0:
+                        key, top, whole = keys[lane % N_WARPS], tops[lane % N_WARPS], float32(0)
+                        whole = masses[lane % N_WARPS] if lane < N_WARPS else whole
+                    cuda.syncthreads()  # `pool` is the sampler's
+                    token = sample(w, s, slot_pos[s] + 1, pool)
+                elif warp == 0:
+                    key, top, whole = keys[lane % N_WARPS], tops[lane % N_WARPS], float32(0)
+                    whole = masses[lane % N_WARPS] if lane < N_WARPS else whole
+                if warp == 0:
+                    key, highest, whole = _gather_warp(key, top, whole)
+                    logsumexp, logit = highest + math.log(whole), logit_of(key)
+                    if is_plain and logit > float32(LOWEST):
+                        token = id_of(key)
+                    is_stop = cuda.any_sync(FULL_MASK, stop_id >= 0 and int64(stop_id) == token)
+                    if lane == 0:
+                        logprob = float32(0)
+                        if not (logsumexp > float32(LOWEST) and logsumexp < float32(-LOWEST)):
+                            token, logprob = int64(-1), logsumexp  # a logit was NaN or infinite
+                        elif token >= 0:
+                            if not is_plain:
+                                vocab = w[words.VOCAB_SIZE]
+                                logit = array_at(w[words.RAW], (n_seqs, vocab), float32)[s, token]
+                            logprob = logit - logsumexp
+                        settle(w, s, token, logprob, is_stop, slot_pos[s] + 1, n_left, n_answered)
+                if n_seqs > 1:
+                    cuda.syncthreads()
 
     return choose
+
+
+@cuda.jit(device=True, forceinline=True)
+def _is_special(w: Any, n_seqs: Any, s: Any, lane: Any) -> Any:
+    """Whether the lane sees that slot s is not greedy, or has bias or penalties."""
+    is_special = False
+    if lane < N_SETTINGS:
+        setting = array_at(w[words.SETTINGS], (n_seqs, N_SETTINGS), float32)[s, lane]
+        if lane in (TEMPERATURE, PRESENCE, FREQUENCY):
+            is_special = setting != float32(0)
+        elif lane == REPETITION:
+            is_special = setting != float32(1)
+    elif lane == N_SETTINGS:
+        is_special = array_at(w[words.BIAS_IDS], (n_seqs, w[words.MAX_BIAS]), int32)[s, 0] >= 0
+    return is_special

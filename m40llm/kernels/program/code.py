@@ -1,7 +1,7 @@
 """The instructions of a program as a block has them at hand, in shared memory.
 
 Four of them: the one that runs; the next one, whose norm is asked for; the one after that, which is
-on its way from global memory; and the one before, in whose words another warp may still be reading.
+on its way from global memory; and the one before, whose results may be still to be finished.
 """
 
 from typing import Any, Final, NamedTuple
@@ -10,8 +10,10 @@ from numba import cuda, int32, int64, uint32
 
 from m40llm.kernels.intrinsics import prefetch
 from m40llm.kernels.program import words
+from m40llm.kernels.program.exchange import writing_of
 from m40llm.kernels.program.form import N_THREADS
 from m40llm.kernels.reduce import WARP_SIZE
+from m40llm.kernels.views import part_of
 
 N_HELD: Final = 4
 _LINE_BYTES: Final = 128
@@ -19,15 +21,39 @@ _FIRST_THREAD: Final = N_THREADS - words.N_WORDS  # the last ones: others have x
 
 
 class Code(NamedTuple):
-    """`this` is the instruction that runs; `there` and `later` are where the next one begins in
-    `held`, and the one after it."""
+    """`this` is the instruction that runs, `before` the one that ran; `there` and `later` are where
+    the next one begins in `held`, and the one after it."""
 
     this: Any
+    before: Any
     held: Any  # shared int64[N_HELD * N_WORDS]
     there: Any
     later: Any
     word: Any  # the thread's word of that one, on its way
     n_instructions: Any
+    steps: Any  # shared int64[1]: which step it is. No register holds it: attention needs them all
+
+
+@cuda.jit(device=True, forceinline=True)
+def after(here: Any) -> Any:
+    """Where the instruction after the one at `here` begins."""
+    return int32((here + words.N_WORDS) if here < (N_HELD - 1) * words.N_WORDS else 0)
+
+
+@cuda.jit(device=True, forceinline=True)
+def code_at(held: Any, here: Any, word: Any, n_instructions: Any, steps: Any) -> Code:
+    """Code, where the instruction that runs begins at `here`."""
+    there = after(here)
+    later = after(there)
+    this = part_of(held, here, words.N_WORDS, int64)
+    before = part_of(held, after(later), words.N_WORDS, int64)
+    return Code(this, before, held, there, later, word, n_instructions, steps)
+
+
+@cuda.jit(device=True, forceinline=True)
+def epoch_of(code: Any, writer: Any) -> Any:
+    """Of what instruction `writer` writes in this step."""
+    return writing_of(code.steps[0], code.n_instructions, writer)
 
 
 @cuda.jit(device=True, forceinline=True)

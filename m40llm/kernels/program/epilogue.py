@@ -16,7 +16,11 @@ from typing import Any, Final, NamedTuple
 
 from numba import cuda, float32, int32, int64, uint32
 
-from m40llm.kernels.intrinsics import load_uint4_volatile, load_volatile, uint_as_float
+from m40llm.kernels.intrinsics import (
+    load_uint4_volatile,
+    load_volatile,
+    uint_as_float,
+)
 from m40llm.kernels.order import key_of
 from m40llm.kernels.program import words
 from m40llm.kernels.program.exchange import give1, give2, take2
@@ -86,38 +90,80 @@ def extras_of(form: Form) -> Any:
     return extras
 
 
-@cache
-def finish_of(form: Form) -> Any:
-    """finish(w, result, pair, extra, old_epoch, epoch): of any product but LOGITS."""
+NOWHERE: Final = 0xFFFFFFFF
+STALE: Final = 0xFFFFFFFF
 
-    @cuda.jit(device=True, forceinline=True)
-    def finish(w: Any, result: Any, pair: Any, extra: Any, old_epoch: Any, epoch: Any) -> None:
-        other = cuda.shfl_xor_sync(FULL_MASK, result, 1)
-        if pair.is_mine != 0:
-            first, second = result + extra.bias_first, other + extra.bias_second
-            out = array_at(w[words.OUT], (UNSEEN,), uint32)
-            at = int32(pair.s * int32(w[words.OUT_COLS]) + pair.first)
-            if w[words.KIND] == words.ADD:
-                a, b = uint_as_float(extra.word_0), uint_as_float(extra.word_2)
-                if extra.word_1 != old_epoch or extra.word_3 != old_epoch:
-                    a, b = take2(out, at, old_epoch)
-                give2(out, at, a + first, b + second, epoch)
-            elif w[words.KIND] == words.SWIGLU:
-                give1(out, at, first / (float32(1) + math.exp(-first)) * second, epoch)
-            else:
-                at = int32(at + int32(w[words.FIRST_ROW]))
-                cos, sin = uint_as_float(extra.word_0), uint_as_float(extra.word_1)
-                if extra.is_odd != 0:
-                    cos, sin = uint_as_float(extra.word_2), uint_as_float(extra.word_3)
-                turned = first * cos - second * sin
-                second = first * sin + second * cos
-                if pair.jump == 1:
-                    give2(out, at, turned, second, epoch)
-                else:
-                    give1(out, at, turned, epoch)
-                    give1(out, int32(at + pair.jump), second, epoch)
 
-    return finish
+@cuda.jit(device=True, forceinline=True)
+def my_pair() -> Any:
+    """(pair, is_second): which result of a panel is this thread's, those of a pair being
+    neighbours. A small product's are the last warps', since the first have x to take and items to
+    multiply."""
+    thread = int32(cuda.threadIdx.x ^ (N_THREADS - WARP_SIZE))  # from the last warp backwards
+    return int32(thread >> 1), int32(thread & 1)
+
+
+@cuda.jit(device=True, forceinline=True)
+def warp_has_pairs(n_results: Any) -> Any:
+    """Whether any of so many results is the warp's; the others need not go through the motions."""
+    return int32((cuda.threadIdx.x ^ (N_THREADS - WARP_SIZE)) & ~(WARP_SIZE - 1)) < n_results
+
+
+@cuda.jit(device=True, forceinline=True)
+def place_of(w: Any, pair: Any, extra: Any, old_epoch: Any) -> Any:
+    """(place, jump, a, b) of a pair; waits for `extra`.
+
+    place   of the first result in OUT; NOWHERE: the pair does not exist, or is another thread's
+    jump    how much further the second one is; STALE: what was in OUT had not arrived yet
+    a, b    bits of what was in OUT (ADD), of cos and sin (ROTATE)
+    """
+    place, jump = uint32(NOWHERE), uint32(pair.jump)
+    first, second = extra.word_0, extra.word_1
+    if pair.is_mine != 0:
+        place = uint32(pair.s * int32(w[words.OUT_COLS]) + pair.first)
+    if w[words.KIND] == words.ADD:
+        second = extra.word_2
+        if extra.word_1 != old_epoch or extra.word_3 != old_epoch:
+            jump = uint32(STALE)
+    elif w[words.KIND] == words.ROTATE:
+        place = uint32(place + uint32(w[words.FIRST_ROW])) if pair.is_mine != 0 else place
+        if extra.is_odd != 0:
+            first, second = extra.word_2, extra.word_3
+    return place, jump, first, second
+
+
+@cuda.jit(device=True, forceinline=True)
+def give_pair(
+    w: Any, place: Any, jump: Any, first: Any, second: Any, a: Any, b: Any, old_epoch: Any,
+    epoch: Any,
+) -> None:  # fmt: skip
+    """A pair's results, biases added, to where place_of has said."""
+    out, at = array_at(w[words.OUT], (UNSEEN,), uint32), int32(place)
+    if w[words.KIND] == words.ADD:
+        if jump == uint32(STALE):
+            a, b = take2(out, at, old_epoch)
+        give2(out, at, a + first, b + second, epoch)
+    elif w[words.KIND] == words.SWIGLU:
+        give1(out, at, first / (float32(1) + math.exp(-first)) * second, epoch)
+    else:
+        turned = first * a - second * b
+        second = first * b + second * a
+        if jump == uint32(1):
+            give2(out, at, turned, second, epoch)
+        else:
+            give1(out, at, turned, epoch)
+            give1(out, int32(at + int32(jump)), second, epoch)
+
+
+@cuda.jit(device=True, forceinline=True)
+def finish(w: Any, pair: Any, extra: Any, result: Any, old_epoch: Any, epoch: Any) -> None:
+    """The results of any product but LOGITS; `result` is one of the pair's, by both threads."""
+    other = cuda.shfl_xor_sync(FULL_MASK, result, 1)
+    place, jump, a, b = place_of(w, pair, extra, old_epoch)
+    if place != uint32(NOWHERE):
+        first, second = result + extra.bias_first, other + extra.bias_second
+        a, b = uint_as_float(a), uint_as_float(b)
+        give_pair(w, place, jump, first, second, a, b, old_epoch, epoch)
 
 
 @cache

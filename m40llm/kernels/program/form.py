@@ -22,11 +22,14 @@ MAX_STAGE_COLS: Final = 8192  # over all sequences: 14,336 columns take two stag
 IN_FLIGHT: Final = 2  # quads of x that a thread waits for at a time
 MAX_NORMED_COLS: Final = 4 * IN_FLIGHT * N_THREADS  # of a stage: whose norm is in registers
 STAGE_UNIT: Final = 1024  # a stage is a multiple of these: spans of every type divide it
-PARTIAL_FLOATS: Final = 2304
+PARTIAL_FLOATS: Final = 1280
 # F16 has the widest padding. Partial results lie in one place for all types: they may still be
 # read when the next product, of another type, puts its x where it belongs.
 PARTIALS_AT: Final = 4 * 2304 + 4
-POOL_FLOATS: Final = PARTIALS_AT + PARTIAL_FLOATS
+KEPT_AT: Final = PARTIALS_AT + PARTIAL_FLOATS  # see pending.py
+KEPT_WORDS: Final = 8  # of a pair
+KEPT_FLOATS: Final = 1024
+POOL_FLOATS: Final = KEPT_AT + KEPT_FLOATS
 _CHUNKS: Final = 1, 2, 4, 8  # spans that an item may have
 RopeLayout = Literal["interleaved", "half"]
 
@@ -98,6 +101,18 @@ def panel_groups(type: GGMLType, n_chunks: int, n_seqs: int) -> int:
     n_chunks: items of a group."""
     n_results = rows_a_warp(type, n_seqs) * n_seqs
     return min(N_THREADS, PARTIAL_FLOATS // n_chunks) // n_results
+
+
+def pending_groups(type: GGMLType, n_chunks: int, n_seqs: int) -> int:
+    """Groups of rows that a block may leave to the next instruction: with room for what is kept."""
+    n_pairs = rows_a_warp(type, n_seqs) // 2 * n_seqs
+    return min(panel_groups(type, n_chunks, n_seqs), KEPT_FLOATS // KEPT_WORDS // n_pairs)
+
+
+def leaves(n_groups: int, n_spans: int) -> bool:
+    """Whether a block leaves so many groups of so many spans to the next instruction: where its
+    warps have several spans each, and so end at different times."""
+    return n_groups * n_spans > 2 * N_WARPS
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,8 @@ def items_of(w: Any, first_group: Any, end_group: Any, stage: Any) -> Any:
     n_chunks = int32(w[words.LAST_CHUNKS if is_last else words.STAGE_CHUNKS])
     down = int32(int32(N_WARPS * _inverse(w, stage)) >> 16)
     right = int32(N_WARPS - down * n_chunks)
-    first_span, chunk_spans = int32(stage * int32(w[words.STAGE_SPANS])), w[words.CHUNK_SPANS]
+    first_span = int32(int32(w[words.FIRST_SPAN]) + stage * int32(w[words.STAGE_SPANS]))
+    chunk_spans = w[words.CHUNK_SPANS]
     return Items(
         first_group, end_group, first_span, n_spans, int32(chunk_spans), n_chunks, down, right
     )
@@ -116,18 +117,20 @@ def is_items_last(items: Any, chunk: Any, span: Any) -> Any:
 @cuda.jit(device=True, forceinline=True)
 def next_span_of(items: Any, group: Any, chunk: Any, span: Any) -> Any:
     """(group, chunk, span) of the warp's next span."""
-    if not is_items_last(items, chunk, span):
-        return group, chunk, int32(span + 1)
-    group, chunk = int32(group + items.down), int32(chunk + items.right)
-    if chunk >= items.n_chunks:
-        group, chunk = int32(group + 1), int32(chunk - items.n_chunks)
-    return group, chunk, int32(chunk * items.chunk_spans)
+    is_last = int32(1 if is_items_last(items, chunk, span) else 0)
+    right = int32(chunk + items.right)
+    is_over = int32(1 if right >= items.n_chunks else 0)
+    next_chunk = int32(right - is_over * items.n_chunks)
+    next_group = int32(group + items.down + is_over)
+    if is_last != 0:
+        return next_group, next_chunk, int32(next_chunk * items.chunk_spans)
+    return group, chunk, int32(span + 1)
 
 
 @cache
 def load_of(form: Form, type: GGMLType) -> Any:
     """load(w, n_rows, n_units, items, group, span, now, high, packed): a lane's part of a span of a
-    group, if there is one."""
+    group."""
     n = rows_a_warp(type, form.n_seqs)
     find_pair, load_words = pair_of(form), load_unit(type, n)
     half, scale_kind = n // 2, _scale_kind(type)
@@ -140,17 +143,16 @@ def load_of(form: Form, type: GGMLType) -> Any:
         rows = cuda.local.array(n, uint32)
         unit = int32((items.first_span + span) * WARP_SIZE + (cuda.threadIdx.x & 31))
         unit = min(unit, int32(n_units - 1))  # beyond: multiplied, not added
-        if group < items.end_group:
-            last = int32(n_rows - 1)
-            for r in range(half):
-                first, jump = find_pair(w, n_rows, int32(group * half + r))
-                rows[r] = uint32(min(first, last))  # beyond: multiplied, not stored
-                rows[half + r] = uint32(min(int32(first + jump), last))
-            # Unsigned: a product of two of 32 bits is one instruction.
-            quants = array_at(w[words.QUANTS], (n_rows, uint32(w[words.QUANT_WORDS])), uint32)
-            highs = array_at(w[words.HIGHS], (n_rows, uint32(w[words.HIGH_WORDS])), uint32)
-            scales = array_at(w[words.SCALES], (n_rows, uint32(w[words.SCALE_WORDS])), scale_kind)
-            load_words(quants, highs, scales, rows, uint32(unit), now, high, packed)
+        last = int32(n_rows - 1)
+        for r in range(half):
+            first, jump = find_pair(w, n_rows, int32(group * half + r))
+            rows[r] = uint32(min(first, last))  # beyond: multiplied, not stored
+            rows[half + r] = uint32(min(int32(first + jump), last))
+        # Unsigned: a product of two of 32 bits is one instruction.
+        quants = array_at(w[words.QUANTS], (n_rows, uint32(w[words.QUANT_WORDS])), uint32)
+        highs = array_at(w[words.HIGHS], (n_rows, uint32(w[words.HIGH_WORDS])), uint32)
+        scales = array_at(w[words.SCALES], (n_rows, uint32(w[words.SCALE_WORDS])), scale_kind)
+        load_words(quants, highs, scales, rows, uint32(unit), now, high, packed)
 
     return load
 

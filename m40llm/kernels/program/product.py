@@ -34,19 +34,19 @@ from numba import cuda, float32, int32, int64, uint32
 
 from m40llm.kernels.planes import DENSE
 from m40llm.kernels.program import words
-from m40llm.kernels.program.code import ask_next_norm, put_word
+from m40llm.kernels.program.code import ask_next_norm, epoch_of, put_word
 from m40llm.kernels.program.epilogue import (
     LOWEST,
     Pair,
     extras_of,
-    finish_of,
+    finish,
     gather_of,
+    my_pair,
     put_logits_of,
+    warp_has_pairs,
 )
-from m40llm.kernels.program.exchange import epoch_of
 from m40llm.kernels.program.form import (
     IN_FLIGHT,
-    N_THREADS,
     N_WARPS,
     PARTIAL_FLOATS,
     PARTIALS_AT,
@@ -65,29 +65,25 @@ from m40llm.kernels.program.items import (
     span_of,
     sum_chunks,
 )
+from m40llm.kernels.program.pending import finish_now, finish_pending, keep, keep_scale
 from m40llm.kernels.program.rows import pair_of
-from m40llm.kernels.program.stage import load_norm, take_of
-from m40llm.kernels.reduce import WARP_SIZE, warp_sum
+from m40llm.kernels.program.stage import ask_x, load_norm, take_of
+from m40llm.kernels.reduce import warp_sum
 from m40llm.kernels.unpack import RESULT_SCALE
 from m40llm.kernels.views import UNSEEN, array_at, part_of
 
 
 @cache
 def _mine_of(form: Form, n: int) -> Any:
-    """mine() -> (s, is_second, pair, group, partial): which result of a panel is this thread's,
-    those of a pair being neighbours. A small product's are the last warps', since the first have
-    x to take and items to multiply; pair and group count from the panel's first, `partial` is
-    where its first partial result lies. n: rows of a group."""
+    """mine() -> (s, is_second, pair, group, partial): which result of a panel is this thread's;
+    pair and group count from the panel's first, `partial` is where its first partial result lies.
+    n: rows of a group."""
     n_seqs, half = form.n_seqs, n // 2
 
     @cuda.jit(device=True, forceinline=True)
     def mine() -> Any:
-        thread = int32(cuda.threadIdx.x ^ (N_THREADS - WARP_SIZE))  # from the last warp backwards
-        s, is_second, pair = (
-            int32((thread >> 1) % n_seqs),
-            int32(thread & 1),
-            thread // (2 * n_seqs),
-        )
+        number, is_second = my_pair()
+        s, pair = int32(number % n_seqs), int32(number // n_seqs)
         group, row = int32(pair // half), int32(pair % half + is_second * half)
         return s, is_second, pair, group, int32((group * n + row) * n_seqs + s)
 
@@ -98,14 +94,16 @@ def _mine_of(form: Form, n: int) -> Any:
 def _find_of(form: Form, n: int) -> Any:
     """find(w, n_rows, panel, panel_end) -> the thread's Pair of rows."""
     find_pair, mine, half = pair_of(form), _mine_of(form, n), n // 2
+    n_results = n * form.n_seqs
 
     @cuda.jit(device=True, forceinline=True)
     def find(w: Any, n_rows: Any, panel: Any, panel_end: Any) -> Any:
-        s, is_second, my_pair, my_group, _ = mine()
-        first, jump = find_pair(w, n_rows, int32(panel * half + my_pair))
-        is_mine = int32(0)
-        if is_second == 0 and panel + my_group < panel_end and first < n_rows:
-            is_mine = int32(1)
+        first, jump, s, is_mine = int32(0), int32(0), int32(0), int32(0)
+        if warp_has_pairs(int32((panel_end - panel) * n_results)):
+            s, is_second, my_pair, my_group, _ = mine()
+            first, jump = find_pair(w, n_rows, int32(panel * half + my_pair))
+            if is_second == 0 and panel + my_group < panel_end and first < n_rows:
+                is_mine = int32(1)
         return Pair(first, jump, s, is_mine)
 
     return find
@@ -120,17 +118,18 @@ def _once_of(form: Form, type: GGMLType) -> Any:
     load, do_span, find = load_of(form, type), span_of(form, type), _find_of(form, n)
     copy = copy_of(n)
     take = take_of(type, n_seqs)
-    extras, finish, mine = extras_of(form), finish_of(form), _mine_of(form, n)
+    extras, mine = extras_of(form), _mine_of(form, n)
     norm_scale = norm_scale_of(n_seqs)
     result_scale = 1.0 if type in DENSE else 1.0 / RESULT_SCALE
 
     @cuda.jit(device=True, forceinline=True)
     def once(
-        code: Any, first_group: Any, end_group: Any, step: Any, slot_pos: Any,
-        pool: Any, squares: Any,
-    ) -> None:  # fmt: skip
-        w, n_instructions = code.this, code.n_instructions
+        code: Any, first_group: Any, end_group: Any, slot_pos: Any,
+        pool: Any, squares: Any, n_pending: Any,
+    ) -> Any:  # fmt: skip
+        w = code.this
         norms = cuda.local.array((IN_FLIGHT, 4), float32)
+        asked = cuda.local.array((IN_FLIGHT, 8), uint32)
         now = cuda.local.array((n, 4), uint32)
         now_high = cuda.local.array((n, 2), uint32)
         now_packed = cuda.local.array((n, 4), uint32)
@@ -142,53 +141,78 @@ def _once_of(form: Form, type: GGMLType) -> Any:
         sums = part_of(pool, n_staged, n_sums, float32)
         partials = part_of(pool, PARTIALS_AT, PARTIAL_FLOATS, float32)
         n_rows, n_units = int32(w[words.N_ROWS]), int32(w[words.N_UNITS])
+        n_left = int32((end_group - first_group) * n_results)
         warp = int32(cuda.threadIdx.x >> 5)
 
         items = items_of(w, first_group, end_group, int32(0))
         group, chunk, span = first_span_of(w, items, int32(0), warp)
         next_group, next_chunk, next_span = next_span_of(items, group, chunk, span)
-        load(w, n_rows, n_units, items, group, span, now, now_high, now_packed)
-        load(w, n_rows, n_units, items, next_group, next_span, then, then_high, then_packed)
-
+        mine_first = int32(min(group, int32(end_group - 1)))
+        load(w, n_rows, n_units, items, mine_first, span, now, now_high, now_packed)
         n_cols, is_normed = int32(w[words.N_COLS]), w[words.NORM] != 0
-        load_norm(w, int32(0), int32(n_cols >> 2), norms)
+        n_quads = int32(n_cols >> 2)
+        load_norm(w, int32(0), n_quads, norms)
+        finish_pending(code, n_pending, pool)
+        x = array_at(w[words.X], (UNSEEN,), uint32)
+        ask_x(x, int32(0), int32(0), n_quads, asked)
         pair = find(w, n_rows, first_group, end_group)
         extra = extras(w, pair, slot_pos)
         put_word(code)
+        if warp_has_pairs(n_left):
+            old_epoch = epoch_of(code, w[words.OLD_WRITER])
+            _, _, _, _, part = mine()
+            keep(pool, w, pair, extra, old_epoch, n_left, part, int32(part + n // 2 * n_seqs))
+        # The second span's weights are not asked for before the first look has come.
         zero = uint32(w[words.ZERO])
+        held_back = int32(asked[0, 1] & zero)
+        next_group = int32(next_group + held_back)
+        has_next = next_group < end_group
+        load(
+            w, n_rows, n_units, items, next_group if has_next else mine_first,
+            next_span if has_next else span, then, then_high, then_packed,
+        )  # fmt: skip
 
-        x = array_at(w[words.X], (UNSEEN,), uint32)
-        x_epoch = epoch_of(step, n_instructions, w[words.X_WRITER])
+        x_epoch = epoch_of(code, w[words.X_WRITER])
         for t in range(n_seqs):
-            at, n_quads = int32(t * n_cols), int32(n_cols >> 2)
-            share = take(x, x_epoch, at, n_quads, w, norms, t, staged, sums)
+            at = int32(t * int32(w[words.X_COLS]))
+            if t > 0:
+                ask_x(x, at, int32(0), n_quads, asked)
+            share = take(x, x_epoch, at, n_quads, w, norms, t, asked, staged, sums)
             if is_normed:
-                share = warp_sum(share)
+                if (cuda.threadIdx.x & ~31) < n_quads:
+                    share = warp_sum(share)
                 if cuda.threadIdx.x & 31 == 0:
                     squares[uint32(t * N_WARPS + warp)] = share
         cuda.syncthreads()
         ask_next_norm(code)
-        copy(now, now_high, now_packed, now, now_high, now_packed, zero)
         for i in range(n_results):
             acc[i] = float32(0)
-        while group < end_group:
+        if group < end_group:
             do_span(
                 items, n_units, group, chunk, span,
                 now, now_high, now_packed, staged, sums, acc, partials,
             )  # fmt: skip
-            copy(now, now_high, now_packed, then, then_high, then_packed, uint32(0))
+        while next_group < end_group:
+            copy(now, now_high, now_packed, then, then_high, then_packed, zero)
             group, chunk, span = next_group, next_chunk, next_span
             next_group, next_chunk, next_span = next_span_of(items, group, chunk, span)
-            load(w, n_rows, n_units, items, next_group, next_span, then, then_high, then_packed)
-        scale = float32(result_scale) * norm_scale(w, n_cols, pair.s, squares)
-        cuda.syncthreads()  # the partial results are there
-        _, _, _, my_group, my_partial = mine()
-        n_groups, total = int32(end_group - first_group), float32(0)
-        if my_group < n_groups:
-            total = sum_chunks(partials, my_partial, int32(n_groups * n_results), items.n_chunks)
-        old_epoch = epoch_of(step, n_instructions, w[words.OLD_WRITER])
-        epoch = epoch_of(step, n_instructions, w[words.WRITER])
-        finish(w, total * scale, pair, extra, old_epoch, epoch)
+            has_next = next_group < end_group
+            load(
+                w, n_rows, n_units, items, next_group if has_next else group,
+                next_span if has_next else span, then, then_high, then_packed,
+            )  # fmt: skip
+            do_span(
+                items, n_units, group, chunk, span,
+                now, now_high, now_packed, staged, sums, acc, partials,
+            )  # fmt: skip
+        number, is_second = my_pair()
+        if is_second == 0 and 2 * number < n_left:
+            scale = float32(result_scale) * norm_scale(w, n_cols, pair.s, squares)
+            keep_scale(pool, number, scale)
+        if w[words.LEAVES] != 0:
+            return n_left
+        finish_now(code, w, n_left, pool)
+        return int32(0)
 
     return once
 
@@ -202,17 +226,18 @@ def _many_of(form: Form, type: GGMLType) -> Any:
     load, do_span, find = load_of(form, type), span_of(form, type), _find_of(form, n)
     copy = copy_of(n)
     take = take_of(type, n_seqs)
-    extras, finish, mine = extras_of(form), finish_of(form), _mine_of(form, n)
+    extras, mine = extras_of(form), _mine_of(form, n)
     put_logits, gather, norm_scale = put_logits_of(form), gather_of(form), norm_scale_of(n_seqs)
     result_scale = 1.0 if type in DENSE else 1.0 / RESULT_SCALE
 
     @cuda.jit(device=True, forceinline=True)
     def many(
-        code: Any, first_group: Any, end_group: Any, step: Any, slot_pos: Any,
-        pool: Any, squares: Any,
-    ) -> None:  # fmt: skip
-        w, n_instructions = code.this, code.n_instructions
+        code: Any, first_group: Any, end_group: Any, slot_pos: Any,
+        pool: Any, squares: Any, n_pending: Any,
+    ) -> Any:  # fmt: skip
+        w = code.this
         norms = cuda.local.array((IN_FLIGHT, 4), float32)
+        asked = cuda.local.array((IN_FLIGHT, 8), uint32)
         now = cuda.local.array((n, 4), uint32)
         now_high = cuda.local.array((n, 2), uint32)
         now_packed = cuda.local.array((n, 4), uint32)
@@ -226,7 +251,7 @@ def _many_of(form: Form, type: GGMLType) -> Any:
         n_rows, n_cols = int32(w[words.N_ROWS]), int32(w[words.N_COLS])
         n_units, warp = int32(w[words.N_UNITS]), int32(cuda.threadIdx.x >> 5)
         x = array_at(w[words.X], (UNSEEN,), uint32)
-        x_epoch = epoch_of(step, n_instructions, w[words.X_WRITER])
+        x_epoch = epoch_of(code, w[words.X_WRITER])
         thread_best, thread_top, thread_mass = int64(-1), float32(LOWEST), float32(0)
         total, panel, stage, is_first = float32(0), int32(first_group), int32(0), True
         # The segment before: its panel, groups and chunks; then its norm.
@@ -244,10 +269,19 @@ def _many_of(form: Form, type: GGMLType) -> Any:
                 n_chunks = ahead.n_chunks
                 group, chunk, span = first_span_of(w, ahead, stage, warp)
                 next_group, next_chunk, next_span = next_span_of(ahead, group, chunk, span)
-                load(w, n_rows, n_units, ahead, group, span, now, now_high, now_packed)
-                load(w, n_rows, n_units, ahead, next_group, next_span, then, then_high, then_packed)
-                load_norm(w, first_col, n_quads, norms)
+                top = int32(panel_end - 1)
+                load(
+                    w, n_rows, n_units, ahead, int32(min(group, top)), span,
+                    now, now_high, now_packed,
+                )  # fmt: skip
+                load(
+                    w, n_rows, n_units, ahead, int32(min(next_group, top)), next_span,
+                    then, then_high, then_packed,
+                )  # fmt: skip
             if is_first:
+                finish_pending(code, n_pending, pool)
+                load_norm(w, first_col, n_quads, norms)
+                ask_x(x, first_col, int32(0), n_quads, asked)
                 put_word(code)
             else:
                 cuda.syncthreads()  # the partial results of the segment before are there
@@ -264,37 +298,50 @@ def _many_of(form: Form, type: GGMLType) -> Any:
                             thread_best, thread_top, thread_mass,
                         )  # fmt: skip
                     else:
-                        old_epoch = epoch_of(step, n_instructions, w[words.OLD_WRITER])
-                        epoch = epoch_of(step, n_instructions, w[words.WRITER])
-                        finish(w, total * scale, pair, extra, old_epoch, epoch)
+                        old_epoch = epoch_of(code, w[words.OLD_WRITER])
+                        epoch = epoch_of(code, w[words.WRITER])
+                        finish(w, pair, extra, total * scale, old_epoch, epoch)
                     total = float32(0)
                 if panel == end_group:
                     break
+                if w[words.N_STAGES] > 1:
+                    load_norm(w, first_col, n_quads, norms)
+                    ask_x(x, first_col, int32(0), n_quads, asked)
             zero = uint32(w[words.ZERO])
             is_normed = w[words.NORM] != 0
             if is_first or w[words.N_STAGES] > 1:
                 for t in range(n_seqs):
-                    at = int32(t * n_cols + first_col)
-                    share = take(x, x_epoch, at, n_quads, w, norms, t, staged, sums)
+                    at = int32(t * int32(w[words.X_COLS]) + first_col)
+                    if t > 0:
+                        ask_x(x, at, int32(0), n_quads, asked)
+                    share = take(x, x_epoch, at, n_quads, w, norms, t, asked, staged, sums)
                     if is_normed and panel == first_group:
                         share = warp_sum(share)
                         if cuda.threadIdx.x & 31 == 0:
                             here = uint32(t * N_WARPS + warp)
                             squares[here] = share + (float32(0) if is_first else squares[here])
             cuda.syncthreads()
-            copy(now, now_high, now_packed, now, now_high, now_packed, zero)
             items = items_of(w, panel, panel_end, stage)
             for i in range(n_results):
                 acc[i] = float32(0)
-            while group < panel_end:
+            if group < panel_end:
                 do_span(
                     items, n_units, group, chunk, span,
                     now, now_high, now_packed, staged, sums, acc, partials,
                 )  # fmt: skip
-                copy(now, now_high, now_packed, then, then_high, then_packed, uint32(0))
+            while next_group < panel_end:
+                copy(now, now_high, now_packed, then, then_high, then_packed, zero)
                 group, chunk, span = next_group, next_chunk, next_span
                 next_group, next_chunk, next_span = next_span_of(items, group, chunk, span)
-                load(w, n_rows, n_units, items, next_group, next_span, then, then_high, then_packed)
+                has_next = next_group < panel_end
+                load(
+                    w, n_rows, n_units, items, next_group if has_next else group,
+                    next_span if has_next else span, then, then_high, then_packed,
+                )  # fmt: skip
+                do_span(
+                    items, n_units, group, chunk, span,
+                    now, now_high, now_packed, staged, sums, acc, partials,
+                )  # fmt: skip
             s, _, _, _, _ = mine()
             scale = float32(result_scale) * norm_scale(w, n_cols, s, squares)
             done_panel, done_groups, done_chunks = panel, int32(panel_end - panel), n_chunks
@@ -304,30 +351,29 @@ def _many_of(form: Form, type: GGMLType) -> Any:
         ask_next_norm(code)
         if w[words.KIND] == words.LOGITS:
             gather(w, thread_best, thread_top, thread_mass, pool)
+        return int32(0)
 
     return many
 
 
 @cache
 def product_of(form: Form, type: GGMLType) -> Any:
-    """product(code, step, slot_pos, pool, squares): the instruction code.this."""
+    """product(code, slot_pos, pool, squares, n_pending): the instruction code.this
+    -> how many results it leaves to the next one."""
     Pool(type, form.n_seqs).check()
     once, many = _once_of(form, type), _many_of(form, type)
 
     @cuda.jit(device=True, forceinline=True)
-    def product(code: Any, step: Any, slot_pos: Any, pool: Any, squares: Any) -> None:
+    def product(code: Any, slot_pos: Any, pool: Any, squares: Any, n_pending: Any) -> Any:
         w = code.this
         first, end = share_of(w)
         if first == end:
+            finish_pending(code, n_pending, pool)
             put_word(code)
             cuda.syncthreads()  # every instruction is one: the next one's words are there
-        elif (
-            w[words.N_STAGES] == 1
-            and end - first <= w[words.PANEL_GROUPS]
-            and w[words.KIND] != words.LOGITS
-        ):
-            once(code, first, end, step, slot_pos, pool, squares)
-        else:
-            many(code, first, end, step, slot_pos, pool, squares)
+            return int32(0)
+        if end - first <= w[words.PENDING_GROUPS]:
+            return once(code, first, end, slot_pos, pool, squares, n_pending)
+        return many(code, first, end, slot_pos, pool, squares, n_pending)
 
     return product

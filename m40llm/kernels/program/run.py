@@ -22,13 +22,13 @@ import numpy as np
 from numba import cuda, float32, int32, int64, uint32, uint64
 
 from m40llm.kernels.contract import Kernel, Launcher, check_array
-from m40llm.kernels.intrinsics import load_volatile
+from m40llm.kernels.intrinsics import load_volatile, load_volatile_shared
 from m40llm.kernels.program import words
 from m40llm.kernels.program.attend import attend_of
 from m40llm.kernels.program.barrier import arrive, wait
 from m40llm.kernels.program.choose import N_HOST, choose_of, embed_of, look_at_host
-from m40llm.kernels.program.code import N_HELD, Code, ask_next_norm, put_word, read_word
-from m40llm.kernels.program.exchange import epoch_of
+from m40llm.kernels.program.code import N_HELD, after, ask_next_norm, code_at, put_word, read_word
+from m40llm.kernels.program.exchange import writing_of
 from m40llm.kernels.program.form import (
     MAX_TYPES,
     N_THREADS,
@@ -37,6 +37,7 @@ from m40llm.kernels.program.form import (
     REGISTERS,
     Form,
 )
+from m40llm.kernels.program.pending import finish_pending
 from m40llm.kernels.program.product import product_of
 from m40llm.kernels.program.state import N_CONTROL, STEP
 from m40llm.kernels.views import array_at, part_of
@@ -60,31 +61,30 @@ class Program:
 @cache
 def _no_product() -> Any:
     @cuda.jit(device=True, forceinline=True)
-    def nothing(code: Any, step: Any, slot_pos: Any, pool: Any, squares: Any) -> None:
-        pass
+    def nothing(code: Any, slot_pos: Any, pool: Any, squares: Any, n_pending: Any) -> Any:
+        return n_pending
 
     return nothing
 
 
 @cache
 def _products(form: Form) -> Any:
-    """product(code, step, slot_pos, pool, squares), of the type in code.this[OP]."""
+    """product(code, slot_pos, pool, squares, n_pending), of the type in code.this[OP]."""
     n_types = len(form.types)
     assert n_types <= MAX_TYPES, f"{form}: {n_types} types of matrices"
     products = [product_of(form, type) for type in form.types]
     product_0, product_1, product_2, product_3 = (products + [_no_product()] * 4)[:4]
 
     @cuda.jit(device=True, forceinline=True)
-    def product(code: Any, step: Any, slot_pos: Any, pool: Any, squares: Any) -> None:
+    def product(code: Any, slot_pos: Any, pool: Any, squares: Any, n_pending: Any) -> Any:
         which = int32(code.this[words.OP]) - words.PRODUCT
         if n_types == 1 or which == 0:
-            product_0(code, step, slot_pos, pool, squares)
-        elif n_types == 2 or which == 1:
-            product_1(code, step, slot_pos, pool, squares)
-        elif n_types == 3 or which == 2:
-            product_2(code, step, slot_pos, pool, squares)
-        else:
-            product_3(code, step, slot_pos, pool, squares)
+            return product_0(code, slot_pos, pool, squares, n_pending)
+        if n_types == 2 or which == 1:
+            return product_1(code, slot_pos, pool, squares, n_pending)
+        if n_types == 3 or which == 2:
+            return product_2(code, slot_pos, pool, squares, n_pending)
+        return product_3(code, slot_pos, pool, squares, n_pending)
 
     return product
 
@@ -120,6 +120,12 @@ def _is_to_go(go: Any, epoch: Any, said: Any) -> Any:
     return said[0] != 0
 
 
+@cuda.jit(device=True, forceinline=True)
+def _next(pc: Any, first: Any, last: Any) -> Any:
+    """The instruction after number pc of a launch of instructions first to last - 1."""
+    return int32(pc + 1 if pc + 1 < last else first)
+
+
 @cache
 def _compile(form: Form) -> Kernel:
     n_words, n_seqs = words.N_WORDS, form.n_seqs
@@ -135,37 +141,44 @@ def _compile(form: Form) -> Kernel:
         slot_seq = cuda.shared.array(n_seqs, int32)
         host = cuda.shared.array(N_HOST, int64)
         said = cuda.shared.array(1, int32)
+        steps = cuda.shared.array(1, int64)
+        here = cuda.shared.array(N_WARPS, int32)  # where in `held` a warp's instruction begins
         n_blocks, block, thread = uint64(cuda.gridDim.x), cuda.blockIdx.x, cuda.threadIdx.x
         target = arrived[0] // n_blocks * n_blocks  # no later than the first barrier is complete
         chosen = arrived[1]
         gone = arrived[2] // n_blocks * n_blocks
         n_instructions, is_resident = int32(program.shape[0]), n_steps > 0
-        after = int32(first + 1 if first + 1 < last else first)
         if thread < n_words:
             held[thread] = program[first, thread]
-            held[n_words + thread] = program[after, thread]
+            held[n_words + thread] = program[_next(first, first, last), thread]
         cuda.syncthreads()
-        step = array_at(held[words.CONTROL], (N_CONTROL,), int64)[STEP]
+        if thread == 0:
+            steps[0] = array_at(held[words.CONTROL], (N_CONTROL,), int64)[STEP]
+        cuda.syncthreads()
         if not is_resident:
             read_slots(held, slot_pos, slot_seq)
-        here, n_done, pc = int32(0), int32(0), int32(first)
+        n_done, n_pending, warp = int32(0), int32(0), int32(thread >> 5)
+        here[warp] = 0
+        cuda.syncwarp()
         while True:
-            w = part_of(held, here, n_words, int64)
-            there = int32((here + n_words) if here < n_held - n_words else 0)
-            later = int32((there + n_words) if there < n_held - n_words else 0)
-            after = int32(after + 1)
-            after = first if after == last else after
-            word = read_word(program, after)
-            code = Code(w, held, there, later, word, n_instructions)
-            here = there
+            w = part_of(held, here[warp], n_words, int64)
+            word = read_word(program, _next(_next(int32(w[words.PC]), first, last), first, last))
+            code = code_at(held, here[warp], word, n_instructions, steps)
             operation = int32(w[words.OP])
             if operation >= words.PRODUCT:
-                product(code, step, slot_pos, pool, squares)
+                n_pending = product(code, slot_pos, pool, squares, n_pending)
             elif operation == words.ATTEND:
-                attention(code, step, pc, slot_pos, slot_seq, pool)
+                finish_pending(code, n_pending, pool)
+                put_word(code)
+                n_pending = int32(0)
+                this = code_at(held, load_volatile_shared(here, warp), word, n_instructions, steps)
+                attention(this, slot_pos, slot_seq, pool)
             elif operation == words.EMBED:
                 put_word(code)
-                step += int64(1)
+                step, pc = steps[0] + int64(1), int32(w[words.PC])
+                cuda.syncthreads()
+                if thread == 0:
+                    steps[0] = step
                 cuda.syncthreads()
                 if block == 0:
                     if is_resident and n_seqs > 1 and n_done > 0:
@@ -179,7 +192,7 @@ def _compile(form: Form) -> Kernel:
                 if is_resident:
                     ask_next_norm(code)
                     go = array_at(w[words.GO], (1,), int64)
-                    if not _is_to_go(go, epoch_of(step, n_instructions, pc), said):
+                    if not _is_to_go(go, writing_of(step, n_instructions, pc), said):
                         break
                     read_slots(w, slot_pos, slot_seq)
             else:
@@ -192,21 +205,29 @@ def _compile(form: Form) -> Kernel:
                     if block < n_seqs:
                         wait(arrived, 0, target)
                 cuda.syncthreads()
-                choose(w, slot_pos, pool)
+                if block < n_seqs:
+                    choose(w, slot_pos, pool)
                 if is_resident and n_seqs > 1 and block < n_seqs:
                     arrive(arrived, 1)
                 cuda.syncthreads()
-            pc = int32(pc + 1)
-            if pc == last:
-                pc, n_done = int32(first), int32(n_done + 1)
+            was_last = w[words.PC] == last - 1
+            now = load_volatile_shared(here, warp)
+            cuda.syncwarp()
+            here[warp] = after(now)
+            cuda.syncwarp()
+            if was_last:
+                n_done = int32(n_done + 1)
                 if n_done >= n_steps:
+                    finish_pending(
+                        code_at(held, after(now), word, n_instructions, steps), n_pending, pool
+                    )
                     break
         if is_resident:  # once all have left, and so have read it, STEP may change
             arrive(arrived, 2)
             if block == 0:
                 wait(arrived, 2, gone + n_blocks)
                 if thread == 0:
-                    array_at(held[words.CONTROL], (N_CONTROL,), int64)[STEP] = step
+                    array_at(held[words.CONTROL], (N_CONTROL,), int64)[STEP] = steps[0]
 
     return Kernel(decode_program, registers=REGISTERS)
 

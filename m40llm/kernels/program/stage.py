@@ -1,12 +1,15 @@
 """x of a product: taken from the exchange, into shared memory as staging.py lays it out.
 
-    load_norm(w, first_col, n_quads, norms)                      before x is there
-    take(x, epoch, first, n_quads, w, norms, t, staged, sums)    -> the thread's share of sum x^2
+    load_norm(w, first_col, n_quads, norms)    before x is there
+    ask_x(x, first, start, n_quads, asked)     a first look at it
+    take(x, epoch, first, n_quads, w, norms, t, asked, staged, sums)
+                                               -> the thread's share of sum x^2
 
 Every block does it for itself. With a norm, what is staged is x times the norm's weights, and the
 results are multiplied by 1 / sqrt(mean x^2 + eps) in the end: so nobody waits for the mean. The
 norm's weights of a thread's quads (fours of columns) are on their way into its registers while it
-waits for x.
+waits for x. Whoever is late finds x at the first look, which comes with all else that is loaded
+before: a second look would be one more trip to memory.
 """
 
 from functools import cache
@@ -16,11 +19,11 @@ import numpy as np
 from gguf import GGMLQuantizationType as GGMLType
 from numba import cuda, float32, int32, uint32
 
-from m40llm.kernels.intrinsics import load_float4_readonly, store_float4_shared
+from m40llm.kernels.intrinsics import load_float4_readonly, store_float4_shared, uint_as_float
 from m40llm.kernels.planes import DENSE
 from m40llm.kernels.program import words
-from m40llm.kernels.program.exchange import look4, take4
-from m40llm.kernels.program.form import IN_FLIGHT, N_THREADS, Pool
+from m40llm.kernels.program.exchange import has_arrived, look4
+from m40llm.kernels.program.form import IN_FLIGHT, N_THREADS, Pool, max_stage_cols
 from m40llm.kernels.reduce import FULL_MASK
 from m40llm.kernels.unpack import LANES, RESULT_SCALE, STAGE_SCALE, factor
 from m40llm.kernels.views import UNSEEN, array_at
@@ -110,78 +113,69 @@ def _times_norm(w: Any, norms: Any, k: Any, x0: Any, x1: Any, x2: Any, x3: Any) 
     return x0, x1, x2, x3
 
 
-@cache
-def _take_few_of(type: GGMLType, n_seqs: int) -> Any:
-    """take of up to a quad a thread."""
-    put = _put_of(type, n_seqs)
-
-    @cuda.jit(device=True, forceinline=True)
-    def take_few(
-        x: Any, epoch: Any, first: Any, n_quads: Any, w: Any, norms: Any, t: Any,
-        staged: Any, sums: Any,
-    ) -> Any:  # fmt: skip
-        quad = int32(cuda.threadIdx.x)
-        x0, x1, x2, x3 = float32(0), float32(0), float32(0), float32(0)
+@cuda.jit(device=True, forceinline=True)
+def ask_x(x: Any, first: Any, start: Any, n_quads: Any, asked: Any) -> None:
+    """asked[k]: exchange words of the thread's quad number k from quad `start` on, arrived or not;
+    the stage's first number is x's number `first`."""
+    for k in range(IN_FLIGHT):
+        quad = int32(start + cuda.threadIdx.x + k * N_THREADS)
+        for i in range(8):
+            asked[k, i] = 0
         if quad < n_quads:
-            x0, x1, x2, x3 = take4(x, int32(first + 4 * quad), epoch)
-        share = (x0 * x0 + x1 * x1) + (x2 * x2 + x3 * x3)
-        x0, x1, x2, x3 = _times_norm(w, norms, 0, x0, x1, x2, x3)
-        put(x0, x1, x2, x3, quad, quad < n_quads, t, staged, sums)
-        return share
-
-    return take_few
+            look4(x, int32(first + 4 * quad), asked, k)
 
 
 @cache
-def _take_many_of(type: GGMLType, n_seqs: int) -> Any:
-    """take of any number, several of a thread's quads under way at a time."""
+def _take_round_of(type: GGMLType, n_seqs: int) -> Any:
+    """take_round(...): the quads that ask_x(x, first, start, n_quads, asked) has asked for."""
     put = _put_of(type, n_seqs)
 
     @cuda.jit(device=True, forceinline=True)
-    def take_many(
-        x: Any, epoch: Any, first: Any, n_quads: Any, w: Any, norms: Any, t: Any,
-        staged: Any, sums: Any,
+    def take_round(
+        x: Any, epoch: Any, first: Any, start: Any, n_quads: Any, w: Any, norms: Any, t: Any,
+        asked: Any, staged: Any, sums: Any,
     ) -> Any:  # fmt: skip
-        got = cuda.local.array((IN_FLIGHT, 4), float32)
-        sum_sq, start = float32(0), int32(0)
-        while start < n_quads:
-            mine, is_waiting = int32(start + cuda.threadIdx.x), True
-            while is_waiting:
-                is_waiting = False
-                for k in range(IN_FLIGHT):
-                    quad = int32(mine + k * N_THREADS)
-                    if quad < n_quads:
-                        has_come, x0, x1, x2, x3 = look4(x, int32(first + 4 * quad), epoch)
-                        got[k, 0], got[k, 1], got[k, 2], got[k, 3] = x0, x1, x2, x3
-                        is_waiting = is_waiting or not has_come
-            for k in range(IN_FLIGHT):
-                quad, first_of_all = int32(mine + k * N_THREADS), int32(start + k * N_THREADS)
-                if first_of_all < n_quads:  # the same for the whole block
-                    x0, x1, x2, x3 = got[k, 0], got[k, 1], got[k, 2], got[k, 3]
-                    if quad < n_quads:
-                        sum_sq += (x0 * x0 + x1 * x1) + (x2 * x2 + x3 * x3)
+        sum_sq = float32(0)
+        for k in range(IN_FLIGHT):
+            first_of_all = int32(start + k * N_THREADS)
+            quad = int32(first_of_all + cuda.threadIdx.x)
+            if first_of_all < n_quads:  # the same for the whole block
+                is_there = quad < n_quads
+                while is_there and not has_arrived(asked, k, epoch):
+                    look4(x, int32(first + 4 * quad), asked, k)
+                x0, x1 = uint_as_float(asked[k, 0]), uint_as_float(asked[k, 2])
+                x2, x3 = uint_as_float(asked[k, 4]), uint_as_float(asked[k, 6])
+                sum_sq += (x0 * x0 + x1 * x1) + (x2 * x2 + x3 * x3)
+                if quad - (cuda.threadIdx.x & 31) < n_quads:  # the same for the whole warp
                     x0, x1, x2, x3 = _times_norm(w, norms, k, x0, x1, x2, x3)
-                    put(x0, x1, x2, x3, quad, quad < n_quads, t, staged, sums)
-            start = int32(start + IN_FLIGHT * N_THREADS)
+                    put(x0, x1, x2, x3, quad, is_there, t, staged, sums)
         return sum_sq
 
-    return take_many
+    return take_round
 
 
 @cache
 def take_of(type: GGMLType, n_seqs: int) -> Any:
-    """take(x, epoch, first, n_quads, w, norms, t, staged, sums), by all threads: of sequence t,
-    whose first number here is x's number `first`; -> the sum of the squares of what this thread
-    has taken."""
-    take_few, take_many = _take_few_of(type, n_seqs), _take_many_of(type, n_seqs)
+    """take(x, epoch, first, n_quads, w, norms, t, asked, staged, sums), by all threads, after
+    ask_x(x, first, 0, n_quads, asked): of sequence t -> the sum of the squares of what this thread
+    has taken. No loop around it: where one begins that loads, all that is under way is waited
+    for."""
+    take_round = _take_round_of(type, n_seqs)
+    round_quads = IN_FLIGHT * N_THREADS
+    n_rounds = max_stage_cols(n_seqs) // (4 * round_quads)
+    assert n_rounds <= 2, f"{n_seqs} sequences: x is taken in two rounds"
 
     @cuda.jit(device=True, forceinline=True)
     def take(
-        x: Any, epoch: Any, first: Any, n_quads: Any, w: Any, norms: Any, t: Any,
+        x: Any, epoch: Any, first: Any, n_quads: Any, w: Any, norms: Any, t: Any, asked: Any,
         staged: Any, sums: Any,
     ) -> Any:  # fmt: skip
-        if n_quads <= N_THREADS:
-            return take_few(x, epoch, first, n_quads, w, norms, t, staged, sums)
-        return take_many(x, epoch, first, n_quads, w, norms, t, staged, sums)
+        sum_sq = take_round(x, epoch, first, int32(0), n_quads, w, norms, t, asked, staged, sums)
+        if n_rounds > 1 and n_quads > round_quads:
+            ask_x(x, first, int32(round_quads), n_quads, asked)
+            sum_sq += take_round(
+                x, epoch, first, int32(round_quads), n_quads, w, norms, t, asked, staged, sums
+            )
+        return sum_sq
 
     return take

@@ -10,6 +10,7 @@ from typing import Final
 # Where a word stands.
 (
     # any instruction
+    PC,  # which of the program's instructions it is
     OP,  # EMBED, ATTEND, CHOOSE, or PRODUCT + the place of the matrix's type in Form.types
     X,  # address of exchange words uint32[n_seqs, N_COLS, 2]; see exchange.py
     X_WRITER,  # the instruction that wrote X last
@@ -30,11 +31,15 @@ from typing import Final
     NORM,  # address of float32[N_COLS], the weights of an RMSNorm of x; 0 for none
     EPS,  # bits of its epsilon
     N_ROWS,  # of the matrix
-    N_COLS,
-    N_UNITS,  # 16-byte loads of quants that a row takes
+    N_COLS,  # of the product: all of the matrix's, or some of them, from FIRST_SPAN on
+    FIRST_SPAN,
+    N_UNITS,  # 16-byte loads of quants that a row takes up to the last of these columns
+    X_COLS,  # numbers of X, of a sequence
     GROUPS_A_BLOCK,  # groups of rows: so many for each block,
     GROUPS_LEFT,  # and one more for so many of the first blocks
     PANEL_GROUPS,  # groups of rows whose partial results find room in shared memory
+    PENDING_GROUPS,  # groups whose results may wait in shared memory, see pending.py; 0: none
+    LEAVES,  # 1: and they are left to the next instruction
     N_STAGES,
     STAGE_COLS,  # columns of x in shared memory at a time
     CHUNK_SPANS,  # spans of an item; see items.py
@@ -81,8 +86,8 @@ from typing import Final
     BIAS_VALUES,
     MAX_BIAS,
     HISTORY,
-) = range(68)
-N_WORDS: Final = 68
+) = range(73)
+N_WORDS: Final = 73
 
 # Operations.
 EMBED, ATTEND, CHOOSE, PRODUCT = range(4)
