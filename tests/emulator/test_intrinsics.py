@@ -3,10 +3,12 @@
 import re
 
 import numpy as np
+import pytest
 from numba import cuda, float32, types, uint32
 from numba.cuda import compile_ptx
 
 from m40llm.device.emulator import Emulator
+from m40llm.device.emulator.errors import OutOfBoundsError
 from m40llm.device.emulator.frontend import no_driver_needed
 from m40llm.kernels import intrinsics as it
 from m40llm.kernels.reduce import warp_max, warp_sum
@@ -24,6 +26,7 @@ store_uint2_shared, store_uint4_shared = it.store_uint2_shared, it.store_uint4_s
 half2_to_float2, float2_to_half2 = it.half2_to_float2, it.float2_to_half2
 float_as_uint, uint_as_float = it.float_as_uint, it.uint_as_float
 load_volatile, store_volatile = it.load_volatile, it.store_volatile
+load_volatile_shared, load_uint4_streaming = it.load_volatile_shared, it.load_uint4_streaming
 
 
 def wide_floats(x, y):
@@ -142,3 +145,26 @@ def test_the_ptx_is_what_was_wanted() -> None:
     kinds = (types.float32, 1), (types.float32, 2), (types.int32, 1)
     polls = instructions(bits_and_reductions, *kinds)
     assert {"ld.volatile.global.u32", "st.volatile.global.u32", "shfl.sync.bfly.b32"} <= polls
+
+
+def streamed(x, y):
+    s = cuda.shared.array(32, uint32)
+    t = cuda.threadIdx.x
+    a, b, c, d = load_uint4_streaming(x, 4 * t)
+    s[t] = a + b + c + d
+    cuda.syncthreads()
+    y[t] = load_volatile_shared(s, t ^ 1)
+
+
+def test_a_streaming_load_is_a_load(emulator: Emulator) -> None:
+    x, y = np.arange(128, dtype=np.uint32), np.zeros(32, np.uint32)
+    emulator.launch(streamed, 1, 32, (x, y))
+    np.testing.assert_array_equal(y, x.reshape(32, 4).sum(1)[np.arange(32) ^ 1])
+    wanted = {"ld.global.cs.nc.v4.u32", "ld.volatile.shared.u32"}
+    assert wanted <= instructions(streamed, (types.uint32, 1), (types.uint32, 1))
+
+
+def test_a_streaming_load_is_checked() -> None:
+    x, y = np.arange(124, dtype=np.uint32), np.zeros(32, np.uint32)
+    with pytest.raises(OutOfBoundsError):
+        Emulator(time_limit_s=60).launch(streamed, 1, 32, (x, y))

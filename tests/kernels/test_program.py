@@ -8,6 +8,7 @@ from gguf import GGMLQuantizationType as GGMLType
 from program_cases import NumpyLoop, Shape, make_case
 
 from m40llm.kernels.program import state as rings
+from m40llm.kernels.program import words
 
 F16, Q8_0, Q4_0, Q4_K, Q6_K = (GGMLType[n] for n in ("F16", "Q8_0", "Q4_0", "Q4_K", "Q6_K"))
 
@@ -76,6 +77,17 @@ def test_columns_that_find_no_room_together(launcher: Any, n_ff: int) -> None:
     for slot in range(8):
         tokens = [token for s, token, _, _ in found if s == slot]
         assert tokens == NumpyLoop(case).greedy(first[slot], 2)
+
+
+def test_small_cases_go_every_way_through_a_product(launcher: Any) -> None:
+    """Results left to the next instruction, results finished at once, and more than one panel."""
+    code = np.asarray(launcher.read(make_case(launcher, (F16,)).program.code))
+    products = code[code[:, words.OP] >= words.PRODUCT]
+    fits = products[:, words.GROUPS_A_BLOCK] < products[:, words.PENDING_GROUPS]
+    leaves = products[:, words.LEAVES] == 1
+    assert (fits & leaves).any()
+    assert (fits & ~leaves).any()
+    assert (~fits).any()
 
 
 def test_stop_token_and_end_of_context(launcher: Any) -> None:

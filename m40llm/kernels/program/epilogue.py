@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 from numba import cuda, float32, int32, int64, uint32
 
 from m40llm.kernels.intrinsics import (
+    float_as_uint,
     load_uint4_volatile,
     load_volatile,
     uint_as_float,
@@ -88,6 +89,21 @@ def extras_of(form: Form) -> Any:
         return Extras(bias_first, bias_second, word_0, word_1, word_2, word_3, is_odd)
 
     return extras
+
+
+@cuda.jit(device=True, forceinline=True)
+def write_extras(noted: Any, extra: Any) -> None:
+    """Into uint32[7]: a tuple that depends on the way to it makes LLVM not end."""
+    noted[0], noted[1] = float_as_uint(extra.bias_first), float_as_uint(extra.bias_second)
+    noted[2], noted[3], noted[4] = extra.word_0, extra.word_1, extra.word_2
+    noted[5], noted[6] = extra.word_3, uint32(extra.is_odd)
+
+
+@cuda.jit(device=True, forceinline=True)
+def read_extras(noted: Any) -> Extras:
+    """What write_extras has written."""
+    first, second = uint_as_float(noted[0]), uint_as_float(noted[1])
+    return Extras(first, second, noted[2], noted[3], noted[4], noted[5], int32(noted[6]))
 
 
 NOWHERE: Final = 0xFFFFFFFF

@@ -7,20 +7,23 @@ columns an item has depends on how many groups a block has; nothing else depends
 
 over the size law: products are functions of one piece so that two spans' weights stay in registers.
 
-Most products of a block have one segment: all its rows, all columns of x in shared memory at once.
-The others (`_many_of`) take rows a panel at a time, and columns a stage at a time.
+once    all rows of the block, all columns of x in shared memory: most products
+many    rows a panel at a time, or columns a stage at a time; and LOGITS
 
-A warp has two spans' weights under way before it waits for x: they depend on nothing, and so the
-memory is busy while blocks wait for each other. They are asked for before all else, since memory is
-idle until then. What a multiprocessor loads seems to come in the order in which it asked: so what
-else is wanted before x is asked for right behind them, and `put_word` waits for all of it.
+The order of things in `once` is what an H100 asks for; LOG.md has the clocks.
 
-The assembler counts all these loads in one scoreboard, so that who waits for one waits for all;
-hence what looks roundabout here. One segment is straight code: where a loop begins that makes such
-loads too, all would be waited for. The first span's weights are taken before the loop (`copy` with
-a zero that the compiler cannot know), so that in it a span is multiplied while the next one's are
-under way; and to multiply takes no branch. The shuffles at an item's end wait for all loads, too,
-on cards from Volta on: hence items of many spans.
+- A warp asks for its first span's weights, then waits for the block's other warps and for the
+  results of the instruction before (pending.py).
+- x is asked for right behind. What a multiprocessor loads seems to come in the order in which it
+  asked, so the second span's weights are held back until that first look has come.
+- The assembler (of sm_90) counts loads whose use is in another basic block in one scoreboard: who
+  waits for one waits for all. So nothing from there to the first span's multiplication may wait for
+  such a load: no loop that makes one, no register of one that is written again. A span is
+  multiplied before the loop, which begins by waiting.
+- In the loop the next span's weights are on their way while one is multiplied. Left to itself the
+  assembler keeps both in the same registers and loads after it has multiplied; `copy` with a zero
+  that it cannot know prevents that, and so does an unconditional load: a warp without a next span
+  loads what it has once more.
 
 What decides between ways through a loop is read from the words each time: a condition in a register
 would be the same all through the loop, and LLVM would make a loop for each.
@@ -43,7 +46,9 @@ from m40llm.kernels.program.epilogue import (
     gather_of,
     my_pair,
     put_logits_of,
+    read_extras,
     warp_has_pairs,
+    write_extras,
 )
 from m40llm.kernels.program.form import (
     IN_FLIGHT,
@@ -130,6 +135,7 @@ def _once_of(form: Form, type: GGMLType) -> Any:
         w = code.this
         norms = cuda.local.array((IN_FLIGHT, 4), float32)
         asked = cuda.local.array((IN_FLIGHT, 8), uint32)
+        noted = cuda.local.array(7, uint32)
         now = cuda.local.array((n, 4), uint32)
         now_high = cuda.local.array((n, 2), uint32)
         now_packed = cuda.local.array((n, 4), uint32)
@@ -152,11 +158,15 @@ def _once_of(form: Form, type: GGMLType) -> Any:
         n_cols, is_normed = int32(w[words.N_COLS]), w[words.NORM] != 0
         n_quads = int32(n_cols >> 2)
         load_norm(w, int32(0), n_quads, norms)
+        pair = find(w, n_rows, first_group, end_group)
+        if n_pending == 0:  # who has nothing to finish may ask at once
+            write_extras(noted, extras(w, pair, slot_pos))
         finish_pending(code, n_pending, pool)
         x = array_at(w[words.X], (UNSEEN,), uint32)
         ask_x(x, int32(0), int32(0), n_quads, asked)
-        pair = find(w, n_rows, first_group, end_group)
-        extra = extras(w, pair, slot_pos)
+        if n_pending != 0:  # what was in OUT may have been finished only now
+            write_extras(noted, extras(w, pair, slot_pos))
+        extra = read_extras(noted)
         put_word(code)
         if warp_has_pairs(n_left):
             old_epoch = epoch_of(code, w[words.OLD_WRITER])

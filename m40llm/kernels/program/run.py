@@ -26,7 +26,7 @@ from m40llm.kernels.intrinsics import load_volatile, load_volatile_shared
 from m40llm.kernels.program import words
 from m40llm.kernels.program.attend import attend_of
 from m40llm.kernels.program.barrier import arrive, wait
-from m40llm.kernels.program.choose import N_HOST, choose_of, embed_of, look_at_host
+from m40llm.kernels.program.choose import choose_of, embed_of
 from m40llm.kernels.program.code import N_HELD, after, ask_next_norm, code_at, put_word, read_word
 from m40llm.kernels.program.exchange import writing_of
 from m40llm.kernels.program.form import (
@@ -39,6 +39,7 @@ from m40llm.kernels.program.form import (
 )
 from m40llm.kernels.program.pending import finish_pending
 from m40llm.kernels.program.product import product_of
+from m40llm.kernels.program.rings import N_HOST, look_at_host
 from m40llm.kernels.program.state import N_CONTROL, STEP
 from m40llm.kernels.views import array_at, part_of
 
