@@ -9,7 +9,7 @@ code         int64[n_instructions, N_WORDS]: see words.py. EMBED first, CHOOSE l
 grid         n_blocks of 512 threads, all resident at once: an SM has room for one
 results      the same in every form: no sum depends on which launch an instruction is in, but on
              the number of blocks
-sm_52        128 registers, up to 47.7 KiB of shared memory: one block, 16 warps, an SM (25 %)
+sm_52        128 registers, up to 48 KiB of shared memory: one block, 16 warps, an SM (25 %)
 
 over the size law: `decode_program` is the interpreter's loop, and all its state is in it.
 """
