@@ -5,9 +5,13 @@ import re
 from pathlib import Path
 
 import pytest
-from sm52_assembly import Signature, assemble
+from gguf import GGMLQuantizationType as GGMLType
+from numba import types as numba_types
+from sm52_assembly import I32, U64_1, Signature, assemble
 
 from m40llm.kernels import contract
+from m40llm.kernels.program import run
+from m40llm.kernels.program.form import N_THREADS, REGISTERS, Form
 
 MAX_SHARED_BYTES = 48 * 1024
 SIGNATURES: list[Signature] = [
@@ -17,8 +21,7 @@ SIGNATURES: list[Signature] = [
 ]
 
 
-# Nothing launches it yet but its own tests; it is here once it is what decodes.
-NOT_IN_USE = {"decode_program"}
+DECODE_PROGRAM = "decode_program"  # has a test of its own: it spills, at the ends of a step
 
 
 def test_every_kernel_is_here() -> None:
@@ -28,7 +31,7 @@ def test_every_kernel_is_here() -> None:
         name for path in kernels for name in re.findall(r"return Kernel\((\w+)", path.read_text())
     }
     assert len(made) > 20
-    assert made - NOT_IN_USE == {signature.kernel.name for signature in SIGNATURES}
+    assert made - {DECODE_PROGRAM} == {signature.kernel.name for signature in SIGNATURES}
 
 
 @pytest.mark.parametrize("signature", SIGNATURES, ids=str)
@@ -45,3 +48,20 @@ def test_sm52(signature: Signature) -> None:
         f"{signature}: {assembled.registers} registers, {assembled.shared_bytes} bytes shared, "
         f"{n_blocks * signature.n_threads} threads an SM"
     )
+
+
+@pytest.mark.parametrize(
+    ("types", "n_seqs"),
+    [((GGMLType.F16,), 1), ((GGMLType.Q4_K, GGMLType.Q6_K), 8)],
+    ids=["F16", "Q4_K, 8 sequences"],
+)
+def test_sm52_of_the_decode_program(types: tuple[GGMLType, ...], n_seqs: int) -> None:
+    """A block an SM: of 128 registers a thread, and no more shared memory than a block may have."""
+    kernel = run._compile(Form(types, GGMLType.F16, n_seqs, 32, 8, 64, 64, "interleaved"))
+    assert kernel.name == DECODE_PROGRAM
+    words = numba_types.Array(numba_types.int64, 2, "C")
+    assembled = assemble(Signature(kernel, (words, I32, I32, I32, U64_1), N_THREADS))
+    assert not re.findall(r".*\.f64\b.*", assembled.ptx)
+    assert assembled.shared_bytes <= MAX_SHARED_BYTES
+    assert assembled.registers <= REGISTERS
+    assert assembled.blocks_per_sm(N_THREADS) == 1

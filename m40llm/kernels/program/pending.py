@@ -6,9 +6,10 @@ instruction as soon as it is done, asks for its weights, and waits for the other
 a small product (`leaves`), whose warps are all done at the same time: asking for weights first
 would hold up its results.
 
-    keep(pool, w, pair, extra, old_epoch, n_left, part, second)     while x is waited for
-    keep_scale(pool, n_left, scale)                                 when x is known
-    finish_pending(code, n_pending, pool)        in the next instruction
+    keep(pool, w, pair, extra, old_epoch, n_left, part, second)    while x is waited for
+    keep_scale(pool, number, scale)                                when x is known
+    finish_pending(code, n_pending, pool)                          in the next instruction
+    finish_now(code, w, n_results, pool)                           or at once
 
 What is kept of a pair lies in shared memory: in registers it would be spilled, and a spilled word
 comes back behind the weights. Its words: bits of the two biases; a and b (epilogue.py); place;

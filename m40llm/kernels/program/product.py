@@ -105,9 +105,9 @@ def _find_of(form: Form, n: int) -> Any:
     def find(w: Any, n_rows: Any, panel: Any, panel_end: Any) -> Any:
         first, jump, s, is_mine = int32(0), int32(0), int32(0), int32(0)
         if warp_has_pairs(int32((panel_end - panel) * n_results)):
-            s, is_second, my_pair, my_group, _ = mine()
-            first, jump = find_pair(w, n_rows, int32(panel * half + my_pair))
-            if is_second == 0 and panel + my_group < panel_end and first < n_rows:
+            s, is_second, number, group, _ = mine()
+            first, jump = find_pair(w, n_rows, int32(panel * half + number))
+            if is_second == 0 and panel + group < panel_end and first < n_rows:
                 is_mine = int32(1)
         return Pair(first, jump, s, is_mine)
 
