@@ -5,7 +5,12 @@ import pytest
 from numba import cuda, float32, int32
 
 from m40llm.device.emulator import Emulator, errors
-from m40llm.kernels.intrinsics import load_float4, load_float4_readonly, load_volatile
+from m40llm.kernels.intrinsics import (
+    load_float4,
+    load_float4_readonly,
+    load_float4_shared,
+    load_volatile,
+)
 
 FULL = 0xFFFFFFFF
 
@@ -334,3 +339,24 @@ def test_lines_in_device_functions(emulator: Emulator) -> None:
     assert "called from test_planted_bugs.py:" in text
     assert "`return x[i + 1]`" in text
     assert "thread (63, 0, 0)" in text
+
+
+def polls_a_shared_array(y):
+    flags = cuda.shared.array(32, int32)
+    flags[cuda.threadIdx.x] = 1
+    cuda.syncthreads()
+    y[cuda.threadIdx.x] = load_volatile(flags, cuda.threadIdx.x)
+
+
+def takes_a_global_array_for_shared(x, y):
+    a, b, c, d = load_float4_shared(x, 0)
+    y[cuda.threadIdx.x] = a + b + c + d
+
+
+def test_an_instruction_for_another_address_space(emulator: Emulator) -> None:
+    y = np.zeros(32, np.int32)
+    with pytest.raises(errors.AddressSpaceError, match="reads 4 bytes in another address space"):
+        emulator.launch(polls_a_shared_array, 1, 32, (y,))
+    x, y = np.ones(4, np.float32), np.zeros(32, np.float32)
+    with pytest.raises(errors.AddressSpaceError, match="byte 0 of x"):
+        emulator.launch(takes_a_global_array_for_shared, 1, 32, (x, y))

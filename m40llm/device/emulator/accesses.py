@@ -31,16 +31,23 @@ class Access:
         return bool(self.flags & records.ATOMIC)
 
 
-def parse_access(line: str, *, invariant: bool) -> Access | None:
-    """The access that this instruction makes; None if it makes none."""
+def flags_of(line: str) -> int:
+    """What the instruction's metadata says of its access."""
+    flags = records.INVARIANT if "!invariant.load" in line else 0
+    flags |= records.GLOBAL_ONLY if "!emu.global" in line else 0
+    return flags | (records.SHARED_ONLY if "!emu.shared" in line else 0)
+
+
+def parse_access(line: str, how: int) -> Access | None:
+    """The access that this instruction makes, with flags `how`; None if it makes none."""
     if match := _LOAD_OR_STORE.match(line):
         operation, volatile, rest = match.groups()
         kind = leading_type(rest)
         pointer = _POINTER.match(rest[len(kind) :])
         assert pointer, line
         if operation == "store":
-            return _access(pointer[1], kind, pointer[2], records.WRITES)
-        flags = records.READS | (records.INVARIANT if invariant else 0)
+            return _access(pointer[1], kind, pointer[2], records.WRITES | how)
+        flags = records.READS | how
         return _access(pointer[1], kind, pointer[2], flags, poll=bool(volatile))
     if match := _ATOMIC.match(line):
         flags = records.READS | records.WRITES | records.ATOMIC

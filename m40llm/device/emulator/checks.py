@@ -22,12 +22,15 @@ from m40llm.device.emulator.pointers import (
 )
 from m40llm.device.emulator.records import (
     ALIGN_SHIFT,
+    GLOBAL_ONLY,
     INVARIANT,
     MISALIGNED,
+    OTHER_SPACE,
     OUT_OF_BOUNDS,
     READ_ONLY,
     READS,
     REGION,
+    SHARED_ONLY,
     SIZE_MASK,
     STALE_READ,
     UNINITIALISED,
@@ -68,10 +71,12 @@ def _fault_of(block: Record, thread: Record, address: int, flags: int) -> int:
     end = address + n_bytes
     shared_end = block.shared + np.uint64(block.shared_bytes)
     if block.shared <= address and end <= shared_end:
+        if flags & GLOBAL_ONLY:
+            return OTHER_SPACE
         return _shadow_fault(block.shared_shadow + (address - block.shared), n_bytes, flags)
     frame_end = thread.frame + np.uint64(block.frame_bytes)
     if thread.frame <= address and end <= frame_end:  # a local array
-        return 0
+        return OTHER_SPACE if flags & (GLOBAL_ONLY | SHARED_ONLY) else 0
     region = region_at(block.regions + np.uint64(block.region) * _REGION_BYTES)
     if address < region.begin or end > region.end:
         found = _find_region(block, address)
@@ -81,6 +86,8 @@ def _fault_of(block: Record, thread: Record, address: int, flags: int) -> int:
         region = region_at(block.regions + np.uint64(found) * _REGION_BYTES)
         if end > region.end:
             return OUT_OF_BOUNDS
+    if flags & SHARED_ONLY:
+        return OTHER_SPACE
     if flags & WRITES:
         if region.read_only != 0:
             return READ_ONLY

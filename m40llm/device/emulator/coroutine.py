@@ -12,7 +12,13 @@ from typing import Any, Final
 import numpy as np
 
 from m40llm.device.emulator import records
-from m40llm.device.emulator.accesses import NOTE_POLL, Accesses, parse_access, pointer_roots
+from m40llm.device.emulator.accesses import (
+    NOTE_POLL,
+    Accesses,
+    flags_of,
+    parse_access,
+    pointer_roots,
+)
 from m40llm.device.emulator.errors import UnsupportedKernelError
 from m40llm.device.emulator.host_ir import KERNEL, HostIR, split_top_level
 from m40llm.device.emulator.libdevice import is_c_function
@@ -124,11 +130,11 @@ class _Kernel(Writer):
             return
         if "#dbg_" in line or not line.strip():
             return
-        where, invariant = self.lines.of(line), "!invariant.load" in line
+        where, how = self.lines.of(line), flags_of(line)
         line = re.sub(r",? ![\w.]+ !\d+", "", line)
         if match := _CALL.match(line):
             self._call(line, match, where)
-        elif access := parse_access(line, invariant=invariant):
+        elif access := parse_access(line, how):
             self.accesses.write(self, line, access, where)
         elif re.match(r"\s*ret ", line):
             self._return(line.split()[-1])

@@ -23,6 +23,11 @@ class ReadOnlyWriteError(EmulatorError):
     """A write to a read-only array, or a read-only-cache load of what this launch wrote."""
 
 
+class AddressSpaceError(EmulatorError):
+    """An instruction for global memory accesses shared or local memory, or one for shared memory
+    another."""
+
+
 class BarrierDivergenceError(EmulatorError):
     """Threads of one block wait at different barriers, or at a barrier that some never reach."""
 

@@ -163,12 +163,21 @@ _STREAMING_LOAD = re.compile(
     re.M,
 )
 
+# A load or store of kernels/intrinsics.py: its pointer names the address space.
+_IN_A_SPACE = re.compile(r"^ *(?:\S+ = load|store) [^\n]*\baddrspace\(([13])\)\*[^\n]*$", re.M)
+SPACES = {"1": "!emu.global", "3": "!emu.shared"}  # metadata: accesses.py reads it
+
+
+def _with_space(match: re.Match[str]) -> str:
+    return f"{match[0]}, {SPACES[match[1]]} !{{}}"
+
 
 def _rewrite(text: str) -> str:
     text = re.sub(r"^target triple = .*$", f'target triple = "{TRIPLE}"', text, flags=re.M)
     text = re.sub(r"^target datalayout = .*$", "", text, flags=re.M)
     text = re.sub(r"^@.* = common global .* null$", "", text, flags=re.M)  # NumbaEnv: not used
     text = _SHARED_ARRAY.sub("", text)
+    text = _IN_A_SPACE.sub(_with_space, text)
     text = re.sub(r" ?addrspace\(\d\)", "", text)
     before = ""
     while before != text:  # from the innermost pointer outwards
@@ -193,7 +202,7 @@ def _plain_load(match: re.Match[str]) -> str:
     name, address, rest = match[1], match[2], re.sub(r" #\d+", "", match[3])
     lines = [
         f'  %"{name}.at" = inttoptr i64 {address} to ptr',
-        f'  %"{name}.all" = load <4 x i32>, ptr %"{name}.at", align 16{rest}',
+        f'  %"{name}.all" = load <4 x i32>, ptr %"{name}.at", align 16{rest}, !emu.global !{{}}',
     ]
     before = "undef"
     for i in range(4):

@@ -42,6 +42,8 @@ WRITES: Final = 1 << 16
 READS: Final = 1 << 17
 ATOMIC: Final = 1 << 18
 INVARIANT: Final = 1 << 19  # through the read-only cache (ld.global.nc)
+GLOBAL_ONLY: Final = 1 << 20  # by an instruction for global memory (ld.global), not a generic one
+SHARED_ONLY: Final = 1 << 21
 
 # ------------------------------------------------------------- faults
 OUT_OF_BOUNDS: Final = 1
@@ -54,6 +56,7 @@ INACTIVE_LANE: Final = 7
 NOT_IN_MASK: Final = 8
 RAISED: Final = 9  # the kernel returned an error status
 STALE_READ: Final = 10  # a read-only-cache load of what this launch has written
+OTHER_SPACE: Final = 11  # an instruction for global memory met shared memory, or the reverse
 
 # ------------------------------------------------------------- shadow bytes, one a byte of memory
 UNWRITTEN: Final = 0

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from m40llm.device.emulator import records
 from m40llm.device.emulator.errors import (
+    AddressSpaceError,
     BarrierDivergenceError,
     EmulatorError,
     InactiveLaneError,
@@ -30,6 +31,10 @@ _KINDS: Final = {
     records.UNINITIALISED: (UninitialisedReadError, "that nothing has written"),
     records.MISALIGNED: (MisalignedAccessError, "misaligned"),
     records.READ_ONLY: (ReadOnlyWriteError, "in a read-only array"),
+    records.OTHER_SPACE: (
+        AddressSpaceError,
+        "in another address space than the instruction is for",
+    ),
     records.STALE_READ: (
         ReadOnlyWriteError,
         "through the read-only cache, though this launch writes to the array",
