@@ -115,14 +115,72 @@ def _find_of(form: Form, n: int) -> Any:
 
 
 @cache
+def _load_next_of(form: Form, type: GGMLType) -> Any:
+    """load_next(...): the next span's weights, or those of (group, span) once more where there is
+    no next one: a branch would let the assembler load after it has multiplied."""
+    load = load_of(form, type)
+
+    @cuda.jit(device=True, forceinline=True)
+    def load_next(
+        w: Any, n_rows: Any, n_units: Any, items: Any, group: Any, span: Any,
+        next_group: Any, next_span: Any, then: Any, then_high: Any, then_packed: Any,
+    ) -> None:  # fmt: skip
+        has_next = next_group < items.end_group
+        load(
+            w, n_rows, n_units, items, next_group if has_next else group,
+            next_span if has_next else span, then, then_high, then_packed,
+        )  # fmt: skip
+
+    return load_next
+
+
+@cache
+def _do_spans_of(form: Form, type: GGMLType) -> Any:
+    """do_spans(...): all of a warp's spans, into `partials`. The first one's weights are in `now`,
+    the second one's on their way into `then`."""
+    n = rows_a_warp(type, form.n_seqs)
+    n_results = n * form.n_seqs
+    load_next, do_span, copy = _load_next_of(form, type), span_of(form, type), copy_of(n)
+
+    @cuda.jit(device=True, forceinline=True)
+    def do_spans(
+        w: Any, n_rows: Any, n_units: Any, items: Any, group: Any, chunk: Any, span: Any,
+        next_group: Any, next_chunk: Any, next_span: Any,
+        now: Any, now_high: Any, now_packed: Any, then: Any, then_high: Any, then_packed: Any,
+        zero: Any, staged: Any, sums: Any, partials: Any,
+    ) -> None:  # fmt: skip
+        acc = cuda.local.array(n_results, float32)
+        for i in range(n_results):
+            acc[i] = float32(0)
+        if group < items.end_group:
+            do_span(
+                items, n_units, group, chunk, span,
+                now, now_high, now_packed, staged, sums, acc, partials,
+            )  # fmt: skip
+        while next_group < items.end_group:
+            copy(now, now_high, now_packed, then, then_high, then_packed, zero)
+            group, chunk, span = next_group, next_chunk, next_span
+            next_group, next_chunk, next_span = next_span_of(items, group, chunk, span)
+            load_next(
+                w, n_rows, n_units, items, group, span, next_group, next_span,
+                then, then_high, then_packed,
+            )  # fmt: skip
+            do_span(
+                items, n_units, group, chunk, span,
+                now, now_high, now_packed, staged, sums, acc, partials,
+            )  # fmt: skip
+
+    return do_spans
+
+
+@cache
 def _once_of(form: Form, type: GGMLType) -> Any:
     """once(w, first_group, end_group, ...): a product of one segment, but for LOGITS."""
     n_seqs, n = form.n_seqs, rows_a_warp(type, form.n_seqs)
     n_results, pool_of = n * n_seqs, Pool(type, n_seqs)
     n_staged, n_sums = pool_of.n_staged, pool_of.n_sums
-    load, do_span, find = load_of(form, type), span_of(form, type), _find_of(form, n)
-    copy = copy_of(n)
-    take = take_of(type, n_seqs)
+    load, load_next = load_of(form, type), _load_next_of(form, type)
+    do_spans, find, take = _do_spans_of(form, type), _find_of(form, n), take_of(type, n_seqs)
     extras, mine = extras_of(form), _mine_of(form, n)
     norm_scale = norm_scale_of(n_seqs)
     result_scale = 1.0 if type in DENSE else 1.0 / RESULT_SCALE
@@ -142,7 +200,6 @@ def _once_of(form: Form, type: GGMLType) -> Any:
         then = cuda.local.array((n, 4), uint32)
         then_high = cuda.local.array((n, 2), uint32)
         then_packed = cuda.local.array((n, 4), uint32)
-        acc = cuda.local.array(n_results, float32)
         staged = part_of(pool, 0, n_staged, float32)
         sums = part_of(pool, n_staged, n_sums, float32)
         partials = part_of(pool, PARTIALS_AT, PARTIAL_FLOATS, float32)
@@ -176,10 +233,9 @@ def _once_of(form: Form, type: GGMLType) -> Any:
         zero = uint32(w[words.ZERO])
         held_back = int32(asked[0, 1] & zero)
         next_group = int32(next_group + held_back)
-        has_next = next_group < end_group
-        load(
-            w, n_rows, n_units, items, next_group if has_next else mine_first,
-            next_span if has_next else span, then, then_high, then_packed,
+        load_next(
+            w, n_rows, n_units, items, mine_first, span, next_group, next_span,
+            then, then_high, then_packed,
         )  # fmt: skip
 
         x_epoch = epoch_of(code, w[words.X_WRITER])
@@ -195,26 +251,10 @@ def _once_of(form: Form, type: GGMLType) -> Any:
                     squares[uint32(t * N_WARPS + warp)] = share
         cuda.syncthreads()
         ask_next_norm(code)
-        for i in range(n_results):
-            acc[i] = float32(0)
-        if group < end_group:
-            do_span(
-                items, n_units, group, chunk, span,
-                now, now_high, now_packed, staged, sums, acc, partials,
-            )  # fmt: skip
-        while next_group < end_group:
-            copy(now, now_high, now_packed, then, then_high, then_packed, zero)
-            group, chunk, span = next_group, next_chunk, next_span
-            next_group, next_chunk, next_span = next_span_of(items, group, chunk, span)
-            has_next = next_group < end_group
-            load(
-                w, n_rows, n_units, items, next_group if has_next else group,
-                next_span if has_next else span, then, then_high, then_packed,
-            )  # fmt: skip
-            do_span(
-                items, n_units, group, chunk, span,
-                now, now_high, now_packed, staged, sums, acc, partials,
-            )  # fmt: skip
+        do_spans(
+            w, n_rows, n_units, items, group, chunk, span, next_group, next_chunk, next_span,
+            now, now_high, now_packed, then, then_high, then_packed, zero, staged, sums, partials,
+        )  # fmt: skip
         number, is_second = my_pair()
         if is_second == 0 and 2 * number < n_left:
             scale = float32(result_scale) * norm_scale(w, n_cols, pair.s, squares)
@@ -233,9 +273,8 @@ def _many_of(form: Form, type: GGMLType) -> Any:
     n_seqs, n = form.n_seqs, rows_a_warp(type, form.n_seqs)
     n_results, pool_of = n * n_seqs, Pool(type, n_seqs)
     n_staged, n_sums = pool_of.n_staged, pool_of.n_sums
-    load, do_span, find = load_of(form, type), span_of(form, type), _find_of(form, n)
-    copy = copy_of(n)
-    take = take_of(type, n_seqs)
+    load, load_next = load_of(form, type), _load_next_of(form, type)
+    do_spans, find, take = _do_spans_of(form, type), _find_of(form, n), take_of(type, n_seqs)
     extras, mine = extras_of(form), _mine_of(form, n)
     put_logits, gather, norm_scale = put_logits_of(form), gather_of(form), norm_scale_of(n_seqs)
     result_scale = 1.0 if type in DENSE else 1.0 / RESULT_SCALE
@@ -254,7 +293,6 @@ def _many_of(form: Form, type: GGMLType) -> Any:
         then = cuda.local.array((n, 4), uint32)
         then_high = cuda.local.array((n, 2), uint32)
         then_packed = cuda.local.array((n, 4), uint32)
-        acc = cuda.local.array(n_results, float32)
         staged = part_of(pool, 0, n_staged, float32)
         sums = part_of(pool, n_staged, n_sums, float32)
         partials = part_of(pool, PARTIALS_AT, PARTIAL_FLOATS, float32)
@@ -279,13 +317,10 @@ def _many_of(form: Form, type: GGMLType) -> Any:
                 n_chunks = ahead.n_chunks
                 group, chunk, span = first_span_of(w, ahead, stage, warp)
                 next_group, next_chunk, next_span = next_span_of(ahead, group, chunk, span)
-                top = int32(panel_end - 1)
-                load(
-                    w, n_rows, n_units, ahead, int32(min(group, top)), span,
-                    now, now_high, now_packed,
-                )  # fmt: skip
-                load(
-                    w, n_rows, n_units, ahead, int32(min(next_group, top)), next_span,
+                mine_first = int32(min(group, int32(panel_end - 1)))
+                load(w, n_rows, n_units, ahead, mine_first, span, now, now_high, now_packed)
+                load_next(
+                    w, n_rows, n_units, ahead, mine_first, span, next_group, next_span,
                     then, then_high, then_packed,
                 )  # fmt: skip
             if is_first:
@@ -332,26 +367,11 @@ def _many_of(form: Form, type: GGMLType) -> Any:
                             squares[here] = share + (float32(0) if is_first else squares[here])
             cuda.syncthreads()
             items = items_of(w, panel, panel_end, stage)
-            for i in range(n_results):
-                acc[i] = float32(0)
-            if group < panel_end:
-                do_span(
-                    items, n_units, group, chunk, span,
-                    now, now_high, now_packed, staged, sums, acc, partials,
-                )  # fmt: skip
-            while next_group < panel_end:
-                copy(now, now_high, now_packed, then, then_high, then_packed, zero)
-                group, chunk, span = next_group, next_chunk, next_span
-                next_group, next_chunk, next_span = next_span_of(items, group, chunk, span)
-                has_next = next_group < panel_end
-                load(
-                    w, n_rows, n_units, items, next_group if has_next else group,
-                    next_span if has_next else span, then, then_high, then_packed,
-                )  # fmt: skip
-                do_span(
-                    items, n_units, group, chunk, span,
-                    now, now_high, now_packed, staged, sums, acc, partials,
-                )  # fmt: skip
+            do_spans(
+                w, n_rows, n_units, items, group, chunk, span, next_group, next_chunk, next_span,
+                now, now_high, now_packed, then, then_high, then_packed,
+                zero, staged, sums, partials,
+            )  # fmt: skip
             s, _, _, _, _ = mine()
             scale = float32(result_scale) * norm_scale(w, n_cols, s, squares)
             done_panel, done_groups, done_chunks = panel, int32(panel_end - panel), n_chunks
