@@ -198,20 +198,18 @@ def choose_of(form: Form) -> Any:
                         said[0] = int64(1 if is_any else 0)
                 cuda.syncthreads()
                 is_plain, token = said[0] == 0, int64(-1)
-                if not is_plain:
-                    if warp == 0:
-                        key, top, whole = keys[lane % N_WARPS], tops[lane % N_WARPS], float32(0)
-                        whole = masses[lane % N_WARPS] if lane < N_WARPS else whole
-                    cuda.syncthreads()  # `pool` is the sampler's
-                    token = sample(w, s, slot_pos[s] + 1, pool)
-                elif warp == 0:
-                    key, top, whole = keys[lane % N_WARPS], tops[lane % N_WARPS], float32(0)
-                    whole = masses[lane % N_WARPS] if lane < N_WARPS else whole
+                logsumexp, logit = float32(0), float32(0)
                 if warp == 0:
-                    key, highest, whole = _gather_warp(key, top, whole)
+                    mine = lane % N_WARPS
+                    whole = masses[mine] if lane < N_WARPS else float32(0)
+                    key, highest, whole = _gather_warp(keys[mine], tops[mine], whole)
                     logsumexp, logit = highest + math.log(whole), logit_of(key)
                     if is_plain and logit > float32(LOWEST):
                         token = id_of(key)
+                if not is_plain:
+                    cuda.syncthreads()  # `pool` is the sampler's
+                    token = sample(w, s, slot_pos[s] + 1, pool)
+                if warp == 0:
                     is_stop = cuda.any_sync(FULL_MASK, stop_id >= 0 and int64(stop_id) == token)
                     if lane == 0:
                         logprob = float32(0)
