@@ -35,7 +35,7 @@ SHARED: Final = 3
 _HALF2: Final = ir.VectorType(ir.HalfType(), 2)
 _INT32: Final = ir.IntType(32)
 PREFETCH: Final = "prefetch.global.L2 [$0];"
-STREAM: Final = "ld.global.cs.nc.v4.u32 {$0,$1,$2,$3}, [$4];"
+_STREAM: Final = "ld.global.cs.nc.v4.u32 {$0,$1,$2,$3}, [$4];"
 
 
 def _element_pointer(
@@ -244,7 +244,7 @@ def load_uint4_streaming(typing_context: Any, array: Any, index: Any) -> Any:
         pointer = _element_pointer(context, builder, signature.args[0], args, word, GLOBAL)
         kind = ir.FunctionType(ir.LiteralStructType([word] * 4), [ir.IntType(64)])
         address = builder.ptrtoint(pointer, ir.IntType(64))
-        found = builder.asm(kind, STREAM, "=r,=r,=r,=r,l", [address], False)
+        found = builder.asm(kind, _STREAM, "=r,=r,=r,=r,l", [address], False)
         lanes = [builder.extract_value(found, i) for i in range(4)]
         return context.make_tuple(builder, signature.return_type, lanes)
 

@@ -14,7 +14,6 @@ import llvmlite.binding as llvm
 
 from m40llm.device.emulator.errors import UnsupportedKernelError
 from m40llm.device.emulator.prelude import ASSEMBLY_TWINS, assembly_declarations
-from m40llm.kernels.intrinsics import STREAM
 
 KERNEL: Final = "emu.kernel"
 SHARED_GUARD: Final = 256  # bytes that belong to nobody after each shared array
@@ -157,8 +156,9 @@ _POINTER = re.compile(r"(?<![\w.])" + _POINTEE + r"\*")
 _ASSEMBLY = re.compile(r'asm\s+(?:sideeffect\s+)?"([^"]*)", "[^"]*"')
 
 _WORDS = r"\{\s*i32, i32, i32, i32\s*\}"
-_STREAMING_LOAD = re.compile(
-    rf'^ *%"?([\w.]+)"? = (?:tail )?call {_WORDS} asm *"{re.escape(STREAM)}", "[^"]*"'
+_WIDE_LOAD = re.compile(  # 16 bytes of global memory, by whatever way through the caches
+    rf'^ *%"?([\w.]+)"? = (?:tail )?call {_WORDS} asm *(?:sideeffect )?'
+    r'"ld\.global\.(?:cs\.)?(?:nc\.)?v4\.u32 \{\$0,\$1,\$2,\$3\}, \[\$4\];", "[^"]*"'
     r"\s*\(i64 (%[^)]*)\)(.*)$",
     re.M,
 )
@@ -187,7 +187,7 @@ def _rewrite(text: str) -> str:
     )
     text = text.replace("addrspacecast", "bitcast")
     text = re.sub(r'@"?llvm\.nvvm\.([\w.]+)"?', r"@nvvm.\1", text)
-    text = _STREAMING_LOAD.sub(_plain_load, text)
+    text = _WIDE_LOAD.sub(_plain_load, text)
     text = _ASSEMBLY.sub(_assembly_twin, text)
     # Loops stay loops: a call of memset would pass the access check by.
     text = re.sub(r"^(define .*\))", r'\1 "no-builtins"', text, flags=re.M)
@@ -198,7 +198,7 @@ def _rewrite(text: str) -> str:
 
 
 def _plain_load(match: re.Match[str]) -> str:
-    """A streaming load as a load that is checked like any other."""
+    """A wide load in assembly as a load that is checked like any other."""
     name, address, rest = match[1], match[2], re.sub(r" #\d+", "", match[3])
     lines = [
         f'  %"{name}.at" = inttoptr i64 {address} to ptr',

@@ -117,8 +117,6 @@ ASSEMBLY_TWINS: Final = {
     "cvt.rn.f16.f32 $0, $1;": "asm.cvt.f16.f32",
     "cvt.rn.f16.f64 $0, $1;": "asm.cvt.f16.f64",
     "ld.volatile.global.u32 $0, [$1];": "asm.load_volatile",
-    "ld.global.nc.v4.u32 {$0,$1,$2,$3}, [$4];": "asm.load_v4",
-    "ld.global.v4.u32 {$0,$1,$2,$3}, [$4];": "asm.load_v4",
     PREFETCH: "asm.prefetch",
 }
 for _bits in (8, 16, 32, 64):
@@ -152,14 +150,6 @@ def _half_conversions() -> str:
 def _loads() -> str:
     volatile = " %p = inttoptr i64 %a to ptr\n %v = load volatile i32, ptr %p\n ret i32 %v"
     text = _function("i32 @asm.load_volatile(i64 %a)", volatile)
-    body = " %p = inttoptr i64 %a to ptr\n %v = load <4 x i32>, ptr %p, align 16\n"
-    before = "undef"
-    for i in range(4):
-        body += f" %e{i} = extractelement <4 x i32> %v, i32 {i}\n"
-        body += f" %s{i} = insertvalue {{i32, i32, i32, i32}} {before}, i32 %e{i}, {i}\n"
-        before = f"%s{i}"
-    body += " ret {i32, i32, i32, i32} %s3"
-    text += _function("{i32, i32, i32, i32} @asm.load_v4(i64 %a)", body)
     return text + _function("void @asm.prefetch(i64 %a)", " ret void")  # a hint, not an access
 
 
