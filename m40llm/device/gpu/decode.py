@@ -19,10 +19,11 @@ from m40llm.kernels.program.epilogue import LOWEST
 from m40llm.kernels.program.form import (
     Form,
     chunk_spans,
+    group_rows,
+    is_kept,
     leaves,
     panel_groups,
     pending_groups,
-    rows_a_warp,
     span_cols,
     stage_cols,
 )
@@ -66,10 +67,12 @@ class Product:
 
 
 def in_parts(product: Product, n_seqs: int) -> list[Product]:
-    """The product as up to four that add, each of columns of x that find room in shared memory."""
+    """The product as up to four that add, each of columns of x that find room in shared memory, if
+    that lets the next instruction finish its results."""
     cols = stage_cols(product.w.n_cols, n_seqs, product.norm is not None)
     starts = range(0, product.w.n_cols, cols)
-    if product.effect != "add" or product.norm is not None or not 1 < len(starts) <= 4:
+    adds = product.effect == "add" and product.norm is None and is_kept(n_seqs)
+    if not adds or not 1 < len(starts) <= 4:
         return [product]
     parts = [range(start, min(start + cols, product.w.n_cols)) for start in starts]
     return [
@@ -187,7 +190,7 @@ def _encode_product(row: NDArray[np.int64], product: Product, form: Form) -> Non
     first = product.of_cols.start
     row[words.N_ROWS], row[words.N_COLS] = w.n_rows, len(product.of_cols)
     row[words.X] += 8 * first  # an exchange word has 8 bytes
-    row[words.FIRST_SPAN] = first // span_cols(w.type)
+    row[words.FIRST_SPAN] = first // span_cols(w.type, form.n_seqs)
     row[words.FIRST_ROW] = product.first_row
     for word, plane in ((words.QUANTS, w.quants), (words.HIGHS, w.highs), (words.SCALES, w.scales)):
         given = w.quants if plane is None else plane  # a kernel wants an address that is there
@@ -199,13 +202,13 @@ def _encode_product(row: NDArray[np.int64], product: Product, form: Form) -> Non
 def _encode_shares(row: NDArray[np.int64], product: Product, setting: Setting) -> None:
     """Who does what of a product: blocks, panels, stages, spans; all divisions are made here."""
     w, n_seqs, n_blocks = product.w, setting.form.n_seqs, int(setting.state.best.shape[1])
-    n_groups, n_cols = ceil_div(w.n_rows, rows_a_warp(w.type, n_seqs)), len(product.of_cols)
-    cols, span = stage_cols(n_cols, n_seqs, product.norm is not None), span_cols(w.type)
+    n_groups, n_cols = ceil_div(w.n_rows, group_rows(w.type, n_seqs)), len(product.of_cols)
+    cols, span = stage_cols(n_cols, n_seqs, product.norm is not None), span_cols(w.type, n_seqs)
     n_stages = ceil_div(n_cols, cols)
     row[words.N_UNITS] = product.of_cols.stop // LANES[w.type].n_cols
     row[words.GROUPS_A_BLOCK], row[words.GROUPS_LEFT] = divmod(n_groups, n_blocks)
     spans = tuple(ceil_div(n, span) for n in (min(cols, n_cols), n_cols - (n_stages - 1) * cols))
-    chunk = chunk_spans(ceil_div(n_groups, n_blocks), spans[0])
+    chunk = chunk_spans(w.type, ceil_div(n_groups, n_blocks), spans[0], n_seqs)
     row[words.N_STAGES], row[words.STAGE_COLS], row[words.CHUNK_SPANS] = n_stages, cols, chunk
     for word, n_spans in zip((words.STAGE_SPANS, words.LAST_SPANS), spans, strict=True):
         n_chunks = ceil_div(n_spans, chunk)

@@ -230,6 +230,7 @@ def _give_of(form: Form) -> Any:
             highest_of_all = warp_max(top)
             weight = math.exp2(top - highest_of_all)
             whole = warp_sum(weight * part if lane < N_WARPS else float32(0))
+            cuda.syncwarp()  # two lanes have read each of them
             if lane < N_WARPS:
                 shared[tops_at + at] = weight
             if lane == 0:

@@ -14,6 +14,7 @@ import math
 from functools import cache
 from typing import Any, Final, NamedTuple
 
+from gguf import GGMLQuantizationType as GGMLType
 from numba import cuda, float32, int32, int64, uint32
 
 from m40llm.kernels.intrinsics import (
@@ -25,7 +26,8 @@ from m40llm.kernels.intrinsics import (
 from m40llm.kernels.order import key_of
 from m40llm.kernels.program import words
 from m40llm.kernels.program.exchange import give1, give2, take2
-from m40llm.kernels.program.form import N_THREADS, Form
+from m40llm.kernels.program.form import N_THREADS, Form, group_rows
+from m40llm.kernels.program.rows import pair_of, result_of
 from m40llm.kernels.reduce import FULL_MASK, WARP_SIZE, warp_max, warp_sum
 from m40llm.kernels.views import UNSEEN, array_at, part_of
 
@@ -53,6 +55,29 @@ class Pair(NamedTuple):
     jump: Any
     s: Any
     is_mine: Any  # 1 if the pair exists and this thread is the first of the two, else 0
+
+
+@cache
+def find_of(form: Form, type: GGMLType) -> Any:
+    """find(w, n_rows, number, is_second, panel, panel_end) -> Pair, of a panel's pair of results:
+    pairs count from its first, groups are the matrix's."""
+    find_pair, result_at = pair_of(form), result_of(form, type)
+    pairs_a_group = group_rows(type, form.n_seqs) // 2
+    n_results = 2 * pairs_a_group * form.n_seqs
+
+    @cuda.jit(device=True, forceinline=True)
+    def find(
+        w: Any, n_rows: Any, number: Any, is_second: Any, panel: Any, panel_end: Any
+    ) -> Any:  # fmt: skip
+        first, jump, s, is_mine = int32(0), int32(0), int32(0), int32(0)
+        if warp_has_pairs(int32((panel_end - panel) * n_results)):
+            s, pair, group, _, _ = result_at(number)
+            first, jump = find_pair(w, n_rows, int32(panel * pairs_a_group + pair))
+            if is_second == 0 and panel + group < panel_end and first < n_rows:
+                is_mine = int32(1)
+        return Pair(first, jump, s, is_mine)
+
+    return find
 
 
 @cache

@@ -19,8 +19,9 @@ MAX_TYPES: Final = 4  # of a model's matrices: the code has a product for each
 
 # Shared memory, in float32 words of one pool: x staged, its sums, then partial results.
 MAX_STAGE_COLS: Final = 8192  # over all sequences: 14,336 columns take two stages
-IN_FLIGHT: Final = 2  # quads of x that a thread waits for at a time
-MAX_NORMED_COLS: Final = 4 * IN_FLIGHT * N_THREADS  # of a stage: whose norm is in registers
+THREAD_QUADS: Final = MAX_STAGE_COLS // 4 // N_THREADS  # of a stage, over all sequences
+NORM_QUADS: Final = 2  # whose weights of a norm a thread has in registers
+MAX_NORMED_COLS: Final = 4 * NORM_QUADS * N_THREADS  # of a stage
 STAGE_UNIT: Final = 1024  # a stage is a multiple of these: spans of every type divide it
 PARTIAL_FLOATS: Final = 1280
 # F16 has the widest padding. Partial results lie in one place for all types: they may still be
@@ -37,9 +38,30 @@ RopeLayout = Literal["interleaved", "half"]
 _MANY_SCALES: Final = (GGMLType.Q4_K, GGMLType.Q5_K, GGMLType.Q6_K)  # words of them a row
 
 
-def rows_a_warp(type: GGMLType, n_seqs: int) -> int:
-    """Rows that share a load of x: as many as there are registers for, two items at a time."""
+def rows_a_lane(type: GGMLType, n_seqs: int) -> int:
+    """Rows that share a load of x: as many as there are registers for, two spans at a time."""
     return 2 if n_seqs > 2 or type in _MANY_SCALES else 4
+
+
+def row_lanes(n_seqs: int) -> int:
+    """Neighbouring lanes that have the same columns, of other rows.
+
+    With many sequences the loads of x from shared memory are what takes time, and such a load of
+    16 bytes a lane takes 2.6 cycles where two neighbours want the same, 4.2 where none do (H100;
+    four alike gain nothing more).
+    """
+    return 2 if n_seqs > 2 else 1
+
+
+def group_rows(type: GGMLType, n_seqs: int) -> int:
+    """Rows that a warp multiplies at a time."""
+    return rows_a_lane(type, n_seqs) * row_lanes(n_seqs)
+
+
+def is_kept(n_seqs: int) -> bool:
+    """Whether results may wait for the next instruction (pending.py): there is room for those of
+    few sequences."""
+    return n_seqs <= 2
 
 
 @dataclass(frozen=True)
@@ -69,14 +91,20 @@ class Form:
         return self.n_kv_heads * self.head_dim
 
 
-def span_cols(type: GGMLType) -> int:
+def span_cols(type: GGMLType, n_seqs: int) -> int:
     """Columns that a warp takes at a time: 16 bytes of quants a lane."""
-    return WARP_SIZE * LANES[type].n_cols
+    return WARP_SIZE // row_lanes(n_seqs) * LANES[type].n_cols
 
 
 def max_stage_cols(n_seqs: int) -> int:
     """Columns of x that fit in shared memory."""
     return MAX_STAGE_COLS // n_seqs
+
+
+def asked_quads(n_seqs: int) -> int:
+    """Quads of x that a thread waits for at a time. One sequence has seldom more than two for it,
+    and registers are short."""
+    return 2 if n_seqs == 1 else THREAD_QUADS
 
 
 def stage_cols(n_cols: int, n_seqs: int, is_normed: bool) -> int:
@@ -86,27 +114,34 @@ def stage_cols(n_cols: int, n_seqs: int, is_normed: bool) -> int:
     return ceil_div(n_cols, n_stages * STAGE_UNIT) * STAGE_UNIT
 
 
-def chunk_spans(n_groups: int, n_spans: int) -> int:
-    """Spans of an item, where a block has so many groups of rows and a stage so many spans: as many
-    as keep the busiest warp's share least."""
+def chunk_spans(type: GGMLType, n_groups: int, n_spans: int, n_seqs: int) -> int:
+    """Spans of an item, where a block has so many groups of rows and a stage so many spans: of
+    those that make for the fewest panels, the one that keeps the busiest warp's share least."""
 
-    def most(chunk: int) -> int:
-        return ceil_div(n_groups * ceil_div(n_spans, chunk), N_WARPS) * chunk
+    def cost(chunk: int) -> tuple[int, int, int]:
+        n_chunks = ceil_div(n_spans, chunk)
+        n_panels = ceil_div(n_groups, panel_groups(type, n_chunks, n_seqs))
+        return n_panels, ceil_div(n_groups * n_chunks, N_WARPS) * chunk, -chunk
 
-    return min(_CHUNKS, key=lambda chunk: (most(chunk), -chunk))
+    return min(_CHUNKS, key=cost)
+
+
+def partial_floats(n_seqs: int) -> int:
+    """Room for partial results."""
+    return PARTIAL_FLOATS + (0 if is_kept(n_seqs) else KEPT_FLOATS)
 
 
 def panel_groups(type: GGMLType, n_chunks: int, n_seqs: int) -> int:
-    """Groups of rows that a block finishes together: a thread each result, with room for parts.
-    n_chunks: items of a group."""
-    n_results = rows_a_warp(type, n_seqs) * n_seqs
-    return min(N_THREADS, PARTIAL_FLOATS // n_chunks) // n_results
+    """Groups of rows for whose partial results there is room. n_chunks: items of a group."""
+    return partial_floats(n_seqs) // (n_chunks * group_rows(type, n_seqs) * n_seqs)
 
 
 def pending_groups(type: GGMLType, n_chunks: int, n_seqs: int) -> int:
-    """Groups of rows that a block may leave to the next instruction: with room for what is kept."""
-    n_pairs = rows_a_warp(type, n_seqs) // 2 * n_seqs
-    return min(panel_groups(type, n_chunks, n_seqs), KEPT_FLOATS // KEPT_WORDS // n_pairs)
+    """Groups of rows that a block may leave to the next instruction: a thread each result, and room
+    for what is kept."""
+    n_results = group_rows(type, n_seqs) * n_seqs
+    most = min(N_THREADS // n_results, KEPT_FLOATS // KEPT_WORDS // (n_results // 2))
+    return min(panel_groups(type, n_chunks, n_seqs), most) if is_kept(n_seqs) else 0
 
 
 def leaves(n_groups: int, n_spans: int) -> bool:

@@ -1,8 +1,9 @@
 """A warp's part of a product: its items, their weights, and the sums of what they give.
 
-A span is 512 bytes of quants of a row: 16 bytes a lane. An item is a group of rows by some spans,
-whose products a lane adds up before the warp adds over its lanes. The items of a segment, those of
-a group one after another, are dealt out to the block's warps in turn.
+A span is 16 bytes of quants a lane: 512 of a row, or 256 of each of two rows (form.row_lanes). An
+item is a group of rows by some spans, whose products a lane adds up before the warp adds over its
+lanes. The items of a segment, those of a group one after another, are dealt out to the block's
+warps in turn.
 """
 
 import math
@@ -16,18 +17,20 @@ from m40llm.kernels.intrinsics import uint_as_float
 from m40llm.kernels.planes import DENSE, LAYOUTS
 from m40llm.kernels.program import words
 from m40llm.kernels.program.form import MAX_STAGE_COLS as MOST
-from m40llm.kernels.program.form import N_WARPS, Form, max_stage_cols, rows_a_warp
+from m40llm.kernels.program.form import N_WARPS, Form, max_stage_cols, row_lanes, rows_a_lane
 from m40llm.kernels.program.rows import pair_of
+from m40llm.kernels.program.stage import warps_a_seq
 from m40llm.kernels.reduce import FULL_MASK, WARP_SIZE
 from m40llm.kernels.unit_product import load_unit, multiply_unit
 from m40llm.kernels.views import array_at
 
 
 @cache
-def warp_totals(n: int) -> Any:
-    """totals(acc): acc[0] of lane l is the warp's sum of acc[l // (32 / n)]; n a power of two.
+def warp_totals(n: int, n_row_lanes: int) -> Any:
+    """totals(acc): acc[0] of lane l is the sum of acc[l // (32 / n)] over the lanes that are equal
+    to l modulo n_row_lanes; both are powers of two, their product at most 32.
 
-    n - 1 shuffles and log2(32 / n) more, where n sums of their own would take 5 n.
+    n - 1 shuffles and log2(32 / n / n_row_lanes) more, where n sums of their own would take 5 n.
     """
 
     @cuda.jit(device=True, forceinline=True)
@@ -43,7 +46,7 @@ def warp_totals(n: int) -> Any:
                 acc[i] = kept + cuda.shfl_xor_sync(FULL_MASK, given, width)
             width //= 2
             half //= 2
-        while width > 0:
+        while width >= n_row_lanes:
             acc[0] += cuda.shfl_xor_sync(FULL_MASK, acc[0], width)
             width //= 2
 
@@ -131,9 +134,9 @@ def next_span_of(items: Any, group: Any, chunk: Any, span: Any) -> Any:
 def load_of(form: Form, type: GGMLType) -> Any:
     """load(w, n_rows, n_units, items, group, span, now, high, packed): a lane's part of a span of a
     group."""
-    n = rows_a_warp(type, form.n_seqs)
+    n, n_row_lanes = rows_a_lane(type, form.n_seqs), row_lanes(form.n_seqs)
     find_pair, load_words = pair_of(form), load_unit(type, n)
-    half, scale_kind = n // 2, _scale_kind(type)
+    half, scale_kind, n_col_lanes = n // 2, _scale_kind(type), WARP_SIZE // n_row_lanes
 
     @cuda.jit(device=True, forceinline=True)
     def load(
@@ -141,11 +144,13 @@ def load_of(form: Form, type: GGMLType) -> Any:
         now: Any, high: Any, packed: Any,
     ) -> None:  # fmt: skip
         rows = cuda.local.array(n, uint32)
-        unit = int32((items.first_span + span) * WARP_SIZE + (cuda.threadIdx.x & 31))
-        unit = min(unit, int32(n_units - 1))  # beyond: multiplied, not added
+        lane = uint32(cuda.threadIdx.x & 31)
+        unit = int32((items.first_span + span) * n_col_lanes + lane // uint32(n_row_lanes))
+        unit = min(unit, int32(n_units - 1))  # beyond: multiplied by zeros
         last = int32(n_rows - 1)
         for r in range(half):
-            first, jump = find_pair(w, n_rows, int32(group * half + r))
+            pair = int32((group * half + r) * n_row_lanes + lane % uint32(n_row_lanes))
+            first, jump = find_pair(w, n_rows, pair)
             rows[r] = uint32(min(first, last))  # beyond: multiplied, not stored
             rows[half + r] = uint32(min(int32(first + jump), last))
         # Unsigned: a product of two of 32 bits is one instruction.
@@ -178,35 +183,33 @@ def copy_of(n: int) -> Any:
 
 @cache
 def span_of(form: Form, type: GGMLType) -> Any:
-    """do_span(items, n_units, group, chunk, span, now, high, packed, staged, sums, acc, partials):
-    a span's products, into acc; those of the item into `partials` if it is the item's last."""
-    n_seqs, n = form.n_seqs, rows_a_warp(type, form.n_seqs)
-    n_results = n * n_seqs
+    """do_span(items, group, chunk, span, now, high, packed, staged, sums, acc, partials, adds):
+    a span's products, into acc; those of the item into `partials` if it is the item's last, beside
+    what is there where `adds`."""
+    n_seqs, n, n_row_lanes = form.n_seqs, rows_a_lane(type, form.n_seqs), row_lanes(form.n_seqs)
+    n_results, n_col_lanes = n * n_seqs, WARP_SIZE // n_row_lanes
     lanes_a_result = WARP_SIZE // n_results
     multiply = multiply_unit(type, n_seqs, n, max_stage_cols(n_seqs), MOST)
-    totals = warp_totals(n_results)
+    totals = warp_totals(n_results, n_row_lanes)
 
     @cuda.jit(device=True, forceinline=True)
     def do_span(
-        items: Any, n_units: Any, group: Any, chunk: Any, span: Any,
+        items: Any, group: Any, chunk: Any, span: Any,
         now: Any, high: Any, packed: Any, staged: Any, sums: Any, acc: Any, partials: Any,
+        adds: Any,
     ) -> None:  # fmt: skip
-        product = cuda.local.array(n_results, float32)
-        for i in range(n_results):
-            product[i] = float32(0)
-        lane = int32(cuda.threadIdx.x & 31)
-        unit = int32((items.first_span + span) * WARP_SIZE + lane)
-        inside = uint32(min(unit, int32(n_units - 1)))
-        staged_unit = uint32(inside - items.first_span * WARP_SIZE)
-        multiply(now, high, packed, inside, staged_unit, staged, sums, product)
-        for i in range(n_results):  # no branch: it would wait for what is under way
-            acc[i] += product[i] if unit < n_units else float32(0)
+        lane = uint32(cuda.threadIdx.x & 31)
+        staged_unit = uint32(span * n_col_lanes + lane // uint32(n_row_lanes))
+        unit = uint32(items.first_span * n_col_lanes + staged_unit)
+        multiply(now, high, packed, unit, staged_unit, staged, sums, acc)
         if is_items_last(items, chunk, span):
             totals(acc)
-            if lane % lanes_a_result == 0:
+            if lane % uint32(lanes_a_result) < n_row_lanes:
                 n_groups = int32(items.end_group - items.first_group)
-                at = (chunk * n_groups + group - items.first_group) * n_results
-                partials[uint32(at + lane // lanes_a_result)] = acc[0]
+                at = int32((chunk * n_groups + group - items.first_group) * n_results)
+                at = uint32((at + lane // uint32(lanes_a_result)) * n_row_lanes)
+                at += lane % uint32(n_row_lanes)
+                partials[at] = acc[0] + (partials[at] if adds else float32(0))
             for i in range(n_results):
                 acc[i] = float32(0)
 
@@ -216,13 +219,14 @@ def span_of(form: Form, type: GGMLType) -> Any:
 @cache
 def norm_scale_of(n_seqs: int) -> Any:
     """norm_scale(w, n_cols, s, squares): 1 / sqrt(mean x^2 + eps), or 1 where there is no norm."""
+    n_warps = warps_a_seq(n_seqs)
 
     @cuda.jit(device=True, forceinline=True)
     def norm_scale(w: Any, n_cols: Any, s: Any, squares: Any) -> Any:
         scale = float32(1)
         if w[words.NORM] != 0:
             total = float32(0)
-            for warp in range(N_WARPS):
+            for warp in range(n_warps):
                 total += squares[uint32(s * N_WARPS + warp)]
             eps = uint_as_float(uint32(w[words.EPS]))
             scale = float32(1) / math.sqrt(total / float32(n_cols) + eps)

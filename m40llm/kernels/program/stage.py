@@ -1,15 +1,17 @@
 """x of a product: taken from the exchange, into shared memory as staging.py lays it out.
 
     load_norm(w, first_col, n_quads, norms)    before x is there
-    ask_x(x, first, start, n_quads, asked)     a first look at it
-    take(x, epoch, first, n_quads, w, norms, t, asked, staged, sums)
-                                               -> the thread's share of sum x^2
+    ask_x(x, x_cols, first_col, start, n_quads, asked)    a first look at it
+    take(x, epoch, x_cols, first_col, n_quads, n_padded, w, norms, asked, staged, sums, shares)
+    put_squares(shares, n_quads, squares, adds)
 
-Every block does it for itself. With a norm, what is staged is x times the norm's weights, and the
-results are multiplied by 1 / sqrt(mean x^2 + eps) in the end: so nobody waits for the mean. The
-norm's weights of a thread's quads (fours of columns) are on their way into its registers while it
-waits for x. Whoever is late finds x at the first look, which comes with all else that is loaded
-before: a second look would be one more trip to memory.
+Every block does it for itself, all sequences of a stage at a time. With a norm, what is staged is x
+times the norm's weights, and the results are multiplied by 1 / sqrt(mean x^2 + eps) in the end: so
+nobody waits for the mean. The norm's weights of a thread's quads (fours of columns) are on their
+way into its registers while it waits for x. Whoever is late finds x at the first look, which comes
+with all else that is loaded before: a second look would be one more trip to memory.
+
+A stage's last span may be cut short: zeros fill it up to quad `n_padded`.
 """
 
 from functools import cache
@@ -23,8 +25,16 @@ from m40llm.kernels.intrinsics import load_float4_readonly, store_float4_shared,
 from m40llm.kernels.planes import DENSE
 from m40llm.kernels.program import words
 from m40llm.kernels.program.exchange import has_arrived, look4
-from m40llm.kernels.program.form import IN_FLIGHT, N_THREADS, Pool, max_stage_cols
-from m40llm.kernels.reduce import FULL_MASK
+from m40llm.kernels.program.form import (
+    N_THREADS,
+    N_WARPS,
+    NORM_QUADS,
+    THREAD_QUADS,
+    Pool,
+    asked_quads,
+    max_stage_cols,
+)
+from m40llm.kernels.reduce import FULL_MASK, WARP_SIZE, warp_sum
 from m40llm.kernels.unpack import LANES, RESULT_SCALE, STAGE_SCALE, factor
 from m40llm.kernels.views import UNSEEN, array_at
 
@@ -62,16 +72,57 @@ def _factors_of(type: GGMLType) -> Any:
     return factors
 
 
-@cuda.jit(device=True, forceinline=True)
-def load_norm(w: Any, first_col: Any, n_quads: Any, norms: Any) -> None:
-    """norms[k]: of the thread's quad number k of the stage, where there is a norm."""
-    if w[words.NORM] != 0:
-        norm = array_at(w[words.NORM], (UNSEEN,), float32)
-        for k in range(IN_FLIGHT):
-            quad = int32(cuda.threadIdx.x + k * N_THREADS)
-            if quad < n_quads:
-                n0, n1, n2, n3 = load_float4_readonly(norm, int32(first_col + 4 * quad))
-                norms[k, 0], norms[k, 1], norms[k, 2], norms[k, 3] = n0, n1, n2, n3
+def _quads_a_seq(n_seqs: int) -> int:
+    """A thread's quads of a sequence, of those that it has any of."""
+    return max(max_stage_cols(n_seqs) // 4 // N_THREADS, 1)
+
+
+def n_shares(n_seqs: int) -> int:
+    """Sequences that a thread has quads of."""
+    return THREAD_QUADS // _quads_a_seq(n_seqs)
+
+
+def warps_a_seq(n_seqs: int) -> int:
+    """Warps that have quads of a sequence."""
+    return min(max_stage_cols(n_seqs) // 4 // WARP_SIZE, N_WARPS)
+
+
+@cache
+def _quad_of(n_seqs: int) -> Any:
+    """quad_of(k) -> (token, quad) of the thread's quad number k of a stage: sequence by sequence,
+    each as wide as the widest stage."""
+    stage_quads = max_stage_cols(n_seqs) // 4
+
+    @cuda.jit(device=True, forceinline=True)
+    def quad_of(k: Any) -> Any:
+        number = uint32(cuda.threadIdx.x + k * N_THREADS)
+        if n_seqs == 1:
+            return int32(0), int32(number)
+        return int32(number // uint32(stage_quads)), int32(number % uint32(stage_quads))
+
+    return quad_of
+
+
+@cache
+def load_norm_of(n_seqs: int) -> Any:
+    """load_norm(w, first_col, n_quads, norms): norms[k], float32[NORM_QUADS, 4], of the thread's
+    quad number k of a sequence, which is the same for all sequences that it has."""
+    quad_of, n_norms = _quad_of(n_seqs), min(_quads_a_seq(n_seqs), NORM_QUADS)
+
+    @cuda.jit(device=True, forceinline=True)
+    def load_norm(w: Any, first_col: Any, n_quads: Any, norms: Any) -> None:
+        for k in range(n_norms):
+            for i in range(4):
+                norms[k, i] = float32(0)
+        if w[words.NORM] != 0:
+            norm = array_at(w[words.NORM], (UNSEEN,), float32)
+            for k in range(n_norms):
+                _, quad = quad_of(k)
+                if quad < n_quads:
+                    n0, n1, n2, n3 = load_float4_readonly(norm, int32(first_col + 4 * quad))
+                    norms[k, 0], norms[k, 1], norms[k, 2], norms[k, 3] = n0, n1, n2, n3
+
+    return load_norm
 
 
 @cache
@@ -113,69 +164,101 @@ def _times_norm(w: Any, norms: Any, k: Any, x0: Any, x1: Any, x2: Any, x3: Any) 
     return x0, x1, x2, x3
 
 
-@cuda.jit(device=True, forceinline=True)
-def ask_x(x: Any, first: Any, start: Any, n_quads: Any, asked: Any) -> None:
-    """asked[k]: exchange words of the thread's quad number k from quad `start` on, arrived or not;
-    the stage's first number is x's number `first`."""
-    for k in range(IN_FLIGHT):
-        quad = int32(start + cuda.threadIdx.x + k * N_THREADS)
-        for i in range(8):
-            asked[k, i] = 0
-        if quad < n_quads:
-            look4(x, int32(first + 4 * quad), asked, k)
+@cache
+def ask_x_of(n_seqs: int) -> Any:
+    """ask_x(x, x_cols, first_col, first, n_quads, asked): asked[k], uint32[asked_quads, 8], becomes
+    the exchange words of the thread's quad number first + k of the stage, arrived or not."""
+    quad_of, n_asked = _quad_of(n_seqs), asked_quads(n_seqs)
+
+    @cuda.jit(device=True, forceinline=True)
+    def ask_x(
+        x: Any, x_cols: Any, first_col: Any, first: Any, n_quads: Any, asked: Any
+    ) -> None:  # fmt: skip
+        for k in range(n_asked):
+            token, quad = quad_of(first + k)
+            for i in range(8):
+                asked[k, i] = 0
+            if quad < n_quads:
+                look4(x, int32(token * x_cols + first_col + 4 * quad), asked, k)
+
+    return ask_x
 
 
 @cache
 def _take_round_of(type: GGMLType, n_seqs: int) -> Any:
-    """take_round(...): the quads that ask_x(x, first, start, n_quads, asked) has asked for."""
-    put = _put_of(type, n_seqs)
+    """take_round(...): what ask_x(x, x_cols, first_col, first, n_quads, asked) has asked for."""
+    put, quad_of, n_asked = _put_of(type, n_seqs), _quad_of(n_seqs), asked_quads(n_seqs)
+    quads_a_seq = _quads_a_seq(n_seqs)
+    n_norms, seq_width = min(quads_a_seq, NORM_QUADS), quads_a_seq * N_THREADS
 
     @cuda.jit(device=True, forceinline=True)
     def take_round(
-        x: Any, epoch: Any, first: Any, start: Any, n_quads: Any, w: Any, norms: Any, t: Any,
-        asked: Any, staged: Any, sums: Any,
-    ) -> Any:  # fmt: skip
-        sum_sq = float32(0)
-        for k in range(IN_FLIGHT):
-            first_of_all = int32(start + k * N_THREADS)
-            quad = int32(first_of_all + cuda.threadIdx.x)
-            if first_of_all < n_quads:  # the same for the whole block
-                is_there = quad < n_quads
-                while is_there and not has_arrived(asked, k, epoch):
-                    look4(x, int32(first + 4 * quad), asked, k)
+        x: Any, epoch: Any, x_cols: Any, first_col: Any, first: Any, n_quads: Any, n_padded: Any,
+        w: Any, norms: Any, asked: Any, staged: Any, sums: Any, shares: Any,
+    ) -> None:  # fmt: skip
+        for k in range(n_asked):
+            if int32((first + k) * N_THREADS % seq_width) < n_padded:  # the same for the block
+                token, quad = quad_of(first + k)
+                while quad < n_quads and not has_arrived(asked, k, epoch):
+                    look4(x, int32(token * x_cols + first_col + 4 * quad), asked, k)
                 x0, x1 = uint_as_float(asked[k, 0]), uint_as_float(asked[k, 2])
                 x2, x3 = uint_as_float(asked[k, 4]), uint_as_float(asked[k, 6])
-                sum_sq += (x0 * x0 + x1 * x1) + (x2 * x2 + x3 * x3)
-                if quad - (cuda.threadIdx.x & 31) < n_quads:  # the same for the whole warp
-                    x0, x1, x2, x3 = _times_norm(w, norms, k, x0, x1, x2, x3)
-                    put(x0, x1, x2, x3, quad, is_there, t, staged, sums)
-        return sum_sq
+                shares[k // quads_a_seq] += (x0 * x0 + x1 * x1) + (x2 * x2 + x3 * x3)
+                if quad - (cuda.threadIdx.x & 31) < n_padded:  # the same for the whole warp
+                    x0, x1, x2, x3 = _times_norm(w, norms, k % n_norms, x0, x1, x2, x3)
+                    put(x0, x1, x2, x3, quad, quad < n_padded, token, staged, sums)
 
     return take_round
 
 
 @cache
 def take_of(type: GGMLType, n_seqs: int) -> Any:
-    """take(x, epoch, first, n_quads, w, norms, t, asked, staged, sums), by all threads, after
-    ask_x(x, first, 0, n_quads, asked): of sequence t -> the sum of the squares of what this thread
-    has taken. No loop around it: where one begins that loads, all that is under way is waited
-    for."""
-    take_round = _take_round_of(type, n_seqs)
-    round_quads = IN_FLIGHT * N_THREADS
-    n_rounds = max_stage_cols(n_seqs) // (4 * round_quads)
+    """take(...), by all threads, after ask_x(x, x_cols, first_col, 0, n_quads, asked): the stage
+    into shared memory; shares[j], float32[n_shares], of the thread's sequence number j: the sum of
+    the squares of what it has taken. No loop around it: where one begins that loads, all that is
+    under way is waited for."""
+    take_round, ask_x, n_own = _take_round_of(type, n_seqs), ask_x_of(n_seqs), n_shares(n_seqs)
+    n_asked = asked_quads(n_seqs)
+    n_rounds = THREAD_QUADS // n_asked
     assert n_rounds <= 2, f"{n_seqs} sequences: x is taken in two rounds"
 
     @cuda.jit(device=True, forceinline=True)
     def take(
-        x: Any, epoch: Any, first: Any, n_quads: Any, w: Any, norms: Any, t: Any, asked: Any,
-        staged: Any, sums: Any,
-    ) -> Any:  # fmt: skip
-        sum_sq = take_round(x, epoch, first, int32(0), n_quads, w, norms, t, asked, staged, sums)
-        if n_rounds > 1 and n_quads > round_quads:
-            ask_x(x, first, int32(round_quads), n_quads, asked)
-            sum_sq += take_round(
-                x, epoch, first, int32(round_quads), n_quads, w, norms, t, asked, staged, sums
-            )
-        return sum_sq
+        x: Any, epoch: Any, x_cols: Any, first_col: Any, n_quads: Any, n_padded: Any,
+        w: Any, norms: Any, asked: Any, staged: Any, sums: Any, shares: Any,
+    ) -> None:  # fmt: skip
+        for j in range(n_own):
+            shares[j] = float32(0)
+        take_round(
+            x, epoch, x_cols, first_col, 0, n_quads, n_padded,
+            w, norms, asked, staged, sums, shares,
+        )  # fmt: skip
+        if n_rounds > 1 and n_padded > n_asked * N_THREADS:
+            ask_x(x, x_cols, first_col, n_asked, n_quads, asked)
+            take_round(
+                x, epoch, x_cols, first_col, n_asked, n_quads, n_padded,
+                w, norms, asked, staged, sums, shares,
+            )  # fmt: skip
 
     return take
+
+
+@cache
+def put_squares_of(n_seqs: int) -> Any:
+    """put_squares(shares, n_quads, squares, adds): the warps' sums of squares, [sequence][warp],
+    beside those of the stages before where `adds`."""
+    quad_of, n_own, quads_a_seq = _quad_of(n_seqs), n_shares(n_seqs), _quads_a_seq(n_seqs)
+    n_warps = warps_a_seq(n_seqs)
+
+    @cuda.jit(device=True, forceinline=True)
+    def put_squares(shares: Any, n_quads: Any, squares: Any, adds: Any) -> None:
+        for j in range(n_own):
+            token, quad = quad_of(j * quads_a_seq)
+            share = shares[j]
+            if quad - (cuda.threadIdx.x & 31) < n_quads:  # the same for the whole warp
+                share = warp_sum(share)
+            if cuda.threadIdx.x & 31 == 0:
+                at = uint32(token * N_WARPS + (cuda.threadIdx.x >> 5) % n_warps)
+                squares[at] = share + (squares[at] if adds else float32(0))
+
+    return put_squares

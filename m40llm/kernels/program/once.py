@@ -1,0 +1,161 @@
+"""A product of a block's rows in one go, all columns of x in shared memory: most products.
+
+The order of things is what an H100 asks for; LOG.md has the clocks.
+
+- A warp asks for its first span's weights, then waits for the block's other warps and for the
+  results of the instruction before (pending.py).
+- x is asked for right behind. What a multiprocessor loads seems to come in the order in which it
+  asked, so the second span's weights are held back until that first look has come.
+- Nothing from there to the first span's multiplication (spans.py) may wait for a load whose use is
+  in another basic block: no loop that makes one, no register of one that is written again.
+"""
+
+from functools import cache
+from typing import Any
+
+from gguf import GGMLQuantizationType as GGMLType
+from numba import cuda, float32, int32, uint32
+
+from m40llm.kernels.planes import DENSE
+from m40llm.kernels.program import words
+from m40llm.kernels.program.code import ask_next_norm, epoch_of, put_word
+from m40llm.kernels.program.epilogue import (
+    extras_of,
+    find_of,
+    my_pair,
+    read_extras,
+    warp_has_pairs,
+    write_extras,
+)
+from m40llm.kernels.program.form import (
+    NORM_QUADS,
+    PARTIALS_AT,
+    Form,
+    Pool,
+    asked_quads,
+    group_rows,
+    partial_floats,
+    rows_a_lane,
+    span_cols,
+)
+from m40llm.kernels.program.items import (
+    first_span_of,
+    items_of,
+    load_of,
+    next_span_of,
+    norm_scale_of,
+)
+from m40llm.kernels.program.pending import finish_now, finish_pending, keep, keep_scale
+from m40llm.kernels.program.rows import result_of
+from m40llm.kernels.program.spans import do_spans_of, load_next_of
+from m40llm.kernels.program.stage import (
+    ask_x_of,
+    load_norm_of,
+    n_shares,
+    put_squares_of,
+    take_of,
+)
+from m40llm.kernels.unpack import RESULT_SCALE
+from m40llm.kernels.views import UNSEEN, array_at, part_of
+
+
+@cache
+def once_of(form: Form, type: GGMLType) -> Any:
+    """once(code, first_group, end_group, slot_pos, pool, squares, n_pending): a product of one
+    segment, but for LOGITS -> how many results it leaves to the next instruction."""
+    n_seqs, n, n_asked = form.n_seqs, rows_a_lane(type, form.n_seqs), asked_quads(form.n_seqs)
+    pool_of, n_own, n_partials = Pool(type, n_seqs), n_shares(n_seqs), partial_floats(n_seqs)
+    n_staged, n_sums, n_results = (
+        pool_of.n_staged,
+        pool_of.n_sums,
+        group_rows(type, n_seqs) * n_seqs,
+    )
+    span_quads = span_cols(type, n_seqs) // 4
+    load, load_next, do_spans = (
+        load_of(form, type),
+        load_next_of(form, type),
+        do_spans_of(form, type),
+    )
+    load_norm, ask_x, take = load_norm_of(n_seqs), ask_x_of(n_seqs), take_of(type, n_seqs)
+    put_squares, norm_scale = put_squares_of(n_seqs), norm_scale_of(n_seqs)
+    find, extras, result_at = find_of(form, type), extras_of(form), result_of(form, type)
+    result_scale = 1.0 if type in DENSE else 1.0 / RESULT_SCALE
+
+    @cuda.jit(device=True, forceinline=True)
+    def once(
+        code: Any, first_group: Any, end_group: Any, slot_pos: Any,
+        pool: Any, squares: Any, n_pending: Any,
+    ) -> Any:  # fmt: skip
+        w = code.this
+        norms = cuda.local.array((NORM_QUADS, 4), float32)
+        asked = cuda.local.array((n_asked, 8), uint32)
+        shares = cuda.local.array(n_own, float32)
+        noted = cuda.local.array(7, uint32)
+        now = cuda.local.array((n, 4), uint32)
+        now_high = cuda.local.array((n, 2), uint32)
+        now_packed = cuda.local.array((n, 4), uint32)
+        then = cuda.local.array((n, 4), uint32)
+        then_high = cuda.local.array((n, 2), uint32)
+        then_packed = cuda.local.array((n, 4), uint32)
+        staged = part_of(pool, 0, n_staged, float32)
+        sums = part_of(pool, n_staged, n_sums, float32)
+        partials = part_of(pool, PARTIALS_AT, n_partials, float32)
+        n_rows, n_units = int32(w[words.N_ROWS]), int32(w[words.N_UNITS])
+        n_left = int32((end_group - first_group) * n_results)
+        warp = int32(cuda.threadIdx.x >> 5)
+
+        items = items_of(w, first_group, end_group, int32(0))
+        group, chunk, span = first_span_of(w, items, int32(0), warp)
+        next_group, next_chunk, next_span = next_span_of(items, group, chunk, span)
+        mine_first = int32(min(group, int32(end_group - 1)))
+        load(w, n_rows, n_units, items, mine_first, span, now, now_high, now_packed)
+        n_cols, is_normed = int32(w[words.N_COLS]), w[words.NORM] != 0
+        n_quads, n_padded = int32(n_cols >> 2), int32(items.n_spans * span_quads)
+        load_norm(w, int32(0), n_quads, norms)
+        number, is_second = my_pair()
+        pair = find(w, n_rows, number, is_second, first_group, end_group)
+        if n_pending == 0:  # who has nothing to finish may ask at once
+            write_extras(noted, extras(w, pair, slot_pos))
+        finish_pending(code, n_pending, pool)
+        x, x_cols = array_at(w[words.X], (UNSEEN,), uint32), int32(w[words.X_COLS])
+        ask_x(x, x_cols, int32(0), 0, n_quads, asked)
+        if n_pending != 0:  # what was in OUT may have been finished only now
+            write_extras(noted, extras(w, pair, slot_pos))
+        extra = read_extras(noted)
+        put_word(code)
+        if warp_has_pairs(n_left):
+            old_epoch = epoch_of(code, w[words.OLD_WRITER])
+            _, _, _, part, second = result_at(number)
+            keep(pool, w, pair, extra, old_epoch, n_left, part, second)
+        # The second span's weights are not asked for before the first look has come.
+        zero = uint32(w[words.ZERO])
+        held_back = int32(asked[0, 1] & zero)
+        next_group = int32(next_group + held_back)
+        load_next(
+            w, n_rows, n_units, items, mine_first, span, next_group, next_span,
+            then, then_high, then_packed,
+        )  # fmt: skip
+
+        x_epoch = epoch_of(code, w[words.X_WRITER])
+        take(
+            x, x_epoch, x_cols, int32(0), n_quads, n_padded,
+            w, norms, asked, staged, sums, shares,
+        )  # fmt: skip
+        if is_normed:
+            put_squares(shares, n_quads, squares, False)
+        cuda.syncthreads()
+        ask_next_norm(code)
+        do_spans(
+            w, n_rows, n_units, items, group, chunk, span, next_group, next_chunk, next_span,
+            now, now_high, now_packed, then, then_high, then_packed,
+            zero, staged, sums, partials, False,
+        )  # fmt: skip
+        if is_second == 0 and 2 * number < n_left:
+            scale = float32(result_scale) * norm_scale(w, n_cols, pair.s, squares)
+            keep_scale(pool, number, scale)
+        if w[words.LEAVES] != 0:
+            return n_left
+        finish_now(code, w, n_left, pool)
+        return int32(0)
+
+    return once
