@@ -113,6 +113,7 @@ def multiply_unit(
                         acc[i] = part[i]
                     else:
                         total = sums[uint32(token * token_sums + staged_unit * n_halves + half)]
-                        acc[i] += scale * part[i] + minimum * total
+                        acc[i] += scale * part[i]
+                        acc[i] += minimum * total
 
     return multiply

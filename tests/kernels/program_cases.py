@@ -17,6 +17,7 @@ from m40llm.device.gpu.decode import (
     encode,
     in_parts,
     new_exchange,
+    new_parts,
     new_state,
 )
 from m40llm.device.ops import RopeTable
@@ -165,6 +166,7 @@ def make_case(
         EPS,
         1 / math.sqrt(shape.head_dim),
         shape.max_seq_len,
+        parts=new_parts(launcher, instructions, form, n_blocks),
     )
     program = Program(form, launcher.upload(encode(instructions, setting)), state.arrived, n_blocks)
     return ProgramCase(

@@ -64,17 +64,22 @@ def test_slots_decode_together(launcher: Any) -> None:
         assert tokens == NumpyLoop(case).greedy(first, 5)
 
 
-@pytest.mark.parametrize("n_ff", [1536, 4352], ids=["two instructions", "five stages"])
-def test_columns_that_find_no_room_together(launcher: Any, n_ff: int) -> None:
-    """Eight slots leave room for 1,024 columns of x, in parts of unequal size; a block alone has
-    more rows than one panel holds."""
+@pytest.mark.parametrize(
+    ("n_ff", "n_blocks", "n_seqs"),
+    [(1536, 1, 8), (1536, 2, 8), (4352, 4, 8), (4352, 2, 4)],
+    ids=["stages", "slices", "slices in stages", "four sequences"],
+)
+def test_columns_that_find_no_room_together(
+    launcher: Any, n_ff: int, n_blocks: int, n_seqs: int
+) -> None:
+    """Eight slots leave room for 1,024 columns of x, four for 2,048; parts are of unequal size."""
     shape = Shape(n_layers=1, n_ff=n_ff, vocab_size=301)
-    case = make_case(launcher, (Q8_0,), n_seqs=8, shape=shape, n_blocks=1)
-    first = (5, 6, 7, 8, 9, 10, 11, 12)
+    case = make_case(launcher, (Q8_0,), n_seqs=n_seqs, shape=shape, n_blocks=n_blocks)
+    first = (5, 6, 7, 8, 9, 10, 11, 12)[:n_seqs]
     case.begin(*first, count=2)
     case.persistent()
     found = case.answers()
-    for slot in range(8):
+    for slot in range(n_seqs):
         tokens = [token for s, token, _, _ in found if s == slot]
         assert tokens == NumpyLoop(case).greedy(first[slot], 2)
 

@@ -16,7 +16,7 @@ from m40llm.kernels.contract import Kernel
 from m40llm.kernels.program import words
 from m40llm.kernels.program.attend import KEYS_UNIT, attend_of, split_shape
 from m40llm.kernels.program.code import N_HELD, code_at
-from m40llm.kernels.program.form import N_THREADS, POOL_FLOATS, REGISTERS, Form
+from m40llm.kernels.program.form import N_THREADS, REGISTERS, Form
 
 MAX_SEQ_LEN = 640
 EPOCH_OF_QKV, EPOCH = 3, 4  # of step 1: two instructions, of which EMBED stands for who gives Q
@@ -39,9 +39,10 @@ def form_of(name: str) -> Form:
 def kernel_of(form: Form) -> Kernel:
     """The second of two instructions."""
     attention, n_words, n_held = attend_of(form), words.N_WORDS, N_HELD * words.N_WORDS
+    n_pool = form.pool_floats
 
     def attend_alone(program: Any, pos: Any, seq: Any) -> None:
-        pool = cuda.shared.array(POOL_FLOATS, float32, alignment=16)
+        pool = cuda.shared.array(n_pool, float32, alignment=16)
         held = cuda.shared.array(n_held, int64)
         slot_pos, slot_seq = cuda.shared.array(1, int32), cuda.shared.array(1, int32)
         if cuda.threadIdx.x < n_words:

@@ -17,13 +17,15 @@ from m40llm.kernels.program import words
 from m40llm.kernels.program.attend import split_shape
 from m40llm.kernels.program.epilogue import LOWEST
 from m40llm.kernels.program.form import (
+    MAX_SLICES,
     Form,
     chunk_spans,
     group_rows,
-    is_kept,
+    is_sliced,
     leaves,
     panel_groups,
     pending_groups,
+    slices_of,
     span_cols,
     stage_cols,
 )
@@ -71,7 +73,7 @@ def in_parts(product: Product, n_seqs: int) -> list[Product]:
     that lets the next instruction finish its results."""
     cols = stage_cols(product.w.n_cols, n_seqs, product.norm is not None)
     starts = range(0, product.w.n_cols, cols)
-    adds = product.effect == "add" and product.norm is None and is_kept(n_seqs)
+    adds = product.effect == "add" and product.norm is None and not is_sliced(n_seqs)
     if not adds or not 1 < len(starts) <= 4:
         return [product]
     parts = [range(start, min(start + cols, product.w.n_cols)) for start in starts]
@@ -98,6 +100,7 @@ class Setting:
     table   uint8[vocab_size, row_bytes]: the embedding, the file's own bytes, of form.table_type
     angles  float32[max_seq_len or more, rope_dim / 2, 2]: cos and sin; see `angles_on`
     scale   of attention's scores; window: keys that a row sees, 0 for all
+    parts   two buffers, see new_parts; None if the products of this form are not sliced
     """
 
     form: Form
@@ -108,6 +111,7 @@ class Setting:
     scale: float
     max_seq_len: int
     window: int = 0
+    parts: tuple[Buffer, Buffer] | None = None
 
 
 def encode(instructions: Sequence[Product | Other], setting: Setting) -> NDArray[np.int64]:
@@ -118,6 +122,7 @@ def encode(instructions: Sequence[Product | Other], setting: Setting) -> NDArray
     program = np.zeros((len(instructions), words.N_WORDS), np.int64)
     program[:] = _shared_words(setting)
     program[:, words.PC] = np.arange(len(instructions))
+    n_products = 0
     writers: dict[int, int] = {}  # of each exchange buffer, by address: who wrote it last
     for i, (row, instruction) in enumerate(zip(program, instructions, strict=True)):
         if instruction.x is not None:
@@ -132,7 +137,11 @@ def encode(instructions: Sequence[Product | Other], setting: Setting) -> NDArray
                 row[words.WRITER] = writers[out] = i
         if isinstance(instruction, Product):
             _encode_product(row, instruction, setting.form)
-            _encode_shares(row, instruction, setting)
+            if setting.parts is None:
+                _encode_shares(row, instruction, setting)
+            else:
+                _encode_slices(row, instruction, setting, setting.parts[n_products % 2])
+            n_products += 1
         else:
             row[words.OP] = instruction.operation
             for word, cache in (
@@ -218,6 +227,44 @@ def _encode_shares(row: NDArray[np.int64], product: Product, setting: Setting) -
     if n_stages == 1 and product.effect != "logits":
         row[words.PENDING_GROUPS] = pending_groups(w.type, n_chunks, n_seqs)
         row[words.LEAVES] = leaves(ceil_div(n_groups, n_blocks), spans[0])
+
+
+def _encode_slices(
+    row: NDArray[np.int64], product: Product, setting: Setting, parts: Buffer
+) -> None:
+    """The same of a sliced product."""
+    w, n_seqs, n_blocks = product.w, setting.form.n_seqs, int(setting.state.best.shape[1])
+    slices = slices_of(w.type, w.n_cols, n_seqs, n_blocks)
+    n_groups = ceil_div(w.n_rows, group_rows(w.type, n_seqs))
+    row[words.N_UNITS] = w.n_cols // LANES[w.type].n_cols
+    row[words.GROUPS_A_BLOCK], row[words.GROUPS_LEFT] = divmod(n_groups, n_blocks // slices.n)
+    row[words.SLICE_SHIFT], row[words.SLICE_COLS] = slices.n.bit_length() - 1, slices.cols
+    row[words.N_STAGES], row[words.N_PARTS] = slices.n_stages, slices.n_parts
+    row[words.PART_SQUARES] = address(parts)
+    row[words.PARTS] = address(parts) + 4 * _square_words(n_seqs, n_blocks)
+
+
+def _square_words(n_seqs: int, n_blocks: int) -> int:
+    """uint32 of PART_SQUARES, if no block has a slice only."""
+    return n_blocks * n_seqs * MAX_SLICES * 2
+
+
+def new_parts(
+    card: Card, instructions: Sequence[Product | Other], form: Form, n_blocks: int
+) -> tuple[Buffer, Buffer] | None:
+    """What sliced products hand each other their parts in, by turns: squares, then parts."""
+    if not is_sliced(form.n_seqs):
+        return None
+    most = [0, 0]
+    for i, product in enumerate(one for one in instructions if isinstance(one, Product)):
+        w = product.w
+        rows = group_rows(w.type, form.n_seqs)
+        n_parts = slices_of(w.type, w.n_cols, form.n_seqs, n_blocks).n_parts
+        n_words = n_parts * ceil_div(w.n_rows, rows) * rows * form.n_seqs * 2
+        most[i % 2] = max(most[i % 2], n_words)
+    first = _square_words(form.n_seqs, n_blocks)
+    even, odd = (_filled(card, (first + n_words,), np.uint32) for n_words in most)
+    return even, odd
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from m40llm.device.gpu.decode import (
     encode,
     in_parts,
     new_exchange,
+    new_parts,
     new_state,
 )
 from m40llm.device.instructions import Attend, Choose, Embed, Instruction, Project
@@ -73,11 +74,12 @@ class CardDecoder:
         )
         n_blocks = card.n_sms
         self._state, self._rings = new_state(card, form, parts.vocab_size, n_blocks, MAX_BIAS)
+        self._instructions = self._bound(program)
         self._setting = Setting(
             *(form, self._state, parts.table.rows, angles_on(card, parts.rope, max_seq_len)),
             *(parts.norm_eps, parts.scale, max_seq_len, parts.window),
+            new_parts(card, self._instructions, form, n_blocks),
         )
-        self._instructions = self._bound(program)
         code = card.upload(encode(self._instructions, self._setting))
         self._program = Program(form, code, self._state.arrived, n_blocks)
         self._n_commands = self._n_answers = 0

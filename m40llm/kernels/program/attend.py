@@ -41,7 +41,7 @@ from m40llm.kernels.program import words
 from m40llm.kernels.program.attend_splits import give_splits_of, part_row_of
 from m40llm.kernels.program.code import epoch_of
 from m40llm.kernels.program.exchange import give2, take4
-from m40llm.kernels.program.form import N_THREADS, N_WARPS, POOL_FLOATS, Form
+from m40llm.kernels.program.form import N_THREADS, N_WARPS, Form
 from m40llm.kernels.reduce import WARP_SIZE, warp_max, warp_sum
 from m40llm.kernels.views import UNSEEN, array_at, part_of
 
@@ -290,7 +290,7 @@ def attend_of(form: Form) -> Any:
     give_splits = give_splits_of(form)
     n_query, n_merged = n_heads * head_dim, n_heads * (N_WARPS * (head_dim + 2) + 2)
     fresh_at, merged_at = n_query, n_query + head_dim
-    assert merged_at + n_merged <= POOL_FLOATS, f"{form}: attention's pool"
+    assert merged_at + n_merged <= form.pool_floats, f"{form}: attention's pool"
 
     @cuda.jit(device=True, forceinline=True)
     def attention(code: Any, slot_pos: Any, slot_seq: Any, pool: Any) -> None:
@@ -338,7 +338,11 @@ def attend_of(form: Form) -> Any:
             if end > begin:
                 n_splits = int32(uint32(end - begin + split_keys - 1) // uint32(split_keys))
             if pos < 0:
-                if split == 0:
+                if split == 0:  # its row is waited for: what comes after counts on that
+                    cuda.syncthreads()
+                    take_query(
+                        qkv, x_epoch, s, kv_head, first_head, end_head, inner, shared_query, fresh
+                    )
                     give_idle(out, s, first_head, end_head, epoch)
             elif split < n_splits:
                 begin += int32(split * split_keys)

@@ -1,4 +1,4 @@
-"""What becomes of a product's results: threads 2i and 2i + 1 have those of a pair of rows.
+"""What becomes of a product's results, two at a time: those of a pair of rows.
 
 ADD     out[s, row] += result + bias                       the residual stream
 SWIGLU  out[s, p] = silu(gate) * up                        of pair p, see rows.py
@@ -26,9 +26,9 @@ from m40llm.kernels.intrinsics import (
 from m40llm.kernels.order import key_of
 from m40llm.kernels.program import words
 from m40llm.kernels.program.exchange import give1, give2, take2
-from m40llm.kernels.program.form import N_THREADS, Form, group_rows
+from m40llm.kernels.program.form import N_THREADS, Form, group_rows, is_sliced
 from m40llm.kernels.program.rows import pair_of, result_of
-from m40llm.kernels.reduce import FULL_MASK, WARP_SIZE, warp_max, warp_sum
+from m40llm.kernels.reduce import WARP_SIZE, warp_max, warp_sum
 from m40llm.kernels.views import UNSEEN, array_at, part_of
 
 _ONE: Final = 0x3F800000  # the bits of 1.0
@@ -197,31 +197,32 @@ def give_pair(
 
 
 @cuda.jit(device=True, forceinline=True)
-def finish(w: Any, pair: Any, extra: Any, result: Any, old_epoch: Any, epoch: Any) -> None:
-    """The results of any product but LOGITS; `result` is one of the pair's, by both threads."""
-    other = cuda.shfl_xor_sync(FULL_MASK, result, 1)
+def finish(
+    w: Any, pair: Any, extra: Any, first: Any, second: Any, old_epoch: Any, epoch: Any
+) -> None:  # fmt: skip
+    """The two results of a pair, of any product but LOGITS."""
     place, jump, a, b = place_of(w, pair, extra, old_epoch)
     if place != uint32(NOWHERE):
-        first, second = result + extra.bias_first, other + extra.bias_second
+        first, second = first + extra.bias_first, second + extra.bias_second
         a, b = uint_as_float(a), uint_as_float(b)
         give_pair(w, place, jump, first, second, a, b, old_epoch, epoch)
 
 
 @cache
 def put_logits_of(form: Form) -> Any:
-    """put_logits(w, result, pair, extra, n_rows, best, top, mass)
+    """put_logits(w, first, second, pair, extra, n_rows, best, top, mass)
     -> (best, top, mass) of this thread's logits so far."""
     n_seqs = form.n_seqs
 
     @cuda.jit(device=True, forceinline=True)
     def put_logits(
-        w: Any, result: Any, pair: Any, extra: Any, n_rows: Any, best: Any, top: Any, mass: Any
-    ) -> Any:
-        other = cuda.shfl_xor_sync(FULL_MASK, result, 1)
+        w: Any, first: Any, second: Any, pair: Any, extra: Any, n_rows: Any,
+        best: Any, top: Any, mass: Any,
+    ) -> Any:  # fmt: skip
         if pair.is_mine != 0:
             raw = array_at(w[words.RAW], (n_seqs, n_rows), float32)
             left = array_at(w[words.LOGITS_LEFT], (n_seqs, n_rows), float32)
-            first, second = result + extra.bias_first, other + extra.bias_second
+            first, second = first + extra.bias_first, second + extra.bias_second
             for row in range(pair.first, min(pair.first + 2, n_rows)):
                 logit = first if row == pair.first else second
                 raw[pair.s, row], left[pair.s, row] = logit, logit
@@ -239,7 +240,8 @@ def gather_of(form: Form) -> Any:
     """gather(w, best, top, mass, pool): the block's into DecodeState.best and .mass, from its
     threads'."""
     n_seqs = form.n_seqs
-    n_threads_a_seq = N_THREADS // 2 // n_seqs  # thread 2i has results of sequence i % n_seqs
+    step = 1 if is_sliced(n_seqs) else 2  # thread step * i has results of sequence i % n_seqs
+    n_threads_a_seq = N_THREADS // step // n_seqs
 
     @cuda.jit(device=True, forceinline=True)
     def gather(w: Any, best: Any, top: Any, mass: Any, pool: Any) -> None:
@@ -256,12 +258,12 @@ def gather_of(form: Form) -> Any:
         if s < n_seqs:
             key, highest, whole = int64(-1), float32(LOWEST), float32(0)
             for i in range(lane, n_threads_a_seq, WARP_SIZE):
-                other = uint32(2 * (i * n_seqs + s))
+                other = uint32(step * (i * n_seqs + s))
                 key = max(key, keys[other])
                 highest = max(highest, tops[other])
             key, highest = warp_max(key), warp_max(highest)
             for i in range(lane, n_threads_a_seq, WARP_SIZE):
-                other = uint32(2 * (i * n_seqs + s))
+                other = uint32(step * (i * n_seqs + s))
                 whole += masses[other] * math.exp(tops[other] - highest)
             whole = warp_sum(whole)
             if lane == 0:

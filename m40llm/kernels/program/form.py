@@ -30,7 +30,7 @@ PARTIALS_AT: Final = 4 * 2304 + 4
 KEPT_AT: Final = PARTIALS_AT + PARTIAL_FLOATS  # see pending.py
 KEPT_WORDS: Final = 8  # of a pair
 KEPT_FLOATS: Final = 1024
-POOL_FLOATS: Final = KEPT_AT + KEPT_FLOATS
+MAX_SLICES: Final = 4  # of a product's columns, see sliced.py
 _CHUNKS: Final = 1, 2, 4, 8  # spans that an item may have
 RopeLayout = Literal["interleaved", "half"]
 
@@ -58,10 +58,10 @@ def group_rows(type: GGMLType, n_seqs: int) -> int:
     return rows_a_lane(type, n_seqs) * row_lanes(n_seqs)
 
 
-def is_kept(n_seqs: int) -> bool:
-    """Whether results may wait for the next instruction (pending.py): there is room for those of
-    few sequences."""
-    return n_seqs <= 2
+def is_sliced(n_seqs: int) -> bool:
+    """Whether blocks share the columns of a product as well as its rows (sliced.py): with many
+    sequences few columns of x find room in shared memory."""
+    return n_seqs > 2
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,11 @@ class Form:
     @property
     def kv_dim(self) -> int:
         return self.n_kv_heads * self.head_dim
+
+    @property
+    def pool_floats(self) -> int:
+        """Sliced products have no partial results in shared memory."""
+        return PARTIALS_AT if is_sliced(self.n_seqs) else KEPT_AT + KEPT_FLOATS
 
 
 def span_cols(type: GGMLType, n_seqs: int) -> int:
@@ -126,14 +131,9 @@ def chunk_spans(type: GGMLType, n_groups: int, n_spans: int, n_seqs: int) -> int
     return min(_CHUNKS, key=cost)
 
 
-def partial_floats(n_seqs: int) -> int:
-    """Room for partial results."""
-    return PARTIAL_FLOATS + (0 if is_kept(n_seqs) else KEPT_FLOATS)
-
-
 def panel_groups(type: GGMLType, n_chunks: int, n_seqs: int) -> int:
     """Groups of rows for whose partial results there is room. n_chunks: items of a group."""
-    return partial_floats(n_seqs) // (n_chunks * group_rows(type, n_seqs) * n_seqs)
+    return PARTIAL_FLOATS // (n_chunks * group_rows(type, n_seqs) * n_seqs)
 
 
 def pending_groups(type: GGMLType, n_chunks: int, n_seqs: int) -> int:
@@ -141,7 +141,37 @@ def pending_groups(type: GGMLType, n_chunks: int, n_seqs: int) -> int:
     for what is kept."""
     n_results = group_rows(type, n_seqs) * n_seqs
     most = min(N_THREADS // n_results, KEPT_FLOATS // KEPT_WORDS // (n_results // 2))
-    return min(panel_groups(type, n_chunks, n_seqs), most) if is_kept(n_seqs) else 0
+    return min(panel_groups(type, n_chunks, n_seqs), most)
+
+
+@dataclass(frozen=True)
+class Slices:
+    """How blocks share the columns of a product. A block has the rows of a group of blocks, and
+    the columns of a slice.
+
+    n         slices: neighbouring blocks have the same rows
+    cols      of a slice; the last one may have fewer
+    n_stages  of a slice
+    n_parts   stages of all slices: so many numbers a result is the sum of
+    """
+
+    n: int
+    cols: int
+    n_stages: int
+    n_parts: int
+
+
+def slices_of(type: GGMLType, n_cols: int, n_seqs: int, n_blocks: int) -> Slices:
+    """As few slices as make for the fewest stages."""
+    stage, unit = max_stage_cols(n_seqs), span_cols(type, n_seqs)
+    found = []
+    for n in (1, 2, MAX_SLICES):
+        cols = ceil_div(n_cols, n * unit) * unit
+        n_stages = ceil_div(cols, stage)
+        if n_blocks % n == 0 and (n - 1) * cols < n_cols:
+            n_last = ceil_div(n_cols - (n - 1) * cols, stage)
+            found.append(Slices(n, cols, n_stages, (n - 1) * n_stages + n_last))
+    return min(found, key=lambda slices: (slices.n_stages, slices.n))
 
 
 def leaves(n_groups: int, n_spans: int) -> bool:

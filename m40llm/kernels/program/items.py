@@ -16,8 +16,16 @@ from numba import cuda, float32, int32, uint16, uint32
 from m40llm.kernels.intrinsics import uint_as_float
 from m40llm.kernels.planes import DENSE, LAYOUTS
 from m40llm.kernels.program import words
+from m40llm.kernels.program.exchange import give1
 from m40llm.kernels.program.form import MAX_STAGE_COLS as MOST
-from m40llm.kernels.program.form import N_WARPS, Form, max_stage_cols, row_lanes, rows_a_lane
+from m40llm.kernels.program.form import (
+    N_WARPS,
+    Form,
+    is_sliced,
+    max_stage_cols,
+    row_lanes,
+    rows_a_lane,
+)
 from m40llm.kernels.program.rows import pair_of
 from m40llm.kernels.program.stage import warps_a_seq
 from m40llm.kernels.reduce import FULL_MASK, WARP_SIZE
@@ -77,7 +85,7 @@ class Items(NamedTuple):
 @cuda.jit(device=True, forceinline=True)
 def share_of(w: Any) -> Any:
     """(first, end) of the block's groups of rows."""
-    block = int32(cuda.blockIdx.x)
+    block = int32(int32(cuda.blockIdx.x) >> int32(w[words.SLICE_SHIFT]))
     n_fewer, n_more = int32(w[words.GROUPS_A_BLOCK]), int32(w[words.GROUPS_LEFT])
     first = int32(block * n_fewer + min(block, n_more))
     return first, int32(first + n_fewer + (1 if block < n_more else 0))
@@ -182,21 +190,53 @@ def copy_of(n: int) -> Any:
 
 
 @cache
+def _leave_of(form: Form, type: GGMLType) -> Any:
+    """leave(items, chunk, group, result, results, mark): the warp's results of an item, one a lane
+    (warp_totals).
+
+    Where products are sliced, to whoever finishes them: `results` is a part's exchange words
+    uint32[pairs, n_seqs, 2, 2], `mark` the epoch. Else into partial results in shared memory,
+    beside what is there where `mark`.
+    """
+    n_seqs, n, n_row_lanes = form.n_seqs, rows_a_lane(type, form.n_seqs), row_lanes(form.n_seqs)
+    n_results, half, sliced = n * n_seqs, n // 2, is_sliced(form.n_seqs)
+    lanes_a_result = WARP_SIZE // n_results
+
+    @cuda.jit(device=True, forceinline=True)
+    def leave(
+        items: Any, chunk: Any, group: Any, result: Any, results: Any, mark: Any
+    ) -> None:  # fmt: skip
+        lane = uint32(cuda.threadIdx.x & 31)
+        number, row_lane = lane // uint32(lanes_a_result), lane % uint32(n_row_lanes)
+        if lane % uint32(lanes_a_result) < n_row_lanes:
+            if sliced:
+                s, row = number % uint32(n_seqs), number // uint32(n_seqs)
+                pair = (uint32(group) * half + row % uint32(half)) * n_row_lanes + row_lane
+                at = (pair * n_seqs + s) * 2 + row // uint32(half)
+                give1(results, int32(at), result, mark)
+            else:
+                n_groups = int32(items.end_group - items.first_group)
+                at = uint32((chunk * n_groups + group - items.first_group) * n_results)
+                at = (at + number) * n_row_lanes + row_lane
+                results[at] = result + (results[at] if mark else float32(0))
+
+    return leave
+
+
+@cache
 def span_of(form: Form, type: GGMLType) -> Any:
-    """do_span(items, group, chunk, span, now, high, packed, staged, sums, acc, partials, adds):
-    a span's products, into acc; those of the item into `partials` if it is the item's last, beside
-    what is there where `adds`."""
+    """do_span(items, group, chunk, span, now, high, packed, staged, sums, acc, results, mark):
+    a span's products, into acc; left to `results` if it is its item's last."""
     n_seqs, n, n_row_lanes = form.n_seqs, rows_a_lane(type, form.n_seqs), row_lanes(form.n_seqs)
     n_results, n_col_lanes = n * n_seqs, WARP_SIZE // n_row_lanes
-    lanes_a_result = WARP_SIZE // n_results
     multiply = multiply_unit(type, n_seqs, n, max_stage_cols(n_seqs), MOST)
-    totals = warp_totals(n_results, n_row_lanes)
+    totals, leave = warp_totals(n_results, n_row_lanes), _leave_of(form, type)
 
     @cuda.jit(device=True, forceinline=True)
     def do_span(
         items: Any, group: Any, chunk: Any, span: Any,
-        now: Any, high: Any, packed: Any, staged: Any, sums: Any, acc: Any, partials: Any,
-        adds: Any,
+        now: Any, high: Any, packed: Any, staged: Any, sums: Any, acc: Any, results: Any,
+        mark: Any,
     ) -> None:  # fmt: skip
         lane = uint32(cuda.threadIdx.x & 31)
         staged_unit = uint32(span * n_col_lanes + lane // uint32(n_row_lanes))
@@ -204,12 +244,7 @@ def span_of(form: Form, type: GGMLType) -> Any:
         multiply(now, high, packed, unit, staged_unit, staged, sums, acc)
         if is_items_last(items, chunk, span):
             totals(acc)
-            if lane % uint32(lanes_a_result) < n_row_lanes:
-                n_groups = int32(items.end_group - items.first_group)
-                at = int32((chunk * n_groups + group - items.first_group) * n_results)
-                at = uint32((at + lane // uint32(lanes_a_result)) * n_row_lanes)
-                at += lane % uint32(n_row_lanes)
-                partials[at] = acc[0] + (partials[at] if adds else float32(0))
+            leave(items, chunk, group, acc[0], results, mark)
             for i in range(n_results):
                 acc[i] = float32(0)
 

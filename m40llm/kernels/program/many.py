@@ -27,12 +27,12 @@ from m40llm.kernels.program.epilogue import (
 from m40llm.kernels.program.form import (
     N_THREADS,
     NORM_QUADS,
+    PARTIAL_FLOATS,
     PARTIALS_AT,
     Form,
     Pool,
     asked_quads,
     group_rows,
-    partial_floats,
     rows_a_lane,
     span_cols,
 )
@@ -54,6 +54,7 @@ from m40llm.kernels.program.stage import (
     put_squares_of,
     take_of,
 )
+from m40llm.kernels.reduce import FULL_MASK
 from m40llm.kernels.unpack import RESULT_SCALE
 from m40llm.kernels.views import UNSEEN, array_at, part_of
 
@@ -63,7 +64,7 @@ def many_of(form: Form, type: GGMLType) -> Any:
     """many(code, first_group, end_group, slot_pos, pool, squares, n_pending): a product of any
     number of segments -> 0, the results that it leaves to the next instruction."""
     n_seqs, n, n_asked = form.n_seqs, rows_a_lane(type, form.n_seqs), asked_quads(form.n_seqs)
-    pool_of, n_own, n_partials = Pool(type, n_seqs), n_shares(n_seqs), partial_floats(n_seqs)
+    pool_of, n_own = Pool(type, n_seqs), n_shares(n_seqs)
     n_staged, n_sums, n_results = (
         pool_of.n_staged,
         pool_of.n_sums,
@@ -98,7 +99,7 @@ def many_of(form: Form, type: GGMLType) -> Any:
         then_packed = cuda.local.array((n, 4), uint32)
         staged = part_of(pool, 0, n_staged, float32)
         sums = part_of(pool, n_staged, n_sums, float32)
-        partials = part_of(pool, PARTIALS_AT, n_partials, float32)
+        partials = part_of(pool, PARTIALS_AT, PARTIAL_FLOATS, float32)
         n_rows, n_cols = int32(w[words.N_ROWS]), int32(w[words.N_COLS])
         n_units, warp = int32(w[words.N_UNITS]), int32(cuda.threadIdx.x >> 5)
         x, x_cols = array_at(w[words.X], (UNSEEN,), uint32), int32(w[words.X_COLS])
@@ -140,14 +141,16 @@ def many_of(form: Form, type: GGMLType) -> Any:
                         )
                     pair = find(w, n_rows, number, is_second, done_panel, panel)
                     extra = extras(w, pair, slot_pos)
+                    other = cuda.shfl_xor_sync(FULL_MASK, result, 1)
                     if w[words.KIND] == words.LOGITS:
                         thread_best, thread_top, thread_mass = put_logits(
-                            w, result, pair, extra, n_rows, thread_best, thread_top, thread_mass
-                        )
+                            w, result, other, pair, extra, n_rows,
+                            thread_best, thread_top, thread_mass,
+                        )  # fmt: skip
                     else:
                         old_epoch = epoch_of(code, w[words.OLD_WRITER])
                         epoch = epoch_of(code, w[words.WRITER])
-                        finish(w, pair, extra, result, old_epoch, epoch)
+                        finish(w, pair, extra, result, other, old_epoch, epoch)
                     first += int32(N_THREADS)
                 if panel == end_group:
                     break

@@ -29,12 +29,12 @@ from m40llm.kernels.program.epilogue import (
 )
 from m40llm.kernels.program.form import (
     NORM_QUADS,
+    PARTIAL_FLOATS,
     PARTIALS_AT,
     Form,
     Pool,
     asked_quads,
     group_rows,
-    partial_floats,
     rows_a_lane,
     span_cols,
 )
@@ -64,7 +64,7 @@ def once_of(form: Form, type: GGMLType) -> Any:
     """once(code, first_group, end_group, slot_pos, pool, squares, n_pending): a product of one
     segment, but for LOGITS -> how many results it leaves to the next instruction."""
     n_seqs, n, n_asked = form.n_seqs, rows_a_lane(type, form.n_seqs), asked_quads(form.n_seqs)
-    pool_of, n_own, n_partials = Pool(type, n_seqs), n_shares(n_seqs), partial_floats(n_seqs)
+    pool_of, n_own = Pool(type, n_seqs), n_shares(n_seqs)
     n_staged, n_sums, n_results = (
         pool_of.n_staged,
         pool_of.n_sums,
@@ -99,7 +99,7 @@ def once_of(form: Form, type: GGMLType) -> Any:
         then_packed = cuda.local.array((n, 4), uint32)
         staged = part_of(pool, 0, n_staged, float32)
         sums = part_of(pool, n_staged, n_sums, float32)
-        partials = part_of(pool, PARTIALS_AT, n_partials, float32)
+        partials = part_of(pool, PARTIALS_AT, PARTIAL_FLOATS, float32)
         n_rows, n_units = int32(w[words.N_ROWS]), int32(w[words.N_UNITS])
         n_left = int32((end_group - first_group) * n_results)
         warp = int32(cuda.threadIdx.x >> 5)

@@ -1,12 +1,13 @@
 """Matrix x vector as an instruction: the grid shares the rows, a block's warps share its items.
 
 Each block has whole groups of rows (pairs of rows.py). A warp multiplies an item (items.py), adds
-over its lanes, and leaves a partial result for each row and sequence in shared memory. A thread
-then adds up the partial results of one row and sequence, in the order of the columns. How many
-columns an item has depends on how many groups a block has; nothing else depends on the grid.
+over its lanes, and leaves a partial result for each row and sequence. A thread then adds up the
+partial results of one row and sequence, in the order of the columns. How many columns an item has
+depends on how many groups a block has; nothing else depends on the grid.
 
-once.py    all rows of the block in one go: up to two sequences, but for LOGITS
+once.py    all rows of the block in one go: one or two sequences, but for LOGITS
 many.py    rows a panel at a time, columns a stage at a time
+sliced.py  blocks share the columns too: more sequences
 """
 
 from functools import cache
@@ -17,11 +18,12 @@ from numba import cuda, int32
 
 from m40llm.kernels.program import words
 from m40llm.kernels.program.code import put_word
-from m40llm.kernels.program.form import Form, Pool, is_kept
+from m40llm.kernels.program.form import Form, Pool, is_sliced
 from m40llm.kernels.program.items import share_of
 from m40llm.kernels.program.many import many_of
 from m40llm.kernels.program.once import once_of
 from m40llm.kernels.program.pending import finish_pending
+from m40llm.kernels.program.sliced import sliced_of
 
 
 @cache
@@ -29,8 +31,9 @@ def product_of(form: Form, type: GGMLType) -> Any:
     """product(code, slot_pos, pool, squares, n_pending): the instruction code.this
     -> how many results it leaves to the next one."""
     Pool(type, form.n_seqs).check()
-    many, may_wait = many_of(form, type), is_kept(form.n_seqs)
-    once = once_of(form, type) if may_wait else many
+    sliced = is_sliced(form.n_seqs)
+    many = sliced_of(form, type) if sliced else many_of(form, type)
+    once = many if sliced else once_of(form, type)
 
     @cuda.jit(device=True, forceinline=True)
     def product(code: Any, slot_pos: Any, pool: Any, squares: Any, n_pending: Any) -> Any:
@@ -41,7 +44,7 @@ def product_of(form: Form, type: GGMLType) -> Any:
             put_word(code)
             cuda.syncthreads()  # every instruction is one: the next one's words are there
             return int32(0)
-        if may_wait and end - first <= w[words.PENDING_GROUPS]:
+        if not sliced and end - first <= w[words.PENDING_GROUPS]:
             return once(code, first, end, slot_pos, pool, squares, n_pending)
         return many(code, first, end, slot_pos, pool, squares, n_pending)
 

@@ -33,7 +33,6 @@ from m40llm.kernels.program.form import (
     MAX_TYPES,
     N_THREADS,
     N_WARPS,
-    POOL_FLOATS,
     REGISTERS,
     Form,
 )
@@ -130,12 +129,12 @@ def _next(pc: Any, first: Any, last: Any) -> Any:
 @cache
 def _compile(form: Form) -> Kernel:
     n_words, n_seqs = words.N_WORDS, form.n_seqs
-    n_held, n_squares = N_HELD * n_words, n_seqs * N_WARPS
+    n_held, n_squares, n_pool = N_HELD * n_words, n_seqs * N_WARPS, form.pool_floats
     embed, attention, choose = embed_of(form), attend_of(form), choose_of(form)
     product, read_slots = _products(form), _slots(n_seqs)
 
     def decode_program(program: Any, first: Any, last: Any, n_steps: Any, arrived: Any) -> None:
-        pool = cuda.shared.array(POOL_FLOATS, float32, alignment=16)
+        pool = cuda.shared.array(n_pool, float32, alignment=16)
         squares = cuda.shared.array(n_squares, float32)
         held = cuda.shared.array(n_held, int64)
         slot_pos = cuda.shared.array(n_seqs, int32)

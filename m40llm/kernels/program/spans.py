@@ -42,8 +42,8 @@ def load_next_of(form: Form, type: GGMLType) -> Any:
 
 @cache
 def do_spans_of(form: Form, type: GGMLType) -> Any:
-    """do_spans(...): all of a warp's spans, into `partials`, beside what is there where `adds`. The
-    first one's weights are in `now`, the second one's on their way into `then`."""
+    """do_spans(...): all of a warp's spans, left to `results` (items.py: leave). The first one's
+    weights are in `now`, the second one's on their way into `then`."""
     n = rows_a_lane(type, form.n_seqs)
     n_results = n * form.n_seqs
     load_next, do_span, copy = load_next_of(form, type), span_of(form, type), copy_of(n)
@@ -53,7 +53,7 @@ def do_spans_of(form: Form, type: GGMLType) -> Any:
         w: Any, n_rows: Any, n_units: Any, items: Any, group: Any, chunk: Any, span: Any,
         next_group: Any, next_chunk: Any, next_span: Any,
         now: Any, now_high: Any, now_packed: Any, then: Any, then_high: Any, then_packed: Any,
-        zero: Any, staged: Any, sums: Any, partials: Any, adds: Any,
+        zero: Any, staged: Any, sums: Any, results: Any, mark: Any,
     ) -> None:  # fmt: skip
         acc = cuda.local.array(n_results, float32)
         for i in range(n_results):
@@ -61,7 +61,7 @@ def do_spans_of(form: Form, type: GGMLType) -> Any:
         if group < items.end_group:
             do_span(
                 items, group, chunk, span,
-                now, now_high, now_packed, staged, sums, acc, partials, adds,
+                now, now_high, now_packed, staged, sums, acc, results, mark,
             )  # fmt: skip
         while next_group < items.end_group:
             copy(now, now_high, now_packed, then, then_high, then_packed, zero)
@@ -73,7 +73,7 @@ def do_spans_of(form: Form, type: GGMLType) -> Any:
             )  # fmt: skip
             do_span(
                 items, group, chunk, span,
-                now, now_high, now_packed, staged, sums, acc, partials, adds,
+                now, now_high, now_packed, staged, sums, acc, results, mark,
             )  # fmt: skip
 
     return do_spans

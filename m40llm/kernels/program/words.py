@@ -40,7 +40,13 @@ from typing import Final
     PANEL_GROUPS,  # groups of rows whose partial results find room in shared memory
     PENDING_GROUPS,  # groups whose results may wait in shared memory, see pending.py; 0: none
     LEAVES,  # 1: and they are left to the next instruction
-    N_STAGES,
+    SLICE_SHIFT,  # log2 of the slices that the columns come in, see sliced.py; then the blocks that
+    # have the same rows count as one
+    SLICE_COLS,  # of each but the last
+    N_PARTS,  # numbers that a result is the sum of
+    PARTS,  # address of exchange words uint32[N_PARTS, pairs of rows, n_seqs, 2, 2]
+    PART_SQUARES,  # address of exchange words uint32[blocks / slices, n_seqs, MAX_SLICES, 2]
+    N_STAGES,  # of a slice
     STAGE_COLS,  # columns of x in shared memory at a time
     CHUNK_SPANS,  # spans of an item; see items.py
     STAGE_SPANS,  # of a stage
@@ -86,8 +92,8 @@ from typing import Final
     BIAS_VALUES,
     MAX_BIAS,
     HISTORY,
-) = range(73)
-N_WORDS: Final = 73
+) = range(78)
+N_WORDS: Final = 78
 
 # Operations.
 EMBED, ATTEND, CHOOSE, PRODUCT = range(4)
