@@ -123,5 +123,5 @@ def test_parity(
 def test_parts_are_given_through_the_exchange() -> None:
     """An empty one would be waited for for ever; so a split has keys, whatever the length."""
     form = form_of("odd groups")
-    assert split_shape(form, 14) == (1, 6, 3, 66, 2)
+    assert split_shape(form, 14) == (1, 6, 7, 66, 2)
     assert MAX_SEQ_LEN % KEYS_UNIT == 0

@@ -18,17 +18,12 @@ from numba import cuda, float32, int32, int64, uint32
 from numba.cuda.types import float16
 
 from m40llm.kernels.attention_common import HALVES_PER_LOAD, LOWEST, NEGATIVE_INFINITY
-from m40llm.kernels.attention_keys import (
-    KEYS_IN_FLIGHT,
-    accumulate_of,
-    keys_a_pass,
-    lanes_per_key,
-    score_of,
-)
+from m40llm.kernels.attention_keys import KEYS_IN_FLIGHT, keys_a_pass, lanes_per_key
 from m40llm.kernels.attention_merge import MAX_SPLITS, scatter_warp_of, scattered
 from m40llm.kernels.contract import ceil_div
 from m40llm.kernels.intrinsics import (
     float2_to_half2,
+    half2_to_float2,
     load_float4_shared,
     load_uint4,
     load_uint4_shared,
@@ -42,19 +37,27 @@ from m40llm.kernels.program.attend_splits import give_splits_of, part_row_of
 from m40llm.kernels.program.code import epoch_of
 from m40llm.kernels.program.exchange import give2, take4
 from m40llm.kernels.program.form import N_THREADS, N_WARPS, Form
-from m40llm.kernels.reduce import WARP_SIZE, warp_max, warp_sum
+from m40llm.kernels.reduce import FULL_MASK, WARP_SIZE, scatter_sums, warp_max, warp_sum
 from m40llm.kernels.views import UNSEEN, array_at, part_of
 
 KEYS_UNIT: Final = 32  # of which a split's keys are a multiple
 MIN_PASSES: Final = 2  # that a split takes: below, merging costs more than it saves
-_MAX_HEADS: Final = 2  # of a tile
+_LAG: Final = 16.0  # of a reference behind the highest score, in units of ln 2
+_MAX_HEADS: Final = 4  # of a tile: there are registers for no more
 
 
 def tile_heads(form: Form) -> int:
-    """Heads that share a load of K and V. More of them spill registers, and one block's work on
-    them is what all others wait for; the cache's second reader finds it in the L2."""
-    group_size = form.n_heads // form.n_kv_heads
-    return ceil_div(group_size, ceil_div(group_size, _MAX_HEADS))
+    """Heads that share a load of K and V: a power of two, of which some may be too many; as many
+    as find room in shared memory when warps merge."""
+    n_heads = min(1 << (form.n_heads // form.n_kv_heads - 1).bit_length(), _MAX_HEADS)
+    while n_heads > 1 and _pool_floats(n_heads, form.head_dim) > form.pool_floats:
+        n_heads //= 2
+    return n_heads
+
+
+def _pool_floats(n_heads: int, head_dim: int) -> int:
+    """The query, the newest key and value, then what warps merge."""
+    return n_heads * head_dim + head_dim + n_heads * (N_WARPS * (head_dim + 2) + 2)
 
 
 def tiles_a_group(form: Form) -> int:
@@ -97,7 +100,8 @@ def _load_keys_of(head_dim: int) -> Any:
 @cache
 def _take_of(form: Form) -> Any:
     """take_query(qkv, epoch, s, kv_head, first_head, end_head, inner, query, fresh): q of the
-    tile's heads times `inner`, and the newest K and V as packed halves, into shared memory."""
+    tile's heads times `inner`, and the newest K and V as packed halves, into shared memory. Of each
+    8 elements of q, which one lane wants, the first four lie in a head's first half."""
     head_dim, n_heads = form.head_dim, tile_heads(form)
     head_quads, q_quads = head_dim // 4, n_heads * head_dim // 4
     row = form.q_dim + 2 * form.kv_dim
@@ -113,7 +117,9 @@ def _take_of(form: Form) -> Any:
             head = int32(min(first_head + quad // head_quads, end_head - 1))
             at = s * row + head * head_dim + quad % head_quads * 4
             x0, x1, x2, x3 = take4(qkv, at, epoch)
-            store_float4_shared(query, quad * 4, inner * x0, inner * x1, inner * x2, inner * x3)
+            of_head = quad % head_quads
+            slot = quad - of_head + (of_head >> 1) + (of_head & 1) * (head_quads // 2)
+            store_float4_shared(query, slot * 4, inner * x0, inner * x1, inner * x2, inner * x3)
         elif quad < q_quads + 2 * head_quads:
             quad -= int32(q_quads)
             first = k_first if quad < head_quads else v_first
@@ -143,15 +149,70 @@ def _append_of(form: Form) -> Any:
 
 
 @cache
+def _soften_of(n_lanes: int, n_heads: int) -> Any:
+    """soften(score, reference, total, mixed): a lane's own scores of a pass become weights
+    exp2(score - reference), and are added to `total`.
+
+    References are those of the keys' group of lanes, one for each head, and lag behind the highest
+    score so far: sums are rescaled only where a weight would exceed 2^_LAG, which is seldom.
+    """
+    n_scores, n_own = KEYS_IN_FLIGHT * n_heads, _own_scores(n_lanes, n_heads)
+    lanes_a_score = max(n_lanes // n_scores, 1)
+    # As far apart are lanes that have scores of one head; none do where a lane has all of a key's.
+    head_lanes = n_heads // n_own * lanes_a_score or n_lanes
+
+    @cuda.jit(device=True, forceinline=True)
+    def soften(score: Any, reference: Any, total: Any, mixed: Any) -> None:
+        exceeds = False
+        for i in range(n_own):
+            exceeds = exceeds or score[i] > reference[i] + float32(_LAG)
+        if cuda.any_sync(FULL_MASK, exceeds):
+            lane = int32(cuda.threadIdx.x & 31)
+            first_lane = int32(lane & ~(n_lanes - 1))
+            shrink = cuda.local.array(n_own, float32)
+            for i in range(n_own):
+                top = max(reference[i], score[i])
+                for j in range(i % n_heads, n_own, n_heads):
+                    top = max(top, score[j])
+                distance = head_lanes
+                while distance < n_lanes:
+                    top = max(top, cuda.shfl_xor_sync(FULL_MASK, top, distance))
+                    distance *= 2
+                shrink[i] = math.exp2(reference[i] - top)
+                reference[i] = top
+                total[i] *= shrink[i]
+            for head in range(n_heads):
+                source = int32(first_lane + head // n_own * lanes_a_score)
+                factor = cuda.shfl_sync(FULL_MASK, shrink[head % n_own], source)
+                for d in range(HALVES_PER_LOAD):
+                    mixed[head, d] *= factor
+        for i in range(n_own):
+            score[i] = math.exp2(score[i] - reference[i])
+            total[i] += score[i]
+
+    return soften
+
+
+def _own_scores(n_lanes: int, n_heads: int) -> int:
+    """Scores of a pass that a lane has, once the lanes of a key have added up."""
+    return max(KEYS_IN_FLIGHT * n_heads // n_lanes, 1)
+
+
+@cache
 def _see_keys_of(form: Form) -> Any:
     """see_keys(...): all keys of the block's range, into (highest, total, mixed); the first two
-    passes' keys are under way."""
+    passes' keys are under way.
+
+    Each group of lanes that have a key has KEYS_IN_FLIGHT of them a pass, and scores them for each
+    head: number load * n_heads + head. The lanes add up so that each has its own scores only.
+    """
     head_dim, n_heads = form.head_dim, tile_heads(form)
     n_lanes = lanes_per_key(head_dim)
     keys_a_load, block_keys = WARP_SIZE // n_lanes, keys_a_pass(head_dim, N_WARPS)
-    head_words = head_dim // 2
-    load_keys, score_with = _load_keys_of(head_dim), score_of(n_lanes, False)
-    accumulate = accumulate_of(n_heads)
+    head_words, n_scores = head_dim // 2, KEYS_IN_FLIGHT * n_heads
+    n_own, lanes_a_score = _own_scores(n_lanes, n_heads), max(n_lanes // n_scores, 1)
+    load_keys, soften = _load_keys_of(head_dim), _soften_of(n_lanes, n_heads)
+    add_up, is_padded = scatter_sums(n_scores, 1, n_lanes), n_lanes * HALVES_PER_LOAD > head_dim
 
     @cuda.jit(device=True, forceinline=True)
     def see_keys(
@@ -159,9 +220,19 @@ def _see_keys_of(form: Form) -> Any:
         query: Any, fresh: Any, k_now: Any, v_now: Any, k_then: Any, v_then: Any,
         highest: Any, total: Any, mixed: Any,
     ) -> None:  # fmt: skip
-        score = cuda.local.array(KEYS_IN_FLIGHT, float32)
+        score = cuda.local.array(n_scores, float32)
+        weight = cuda.local.array(n_heads, float32)
+        keys = cuda.local.array((KEYS_IN_FLIGHT, 4), float32)
+        reference = cuda.local.array(n_own, float32)
+        part = cuda.local.array(n_own, float32)
+        for i in range(n_own):
+            reference[i], part[i] = LOWEST, float32(0)
+        lane = int32(cuda.threadIdx.x & 31)
+        is_idle_lane = lane % n_lanes * HALVES_PER_LOAD >= head_dim
+        first_lane = int32(lane & ~(n_lanes - 1))
+        own = int32(int32(lane - first_lane) // lanes_a_score * n_own)  # number of its first score
         key = int32(first_key)
-        first_of_warp = int32(key - (cuda.threadIdx.x & 31) // n_lanes)
+        first_of_warp = int32(key - lane // n_lanes)
         while first_of_warp < end:
             for load in range(KEYS_IN_FLIGHT):
                 if key + load * keys_a_load == pos:  # the newest, not in the cache yet
@@ -172,12 +243,40 @@ def _see_keys_of(form: Form) -> Any:
                     v0, v1, v2, v3 = load_uint4_shared(fresh, head_words + at)
                     v_now[load, 0], v_now[load, 1] = v0, v1
                     v_now[load, 2], v_now[load, 3] = v2, v3
-            for head in range(n_heads):
+            for i in range(n_scores):
+                score[i] = float32(0)
+            for half in range(2):  # registers are short: the query stays in shared memory
                 for load in range(KEYS_IN_FLIGHT):
-                    score[load] = score_with(k_now, load, query, head, float32(1))
-                    if key + load * keys_a_load >= end:
-                        score[load] = NEGATIVE_INFINITY
-                accumulate(score, v_now, highest, total, mixed, head)
+                    for word in range(2):
+                        halves = k_now[load, 2 * half + word]
+                        if is_padded and is_idle_lane:
+                            halves = uint32(0)
+                        keys[load, 2 * word], keys[load, 2 * word + 1] = half2_to_float2(halves)
+                for head in range(n_heads):
+                    at = int32(head * head_dim + half * (head_dim // 2) + (d >> 1))
+                    q0, q1, q2, q3 = load_float4_shared(query, at)
+                    for load in range(KEYS_IN_FLIGHT):
+                        dot = score[load * n_heads + head]
+                        dot += keys[load, 0] * q0
+                        dot += keys[load, 1] * q1
+                        dot += keys[load, 2] * q2
+                        dot += keys[load, 3] * q3
+                        score[load * n_heads + head] = dot
+            add_up(score)
+            for i in range(n_own):
+                if key + int32(own + i) // n_heads * keys_a_load >= end:
+                    score[i] = NEGATIVE_INFINITY
+            soften(score, reference, part, mixed)
+            for load in range(KEYS_IN_FLIGHT):
+                for head in range(n_heads):
+                    number = load * n_heads + head
+                    source = int32(first_lane + number // n_own * lanes_a_score)
+                    weight[head] = cuda.shfl_sync(FULL_MASK, score[number % n_own], source)
+                for word in range(4):
+                    low, high = half2_to_float2(v_now[load, word])
+                    for head in range(n_heads):
+                        mixed[head, 2 * word] += weight[head] * low
+                        mixed[head, 2 * word + 1] += weight[head] * high
             for load in range(KEYS_IN_FLIGHT):
                 for word in range(4):
                     k_now[load, word], v_now[load, word] = k_then[load, word], v_then[load, word]
@@ -188,6 +287,14 @@ def _see_keys_of(form: Form) -> Any:
                 k_cache, v_cache, base, int32(key + block_keys), int32(first_of_warp + block_keys),
                 last_key, k_then, v_then,
             )  # fmt: skip
+        for head in range(n_heads):
+            source = int32(first_lane + head // n_own * lanes_a_score)
+            highest[head] = cuda.shfl_sync(FULL_MASK, reference[head % n_own], source)
+            total[head] = float32(0)
+            for load in range(KEYS_IN_FLIGHT):
+                number = load * n_heads + head
+                source = int32(first_lane + number // n_own * lanes_a_score)
+                total[head] += cuda.shfl_sync(FULL_MASK, part[number % n_own], source)
 
     return see_keys
 
@@ -290,12 +397,11 @@ def attend_of(form: Form) -> Any:
     give_splits = give_splits_of(form)
     n_query, n_merged = n_heads * head_dim, n_heads * (N_WARPS * (head_dim + 2) + 2)
     fresh_at, merged_at = n_query, n_query + head_dim
-    assert merged_at + n_merged <= form.pool_floats, f"{form}: attention's pool"
+    assert _pool_floats(n_heads, head_dim) <= form.pool_floats, f"{form}: attention's pool"
 
     @cuda.jit(device=True, forceinline=True)
     def attention(code: Any, slot_pos: Any, slot_seq: Any, pool: Any) -> None:
         w = code.this
-        query = cuda.local.array((n_heads, HALVES_PER_LOAD), float32)
         highest = cuda.local.array(n_heads, float32)
         total = cuda.local.array(n_heads, float32)
         mixed = cuda.local.array((n_heads, HALVES_PER_LOAD), float32)
@@ -368,20 +474,11 @@ def attend_of(form: Form) -> Any:
                 if split == n_splits - 1 and tile % n_tiles == 0:
                     append(k_cache, v_cache, (row + pos) * head_dim, fresh)
                 for head in range(n_heads):
-                    at = head * head_dim + lane_d
-                    q0, q1, q2, q3 = load_float4_shared(shared_query, at)
-                    q4, q5, q6, q7 = load_float4_shared(shared_query, at + 4)
-                    query[head, 0], query[head, 1], query[head, 2] = q0, q1, q2
-                    query[head, 3], query[head, 4], query[head, 5] = q3, q4, q5
-                    query[head, 6], query[head, 7] = q6, q7
-                    highest[head], total[head] = LOWEST, float32(0)
                     for i in range(HALVES_PER_LOAD):
                         mixed[head, i] = float32(0)
-                        if d >= head_dim:  # a lane too many
-                            query[head, i] = float32(0)
                 see_keys(
                     k_cache, v_cache, base, first_key, end, pos, lane_d,
-                    query, fresh, k_now, v_now, k_then, v_then, highest, total, mixed,
+                    shared_query, fresh, k_now, v_now, k_then, v_then, highest, total, mixed,
                 )  # fmt: skip
                 give_warps(
                     highest, total, mixed, merged, out, partial,

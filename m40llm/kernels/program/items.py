@@ -28,37 +28,9 @@ from m40llm.kernels.program.form import (
 )
 from m40llm.kernels.program.rows import pair_of
 from m40llm.kernels.program.stage import warps_a_seq
-from m40llm.kernels.reduce import FULL_MASK, WARP_SIZE
+from m40llm.kernels.reduce import WARP_SIZE, scatter_sums
 from m40llm.kernels.unit_product import load_unit, multiply_unit
 from m40llm.kernels.views import array_at
-
-
-@cache
-def warp_totals(n: int, n_row_lanes: int) -> Any:
-    """totals(acc): acc[0] of lane l is the sum of acc[l // (32 / n)] over the lanes that are equal
-    to l modulo n_row_lanes; both are powers of two, their product at most 32.
-
-    n - 1 shuffles and log2(32 / n / n_row_lanes) more, where n sums of their own would take 5 n.
-    """
-
-    @cuda.jit(device=True, forceinline=True)
-    def totals(acc: Any) -> None:
-        lane = cuda.threadIdx.x & 31
-        width, half = 16, n // 2
-        while half > 0:
-            is_upper = lane & width != 0
-            for i in range(half):
-                low, high = acc[i], acc[i + half]
-                given = low if is_upper else high
-                kept = high if is_upper else low
-                acc[i] = kept + cuda.shfl_xor_sync(FULL_MASK, given, width)
-            width //= 2
-            half //= 2
-        while width >= n_row_lanes:
-            acc[0] += cuda.shfl_xor_sync(FULL_MASK, acc[0], width)
-            width //= 2
-
-    return totals
 
 
 def _scale_kind(type: GGMLType) -> Any:
@@ -192,7 +164,7 @@ def copy_of(n: int) -> Any:
 @cache
 def _leave_of(form: Form, type: GGMLType) -> Any:
     """leave(items, chunk, group, result, results, mark): the warp's results of an item, one a lane
-    (warp_totals).
+    (reduce.scatter_sums).
 
     Where products are sliced, to whoever finishes them: `results` is a part's exchange words
     uint32[pairs, n_seqs, 2, 2], `mark` the epoch. Else into partial results in shared memory,
@@ -230,7 +202,7 @@ def span_of(form: Form, type: GGMLType) -> Any:
     n_seqs, n, n_row_lanes = form.n_seqs, rows_a_lane(type, form.n_seqs), row_lanes(form.n_seqs)
     n_results, n_col_lanes = n * n_seqs, WARP_SIZE // n_row_lanes
     multiply = multiply_unit(type, n_seqs, n, max_stage_cols(n_seqs), MOST)
-    totals, leave = warp_totals(n_results, n_row_lanes), _leave_of(form, type)
+    totals, leave = scatter_sums(n_results, n_row_lanes, WARP_SIZE), _leave_of(form, type)
 
     @cuda.jit(device=True, forceinline=True)
     def do_span(
