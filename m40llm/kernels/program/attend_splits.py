@@ -12,7 +12,7 @@ from typing import Any
 from numba import cuda, float32, int32, uint32
 
 from m40llm.kernels.attention_common import LOWEST
-from m40llm.kernels.program.exchange import give2, take2
+from m40llm.kernels.program.exchange import give2, take2_twice
 from m40llm.kernels.program.form import N_WARPS, Form
 from m40llm.kernels.reduce import WARP_SIZE, warp_max, warp_sum
 
@@ -50,8 +50,9 @@ def give_splits_of(form: Form) -> Any:
             part = lane
             while part < n_splits:
                 row = part_row(s, head, part, most_splits)
-                its_0, its_1 = take2(partial, int32(row + d), epoch)
-                its_top, its_whole = take2(partial, int32(row + head_dim), epoch)
+                its_0, its_1, its_top, its_whole = take2_twice(
+                    partial, int32(row + d), int32(row + head_dim), epoch
+                )
                 higher = max(top, its_top)
                 shrink, weight = math.exp2(top - higher), math.exp2(its_top - higher)
                 whole = whole * shrink + its_whole * weight

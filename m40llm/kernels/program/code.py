@@ -75,6 +75,15 @@ def put_word(code: Any) -> None:
 
 
 @cuda.jit(device=True, forceinline=True)
+def share_of(w: Any) -> Any:
+    """(first, end) of the block's groups of rows."""
+    block = int32(int32(cuda.blockIdx.x) >> int32(w[words.SLICE_SHIFT]))
+    n_fewer, n_more = int32(w[words.GROUPS_A_BLOCK]), int32(w[words.GROUPS_LEFT])
+    first = int32(block * n_fewer + min(block, n_more))
+    return first, int32(first + n_fewer + (1 if block < n_more else 0))
+
+
+@cuda.jit(device=True, forceinline=True)
 def ask_next_norm(code: Any) -> None:
     """The weights of the next instruction's norm, on their way into the L2: a line a block, since
     every block wants them all. One warp does it."""

@@ -3,6 +3,7 @@
     words   uint32[n_seqs, n, 2]: the bits of a float32, and the epoch in which it was written
 
     x0, x1, x2, x3 = take4(words, i, epoch)    numbers i to i + 3, once they have that epoch
+    x0, x1, y0, y1 = take2_twice(words, i, j, epoch)    numbers i, i + 1, j, j + 1, in one trip
     give2(words, i, a, b, epoch)               numbers i and i + 1, for whoever waits; i is even
     give1(words, i, a, epoch)
 
@@ -71,6 +72,17 @@ def take2(words: Any, i: Any, epoch: Any) -> Any:
     while epoch_a != epoch or epoch_b != epoch:
         a, epoch_a, b, epoch_b = load_uint4_volatile(words, 2 * i)
     return uint_as_float(a), uint_as_float(b)
+
+
+@cuda.jit(device=True, forceinline=True)
+def take2_twice(words: Any, i: Any, j: Any, epoch: Any) -> Any:
+    """Numbers i, i + 1, j and j + 1, once all have arrived."""
+    a, epoch_a, b, epoch_b = load_uint4_volatile(words, 2 * i)
+    c, epoch_c, d, epoch_d = load_uint4_volatile(words, 2 * j)
+    while epoch_a != epoch or epoch_b != epoch or epoch_c != epoch or epoch_d != epoch:
+        a, epoch_a, b, epoch_b = load_uint4_volatile(words, 2 * i)
+        c, epoch_c, d, epoch_d = load_uint4_volatile(words, 2 * j)
+    return uint_as_float(a), uint_as_float(b), uint_as_float(c), uint_as_float(d)
 
 
 @cuda.jit(device=True, forceinline=True)

@@ -55,15 +55,6 @@ class Items(NamedTuple):
 
 
 @cuda.jit(device=True, forceinline=True)
-def share_of(w: Any) -> Any:
-    """(first, end) of the block's groups of rows."""
-    block = int32(int32(cuda.blockIdx.x) >> int32(w[words.SLICE_SHIFT]))
-    n_fewer, n_more = int32(w[words.GROUPS_A_BLOCK]), int32(w[words.GROUPS_LEFT])
-    first = int32(block * n_fewer + min(block, n_more))
-    return first, int32(first + n_fewer + (1 if block < n_more else 0))
-
-
-@cuda.jit(device=True, forceinline=True)
 def items_of(w: Any, first_group: Any, end_group: Any, stage: Any) -> Any:
     """The items of a stage of these groups."""
     is_last = stage + 1 == w[words.N_STAGES]

@@ -17,9 +17,8 @@ from gguf import GGMLQuantizationType as GGMLType
 from numba import cuda, int32
 
 from m40llm.kernels.program import words
-from m40llm.kernels.program.code import put_word
+from m40llm.kernels.program.code import put_word, share_of
 from m40llm.kernels.program.form import Form, Pool, is_sliced
-from m40llm.kernels.program.items import share_of
 from m40llm.kernels.program.many import many_of
 from m40llm.kernels.program.once import once_of
 from m40llm.kernels.program.pending import finish_pending
