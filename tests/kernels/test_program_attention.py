@@ -11,7 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numba import cuda, float32, int32, int64
 
-from m40llm.device.gpu.decode import Other, Setting, encode, new_exchange, new_state
+from m40llm.device.gpu.decode import Other, Setting, encode
+from m40llm.device.gpu.decode_state import new_exchange, new_state
 from m40llm.kernels.contract import Kernel
 from m40llm.kernels.program import words
 from m40llm.kernels.program.attend import KEYS_UNIT, attend_of, split_shape
@@ -85,7 +86,7 @@ def attend(launcher: Any, form: Form, case: Case, n_blocks: int) -> tuple[Array,
     return numbers.reshape(form.n_heads, form.head_dim), launcher.read(k)
 
 
-def drawn(form: Form, n_keys: int, window: int, seed: int) -> Case:
+def drawn(form: Form, n_keys: int, window: int, seed: int, spread: float) -> Case:
     rng = np.random.default_rng(seed)
     shape = (form.n_kv_heads, MAX_SEQ_LEN, form.head_dim)
     return Case(
@@ -94,7 +95,7 @@ def drawn(form: Form, n_keys: int, window: int, seed: int) -> Case:
         v=poisoned_cache(rng, [n_keys], *shape),
         seq=np.zeros(1, np.int32),
         pos=np.array([n_keys - 1], np.int32),
-        scale=1 / np.sqrt(form.head_dim),
+        scale=spread / np.sqrt(form.head_dim),
         window=window,
     )
 
@@ -106,15 +107,17 @@ def drawn(form: Form, n_keys: int, window: int, seed: int) -> Case:
     window=st.sampled_from([0, 0, 1, 100, 600]),
     n_blocks=st.integers(1, 14),
     seed=st.integers(0, 2**32 - 1),
+    spread=st.sampled_from([1.0, 30.0]),  # of scores: those of 30 make sums be rescaled
 )
-@example(n_keys=1, window=0, n_blocks=3, seed=0)  # the cache is empty
-@example(n_keys=MAX_SEQ_LEN, window=0, n_blocks=14, seed=1)  # as many splits as there can be
-@example(n_keys=513, window=0, n_blocks=14, seed=2)  # a split of few keys
+@example(n_keys=1, window=0, n_blocks=3, seed=0, spread=1.0)  # the cache is empty
+@example(n_keys=MAX_SEQ_LEN, window=0, n_blocks=14, seed=1, spread=1.0)  # all splits there are
+@example(n_keys=513, window=0, n_blocks=14, seed=2, spread=1.0)  # a split of few keys
+@example(n_keys=MAX_SEQ_LEN, window=0, n_blocks=1, seed=3, spread=30.0)  # rescaled again and again
 def test_parity(
-    launcher: Any, name: str, n_keys: int, window: int, n_blocks: int, seed: int
+    launcher: Any, name: str, n_keys: int, window: int, n_blocks: int, seed: int, spread: float
 ) -> None:
     form = form_of(name)
-    case = drawn(form, n_keys, window, seed)
+    case = drawn(form, n_keys, window, seed, spread)
     out, k = attend(launcher, form, case, n_blocks)
     assert (np.abs(out - case.expected()[0]) <= case.bound()[0]).all()
     np.testing.assert_array_equal(k, case.k)  # the newest is rounded once, nothing else touched
@@ -123,5 +126,5 @@ def test_parity(
 def test_parts_are_given_through_the_exchange() -> None:
     """An empty one would be waited for for ever; so a split has keys, whatever the length."""
     form = form_of("odd groups")
-    assert split_shape(form, 14) == (1, 6, 7, 66, 2)
+    assert split_shape(form, 14) == (1, 6, 3, 66, 2)
     assert MAX_SEQ_LEN % KEYS_UNIT == 0

@@ -8,17 +8,8 @@ from numpy.typing import NDArray
 
 from m40llm.device.decoder import FORMS, Answer, Done, Form, ModelParts, SlotRequest
 from m40llm.device.gpu.card import Card
-from m40llm.device.gpu.decode import (
-    Other,
-    Product,
-    Setting,
-    angles_on,
-    encode,
-    in_parts,
-    new_exchange,
-    new_parts,
-    new_state,
-)
+from m40llm.device.gpu.decode import Other, Product, Setting, angles_on, encode, in_parts, new_parts
+from m40llm.device.gpu.decode_state import new_exchange, new_state
 from m40llm.device.instructions import Attend, Choose, Embed, Instruction, Project
 from m40llm.kernels.planes import DENSE, LAYOUTS
 from m40llm.kernels.program import state as rings

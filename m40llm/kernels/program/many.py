@@ -3,6 +3,8 @@
 All stages of a panel are multiplied one after another, into the same partial results; then its
 results are finished, while the next panel's weights are on their way. With one stage x stays where
 it is for all panels.
+
+over the size law: `many` is one function so that two spans' weights stay in registers.
 """
 
 from functools import cache

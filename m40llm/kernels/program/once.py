@@ -8,6 +8,8 @@ The order of things is what an H100 asks for; LOG.md has the clocks.
   asked, so the second span's weights are held back until that first look has come.
 - Nothing from there to the first span's multiplication (spans.py) may wait for a load whose use is
   in another basic block: no loop that makes one, no register of one that is written again.
+
+over the size law: `once` is one function so that two spans' weights stay in registers.
 """
 
 from functools import cache

@@ -12,6 +12,8 @@ of rows waits for another.
 Two buffers of parts take turns from product to product. Who gives a part has taken x; a number of x
 is the result of all of what came before, so all parts of the product before the last one have been
 read.
+
+over the size law: `sliced` is one function so that two spans' weights stay in registers.
 """
 
 import math
