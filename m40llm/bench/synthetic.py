@@ -122,6 +122,7 @@ def synthetic_model(
     *,
     n_seqs: int,
     max_seq_len: int,
+    max_tokens: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Transformer:
@@ -142,7 +143,7 @@ def synthetic_model(
         *(ops, ARCHITECTURES[hp.arch], hp, weights),
         n_seqs=n_seqs,
         max_seq_len=max_seq_len,
-        max_tokens=n_seqs,
+        max_tokens=max_tokens or n_seqs,
         max_logits=n_seqs,
     )
     fill_cache(model, np.random.default_rng(seed))

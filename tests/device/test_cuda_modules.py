@@ -20,6 +20,7 @@ from m40llm.device.gpu.fingerprint import fingerprint
 from m40llm.errors import DeviceError, KernelContractError
 from m40llm.kernels import rms_norm
 from m40llm.kernels.contract import Kernel
+from m40llm.kernels.program import words
 
 ELF = b"\x7fELF"
 
@@ -100,6 +101,19 @@ def calling(function: Any) -> Kernel:
         x[0] = function(x[0])
 
     return Kernel(kernel)
+
+
+def test_a_fingerprint_covers_what_is_read_of_our_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    def kernel(x: Any) -> None:
+        x[0] = words.N_ROWS
+
+    before = fingerprint(Kernel(kernel))
+    assert before == fingerprint(Kernel(kernel))
+    assert before is not None
+    monkeypatch.setattr(words, "N_COLS", words.N_COLS + 100)
+    assert fingerprint(Kernel(kernel)) == before  # it does not read that
+    monkeypatch.setattr(words, "N_ROWS", words.N_ROWS + 100)
+    assert fingerprint(Kernel(kernel)) != before
 
 
 def test_what_cannot_be_described_has_no_fingerprint() -> None:

@@ -9,6 +9,7 @@ from gguf import GGMLQuantizationType as GGMLType
 from numba import types as numba_types
 from sm52_assembly import I32, U64_1, Signature, assemble
 
+from m40llm.device.gpu.fingerprint import fingerprint
 from m40llm.kernels import contract
 from m40llm.kernels.program import run
 from m40llm.kernels.program.form import N_THREADS, REGISTERS, Form
@@ -32,6 +33,13 @@ def test_every_kernel_is_here() -> None:
     }
     assert len(made) > 20
     assert made - {DECODE_PROGRAM} == {signature.kernel.name for signature in SIGNATURES}
+
+
+def test_every_kernel_is_kept_on_disk() -> None:
+    """What has no fingerprint is compiled again by every process: 25 s for the decode program."""
+    program = run._compile(Form((GGMLType.F16,), GGMLType.F16, 1, 32, 8, 64, 64, "interleaved"))
+    for kernel in (program, *(signature.kernel for signature in SIGNATURES)):
+        assert fingerprint(kernel) is not None, kernel.name
 
 
 @pytest.mark.parametrize("signature", SIGNATURES, ids=str)

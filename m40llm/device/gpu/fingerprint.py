@@ -106,10 +106,27 @@ def _function(function: types.FunctionType, seen: dict[int, tuple[int, Any]]) ->
     for cell in function.__closure__ or ():
         yield from _parts(cell.cell_contents, seen)
     yield from _parts(function.__defaults__, seen)
-    for name in sorted(_names(function.__code__)):
+    names = sorted(_names(function.__code__))
+    for name in names:
         if name in function.__globals__:
             yield name
-            yield from _parts(function.__globals__[name], seen)
+            value = function.__globals__[name]
+            yield from _of_module(value, names, seen) if _is_ours(value) else _parts(value, seen)
+
+
+def _is_ours(value: Any) -> bool:
+    return isinstance(value, types.ModuleType) and value.__name__.partition(".")[0] == "m40llm"
+
+
+def _of_module(
+    module: types.ModuleType, names: list[str], seen: dict[int, tuple[int, Any]]
+) -> Iterator[str]:
+    """What code with these names may read of a module of ours: `words.N_ROWS`."""
+    yield module.__name__
+    for name in names:
+        if hasattr(module, name):
+            yield name
+            yield from _parts(getattr(module, name), seen)
 
 
 def _code(code: types.CodeType, seen: dict[int, tuple[int, Any]]) -> Iterator[str]:
@@ -124,7 +141,7 @@ def _code(code: types.CodeType, seen: dict[int, tuple[int, Any]]) -> Iterator[st
 
 
 def _names(code: types.CodeType) -> set[str]:
-    """Global names that the code, or code inside it, may read."""
+    """Names of globals and attributes that the code, or code inside it, may read."""
     inner = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
     return set(code.co_names).union(*map(_names, inner))
 
