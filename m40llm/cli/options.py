@@ -73,7 +73,7 @@ Decode = Annotated[
         metavar="auto|host|eager|graph|persistent",
         help="Who makes the tokens: host enqueues op after op and chooses; on a card or the "
         "emulator, the device can choose, too: by single launches, a graph, or one launch. auto "
-        "takes the fastest, measured at the first use.  [default: host]",
+        "takes the fastest, measured at the first use.  [default: auto on a card, else host]",
         callback=_check_decode,
         show_default=False,
     ),

@@ -28,12 +28,14 @@ Key = dict[str, Any]
 def decode_form(
     wanted: DecodeChoice | None, engine: Engine, file: GGUFFile, progress: Progress | None = None
 ) -> DecodeForm:
-    """The form that a choice stands for; None is "host".
+    """The form that a choice stands for; None is "auto" on a card, and "host" elsewhere.
 
     "auto" is the fastest form that works: "host" where the device has no decoder.
     """
+    if wanted is None:
+        wanted = "auto" if engine.model.ops.name.startswith("cuda") else "host"
     if wanted != "auto":
-        return wanted or "host"
+        return wanted
     try:
         decoder = engine.model.decoder
     except Exception:  # no memory left for it, say: the model itself still runs

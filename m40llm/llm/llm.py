@@ -94,7 +94,7 @@ class LLM:
                        "persistent" (docs/persistent.md): cuda and emulator only. The three give
                        the same tokens, and probabilities apart from the host's by rounding.
                        "auto" is the fastest that works, measured when a card first meets a model
-                       of this shape; None is "host"
+                       of this shape; None is "auto" on a card, and "host" elsewhere
 
         Raises ModelFileError (the file is broken), UnsupportedModelError (sound, but not run
         here), DeviceError (no such device, or it does not fit), PullError, RequestError.

@@ -32,7 +32,7 @@ def llm(request: pytest.FixtureRequest, device: str, tmp_path_factory: Any) -> I
     path: Path = tmp_path_factory.mktemp("models") / "tiny.gguf"
     shape = {"head_dim": 64, "context_length": 32, **MODELS[request.param]}
     write_tiny_gguf(path, **shape)
-    with LLM.load(path, device=device) as llm:
+    with LLM.load(path, device=device, decode="host") as llm:
         assert not isinstance(llm._open_engine().model.decoder, str)
         yield llm
 

@@ -273,13 +273,15 @@ def test_a_decoder_that_finds_no_memory(path: Path, monkeypatch: pytest.MonkeyPa
     assert chosen(path) == "host"
 
 
-def test_the_default_measures_nothing(
-    path: Path, decoder: FakeDecoder, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(CpuOps, "name", "cuda:0")
+@pytest.mark.parametrize(("device", "form"), [("cuda:0", "graph"), ("emulator", "host")])
+def test_the_default_measures_on_a_card_only(
+    path: Path, decoder: FakeDecoder, home: Path, monkeypatch: pytest.MonkeyPatch,
+    device: str, form: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(CpuOps, "name", device)
     with LLM.load(path, device="cpu") as llm:
-        assert llm.decode_form == "host"
-    assert not home.exists()
+        assert llm.decode_form == form
+    assert home.exists() == (device == "cuda:0")
 
 
 @pytest.mark.parametrize("device", ["emulator", pytest.param("cuda", marks=pytest.mark.gpu)])
