@@ -43,7 +43,7 @@ from m40llm.kernels.views import UNSEEN, array_at, part_of
 KEYS_UNIT: Final = 32  # of which a split's keys are a multiple
 MIN_PASSES: Final = 2  # that a split takes: below, merging costs more than it saves
 _LAG: Final = 16.0  # of a reference behind the highest score, in units of ln 2
-_MAX_HEADS: Final = 2  # of a tile
+_MAX_HEADS: Final = 2  # of a tile: four would be faster for long contexts, slower for short ones
 
 
 def tile_heads(form: Form) -> int:
