@@ -15,11 +15,12 @@ import statistics
 import time
 from collections.abc import Callable
 
-from m40llm.bench.shapes import shape_of
+from m40llm.bench.shapes import TYPES, shape_of
 from m40llm.bench.synthetic import synthetic_model
 from m40llm.device import open_device
 from m40llm.device.decoder import Decoder, SlotRequest
 from m40llm.device.gpu.ops import GpuOps
+from m40llm.errors import DeviceError, M40LLMError, RequestError
 from m40llm.model.batch import Batch
 from m40llm.model.transformer import Transformer
 
@@ -68,7 +69,7 @@ def measure(model: Transformer, decoder: Decoder, n_tokens: int) -> dict[str, fl
     for _ in range(N_REPEATS):
         tokens, disturbed_gaps = decode(decoder, disturb)
         if tokens != undisturbed:
-            raise SystemExit(f"prefill of {n_tokens}: the tokens beside it are others")
+            raise DeviceError(f"prefill of {n_tokens}: the tokens beside it are others")
         longest.append(max(disturbed_gaps))
     return {
         "prefill_tokens": n_tokens,
@@ -79,25 +80,44 @@ def measure(model: Transformer, decoder: Decoder, n_tokens: int) -> dict[str, fl
     }
 
 
+def lengths(text: str) -> list[int]:
+    """Of --chunks."""
+    found = [int(n) for n in text.split(",")]
+    if min(found) < 1:
+        raise ValueError(text)
+    return found
+
+
+def model_on(device: str, shape: str, type: str, chunks: list[int]) -> Transformer:
+    """With two sequences, on a card or its emulator."""
+    ops, _ = open_device(device)
+    if not isinstance(ops, GpuOps):
+        raise RequestError(f"device: expected cuda or emulator, got {device!r}")
+    return synthetic_model(
+        *(ops, shape_of(shape), type),
+        n_seqs=2,
+        max_seq_len=max(*chunks, N_TOKENS) + 1,
+        max_tokens=max(chunks),
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", default="1b", help="135m, 1b or 8b")
-    parser.add_argument("--type", default="F16", help="of the weights")
-    parser.add_argument("--chunks", default="32,128,512", help="tokens of a prefill, several")
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--type", default="F16", choices=TYPES, help="of the weights")
+    parser.add_argument("--chunks", default="32,128,512", type=lengths, help="tokens of a prefill")
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:N or emulator")
     args = parser.parse_args()
-    chunks = [int(n) for n in args.chunks.split(",")]
-    ops, _ = open_device(args.device)
-    assert isinstance(ops, GpuOps), "a card, or its emulator"
-    longest = max(*chunks, N_TOKENS) + 1
-    model = synthetic_model(
-        ops, shape_of(args.shape), args.type, n_seqs=2, max_seq_len=longest, max_tokens=max(chunks)
-    )
-    decoder = model.decoder
-    assert not isinstance(decoder, str), decoder
-    for n_tokens in chunks:
-        row = {"model": args.shape, "type": args.type, "device": decoder.device}
-        print(json.dumps({**row, **measure(model, decoder, n_tokens)}), flush=True)
+    try:
+        model = model_on(args.device, args.shape, args.type, args.chunks)
+        decoder = model.decoder
+        if isinstance(decoder, str):
+            raise DeviceError(decoder)
+        for n_tokens in args.chunks:
+            row = {"model": args.shape, "type": args.type, "device": decoder.device}
+            print(json.dumps({**row, **measure(model, decoder, n_tokens)}), flush=True)
+    except M40LLMError as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 if __name__ == "__main__":
