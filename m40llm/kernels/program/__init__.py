@@ -7,8 +7,9 @@ exchange.py  vectors whose numbers carry word of their arrival: what blocks hand
 barrier.py   the grid barrier, once a step
 rows.py      which rows of a matrix a warp takes, in which order
 stage.py     x, normed where asked, into shared memory
-items.py     what of a product a warp does at a time
-product.py   matrix x vector, with what becomes of the results: epilogue.py
+items.py     what of a product a warp does at a time; spans.py: all of it, loads ahead of sums
+product.py   matrix x vector: in one go (once.py), in panels and stages (many.py), or with the
+             columns shared, too (sliced.py); what becomes of the results: epilogue.py
 pending.py   results that the next instruction finishes
 attend.py    attention over the KV cache; attend_splits.py: where blocks share a sequence
 choose.py    the next token, the stop check, the next embedding

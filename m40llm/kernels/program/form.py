@@ -14,7 +14,6 @@ from m40llm.kernels.unpack import LANES
 N_WARPS: Final = 16
 N_THREADS: Final = N_WARPS * WARP_SIZE
 REGISTERS: Final = 128  # of 512 threads: one block takes all of an SM's, on GM200 as on GH100
-MAX_SEQS: Final = 8
 MAX_TYPES: Final = 4  # of a model's matrices: the code has a product for each
 
 # Shared memory, in float32 words of one pool: x staged, its sums, then partial results.

@@ -18,7 +18,7 @@ over the size law: `sliced` is one function so that two spans' weights stay in r
 
 import math
 from functools import cache
-from typing import Any
+from typing import Any, Final
 
 from gguf import GGMLQuantizationType as GGMLType
 from numba import cuda, float32, int32, int64, uint32
@@ -63,7 +63,7 @@ from m40llm.kernels.program.stage import (
 from m40llm.kernels.unpack import RESULT_SCALE
 from m40llm.kernels.views import UNSEEN, array_at, part_of
 
-_PARTS_IN_FLIGHT = 4
+_PARTS_IN_FLIGHT: Final = 4
 
 
 @cache
