@@ -196,6 +196,7 @@ def _encode_product(row: NDArray[np.int64], product: Product, form: Form) -> Non
     first = product.of_cols.start
     row[words.N_ROWS], row[words.N_COLS] = w.n_rows, len(product.of_cols)
     row[words.X] += 8 * first  # an exchange word has 8 bytes
+    row[words.N_UNITS] = product.of_cols.stop // LANES[w.type].n_cols
     row[words.FIRST_SPAN] = first // span_cols(w.type, form.n_seqs)
     row[words.FIRST_ROW] = product.first_row
     for word, plane in ((words.QUANTS, w.quants), (words.HIGHS, w.highs), (words.SCALES, w.scales)):
@@ -211,7 +212,6 @@ def _encode_shares(row: NDArray[np.int64], product: Product, setting: Setting) -
     n_groups, n_cols = ceil_div(w.n_rows, group_rows(w.type, n_seqs)), len(product.of_cols)
     cols, span = stage_cols(n_cols, n_seqs, product.norm is not None), span_cols(w.type, n_seqs)
     n_stages = ceil_div(n_cols, cols)
-    row[words.N_UNITS] = product.of_cols.stop // LANES[w.type].n_cols
     row[words.GROUPS_A_BLOCK], row[words.GROUPS_LEFT] = divmod(n_groups, n_blocks)
     spans = tuple(ceil_div(n, span) for n in (min(cols, n_cols), n_cols - (n_stages - 1) * cols))
     chunk = chunk_spans(w.type, ceil_div(n_groups, n_blocks), spans[0], n_seqs)
@@ -233,7 +233,6 @@ def _encode_slices(
     w, n_seqs, n_blocks = product.w, setting.form.n_seqs, int(setting.state.best.shape[1])
     slices = slices_of(w.type, w.n_cols, n_seqs, n_blocks)
     n_groups = ceil_div(w.n_rows, group_rows(w.type, n_seqs))
-    row[words.N_UNITS] = w.n_cols // LANES[w.type].n_cols
     row[words.GROUPS_A_BLOCK], row[words.GROUPS_LEFT] = divmod(n_groups, n_blocks // slices.n)
     row[words.SLICE_SHIFT], row[words.SLICE_COLS] = slices.n.bit_length() - 1, slices.cols
     row[words.N_STAGES], row[words.N_PARTS] = slices.n_stages, slices.n_parts

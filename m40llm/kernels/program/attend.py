@@ -55,9 +55,14 @@ def tile_heads(form: Form) -> int:
     return n_heads
 
 
+def _merged_floats(n_heads: int, head_dim: int) -> int:
+    """What warps merge: a sum, its maximum and its total of each, and the last two of all."""
+    return n_heads * (N_WARPS * (head_dim + 2) + 2)
+
+
 def _pool_floats(n_heads: int, head_dim: int) -> int:
     """The query, the newest key and value, then what warps merge."""
-    return n_heads * head_dim + head_dim + n_heads * (N_WARPS * (head_dim + 2) + 2)
+    return n_heads * head_dim + head_dim + _merged_floats(n_heads, head_dim)
 
 
 def tiles_a_group(form: Form) -> int:
@@ -149,6 +154,20 @@ def _append_of(form: Form) -> Any:
 
 
 @cache
+def _of_score_of(n_lanes: int, n_heads: int) -> Any:
+    """of_score(values, number, first_lane): `values` of score `number` of a pass, from the lane of
+    the group, which begins with first_lane, that has this score."""
+    n_own, lanes_a_score = _own_scores(n_lanes, n_heads), _lanes_a_score(n_lanes, n_heads)
+
+    @cuda.jit(device=True, forceinline=True)
+    def of_score(values: Any, number: Any, first_lane: Any) -> Any:
+        lane = int32(first_lane + number // n_own * lanes_a_score)
+        return cuda.shfl_sync(FULL_MASK, values[number % n_own], lane)
+
+    return of_score
+
+
+@cache
 def _soften_of(n_lanes: int, n_heads: int) -> Any:
     """soften(score, reference, total, mixed): a lane's own scores of a pass become weights
     exp2(score - reference), and are added to `total`.
@@ -156,10 +175,9 @@ def _soften_of(n_lanes: int, n_heads: int) -> Any:
     References are those of the keys' group of lanes, one for each head, and lag behind the highest
     score so far: sums are rescaled only where a weight would exceed 2^_LAG, which is seldom.
     """
-    n_scores, n_own = KEYS_IN_FLIGHT * n_heads, _own_scores(n_lanes, n_heads)
-    lanes_a_score = max(n_lanes // n_scores, 1)
+    n_own, of_score = _own_scores(n_lanes, n_heads), _of_score_of(n_lanes, n_heads)
     # As far apart are lanes that have scores of one head; none do where a lane has all of a key's.
-    head_lanes = n_heads // n_own * lanes_a_score or n_lanes
+    head_lanes = n_heads // n_own * _lanes_a_score(n_lanes, n_heads) or n_lanes
 
     @cuda.jit(device=True, forceinline=True)
     def soften(score: Any, reference: Any, total: Any, mixed: Any) -> None:
@@ -182,8 +200,7 @@ def _soften_of(n_lanes: int, n_heads: int) -> Any:
                 reference[i] = top
                 total[i] *= shrink[i]
             for head in range(n_heads):
-                source = int32(first_lane + head // n_own * lanes_a_score)
-                factor = cuda.shfl_sync(FULL_MASK, shrink[head % n_own], source)
+                factor = of_score(shrink, head, first_lane)
                 for d in range(HALVES_PER_LOAD):
                     mixed[head, d] *= factor
         for i in range(n_own):
@@ -198,6 +215,11 @@ def _own_scores(n_lanes: int, n_heads: int) -> int:
     return max(KEYS_IN_FLIGHT * n_heads // n_lanes, 1)
 
 
+def _lanes_a_score(n_lanes: int, n_heads: int) -> int:
+    """Lanes that have the same score: neighbours, where there are more lanes than scores."""
+    return max(n_lanes // (KEYS_IN_FLIGHT * n_heads), 1)
+
+
 @cache
 def _see_keys_of(form: Form) -> Any:
     """see_keys(...): all keys of the block's range, into (highest, total, mixed); the first two
@@ -210,7 +232,8 @@ def _see_keys_of(form: Form) -> Any:
     n_lanes = lanes_per_key(head_dim)
     keys_a_load, block_keys = WARP_SIZE // n_lanes, keys_a_pass(head_dim, N_WARPS)
     head_words, n_scores = head_dim // 2, KEYS_IN_FLIGHT * n_heads
-    n_own, lanes_a_score = _own_scores(n_lanes, n_heads), max(n_lanes // n_scores, 1)
+    n_own, lanes_a_score = _own_scores(n_lanes, n_heads), _lanes_a_score(n_lanes, n_heads)
+    of_score = _of_score_of(n_lanes, n_heads)
     load_keys, soften = _load_keys_of(head_dim), _soften_of(n_lanes, n_heads)
     add_up, is_padded = scatter_sums(n_scores, 1, n_lanes), n_lanes * HALVES_PER_LOAD > head_dim
 
@@ -269,9 +292,7 @@ def _see_keys_of(form: Form) -> Any:
             soften(score, reference, part, mixed)
             for load in range(KEYS_IN_FLIGHT):
                 for head in range(n_heads):
-                    number = load * n_heads + head
-                    source = int32(first_lane + number // n_own * lanes_a_score)
-                    weight[head] = cuda.shfl_sync(FULL_MASK, score[number % n_own], source)
+                    weight[head] = of_score(score, load * n_heads + head, first_lane)
                 for word in range(4):
                     low, high = half2_to_float2(v_now[load, word])
                     for head in range(n_heads):
@@ -288,13 +309,10 @@ def _see_keys_of(form: Form) -> Any:
                 last_key, k_then, v_then,
             )  # fmt: skip
         for head in range(n_heads):
-            source = int32(first_lane + head // n_own * lanes_a_score)
-            highest[head] = cuda.shfl_sync(FULL_MASK, reference[head % n_own], source)
+            highest[head] = of_score(reference, head, first_lane)
             total[head] = float32(0)
             for load in range(KEYS_IN_FLIGHT):
-                number = load * n_heads + head
-                source = int32(first_lane + number // n_own * lanes_a_score)
-                total[head] += cuda.shfl_sync(FULL_MASK, part[number % n_own], source)
+                total[head] += of_score(part, load * n_heads + head, first_lane)
 
     return see_keys
 
@@ -395,7 +413,7 @@ def attend_of(form: Form) -> Any:
     load_keys, take_query, append = _load_keys_of(head_dim), _take_of(form), _append_of(form)
     see_keys, give_warps, give_idle = _see_keys_of(form), _give_of(form), _idle_of(form)
     give_splits = give_splits_of(form)
-    n_query, n_merged = n_heads * head_dim, n_heads * (N_WARPS * (head_dim + 2) + 2)
+    n_query, n_merged = n_heads * head_dim, _merged_floats(n_heads, head_dim)
     fresh_at, merged_at = n_query, n_query + head_dim
     assert _pool_floats(n_heads, head_dim) <= form.pool_floats, f"{form}: attention's pool"
 

@@ -6,14 +6,12 @@ lanes. The items of a segment, those of a group one after another, are dealt out
 warps in turn.
 """
 
-import math
 from functools import cache
 from typing import Any, NamedTuple
 
 from gguf import GGMLQuantizationType as GGMLType
 from numba import cuda, float32, int32, uint16, uint32
 
-from m40llm.kernels.intrinsics import uint_as_float
 from m40llm.kernels.planes import DENSE, LAYOUTS
 from m40llm.kernels.program import words
 from m40llm.kernels.program.exchange import give1
@@ -27,7 +25,6 @@ from m40llm.kernels.program.form import (
     rows_a_lane,
 )
 from m40llm.kernels.program.rows import pair_of
-from m40llm.kernels.program.stage import warps_a_seq
 from m40llm.kernels.reduce import WARP_SIZE, scatter_sums
 from m40llm.kernels.unit_product import load_unit, multiply_unit
 from m40llm.kernels.views import array_at
@@ -162,25 +159,26 @@ def _leave_of(form: Form, type: GGMLType) -> Any:
     beside what is there where `mark`.
     """
     n_seqs, n, n_row_lanes = form.n_seqs, rows_a_lane(type, form.n_seqs), row_lanes(form.n_seqs)
-    n_results, half, sliced = n * n_seqs, n // 2, is_sliced(form.n_seqs)
+    n_results, sliced = n * n_seqs, is_sliced(form.n_seqs)
     lanes_a_result = WARP_SIZE // n_results
+    assert n_row_lanes == 1 or sliced, f"{form}: partial results of two row lanes"
+    assert n == 2 or not sliced, f"{form}: a lane of a sliced product has one pair of rows"
 
     @cuda.jit(device=True, forceinline=True)
     def leave(
         items: Any, chunk: Any, group: Any, result: Any, results: Any, mark: Any
     ) -> None:  # fmt: skip
         lane = uint32(cuda.threadIdx.x & 31)
-        number, row_lane = lane // uint32(lanes_a_result), lane % uint32(n_row_lanes)
+        number = lane // uint32(lanes_a_result)
         if lane % uint32(lanes_a_result) < n_row_lanes:
             if sliced:
-                s, row = number % uint32(n_seqs), number // uint32(n_seqs)
-                pair = (uint32(group) * half + row % uint32(half)) * n_row_lanes + row_lane
-                at = (pair * n_seqs + s) * 2 + row // uint32(half)
-                give1(results, int32(at), result, mark)
+                s, is_second = number % uint32(n_seqs), number // uint32(n_seqs)
+                pair = uint32(group) * n_row_lanes + lane % uint32(n_row_lanes)
+                give1(results, int32((pair * n_seqs + s) * 2 + is_second), result, mark)
             else:
                 n_groups = int32(items.end_group - items.first_group)
                 at = uint32((chunk * n_groups + group - items.first_group) * n_results)
-                at = (at + number) * n_row_lanes + row_lane
+                at += number
                 results[at] = result + (results[at] if mark else float32(0))
 
     return leave
@@ -212,25 +210,6 @@ def span_of(form: Form, type: GGMLType) -> Any:
                 acc[i] = float32(0)
 
     return do_span
-
-
-@cache
-def norm_scale_of(n_seqs: int) -> Any:
-    """norm_scale(w, n_cols, s, squares): 1 / sqrt(mean x^2 + eps), or 1 where there is no norm."""
-    n_warps = warps_a_seq(n_seqs)
-
-    @cuda.jit(device=True, forceinline=True)
-    def norm_scale(w: Any, n_cols: Any, s: Any, squares: Any) -> Any:
-        scale = float32(1)
-        if w[words.NORM] != 0:
-            total = float32(0)
-            for warp in range(n_warps):
-                total += squares[uint32(s * N_WARPS + warp)]
-            eps = uint_as_float(uint32(w[words.EPS]))
-            scale = float32(1) / math.sqrt(total / float32(n_cols) + eps)
-        return scale
-
-    return norm_scale
 
 
 @cuda.jit(device=True, forceinline=True)

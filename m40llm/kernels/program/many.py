@@ -41,21 +41,13 @@ from m40llm.kernels.program.form import (
 from m40llm.kernels.program.items import (
     first_span_of,
     items_of,
-    load_of,
     next_span_of,
-    norm_scale_of,
     sum_chunks,
 )
 from m40llm.kernels.program.pending import finish_pending
 from m40llm.kernels.program.rows import result_of
-from m40llm.kernels.program.spans import do_spans_of, load_next_of
-from m40llm.kernels.program.stage import (
-    ask_x_of,
-    load_norm_of,
-    n_shares,
-    put_squares_of,
-    take_of,
-)
+from m40llm.kernels.program.spans import loading_of
+from m40llm.kernels.program.stage import n_shares, norm_scale, staging_of, sum_squares_of
 from m40llm.kernels.reduce import FULL_MASK
 from m40llm.kernels.unpack import RESULT_SCALE
 from m40llm.kernels.views import UNSEEN, array_at, part_of
@@ -66,20 +58,11 @@ def many_of(form: Form, type: GGMLType) -> Any:
     """many(code, first_group, end_group, slot_pos, pool, squares, n_pending): a product of any
     number of segments -> 0, the results that it leaves to the next instruction."""
     n_seqs, n, n_asked = form.n_seqs, rows_a_lane(type, form.n_seqs), asked_quads(form.n_seqs)
-    pool_of, n_own = Pool(type, n_seqs), n_shares(n_seqs)
-    n_staged, n_sums, n_results = (
-        pool_of.n_staged,
-        pool_of.n_sums,
-        group_rows(type, n_seqs) * n_seqs,
-    )
-    span_quads = span_cols(type, n_seqs) // 4
-    load, load_next, do_spans = (
-        load_of(form, type),
-        load_next_of(form, type),
-        do_spans_of(form, type),
-    )
-    load_norm, ask_x, take = load_norm_of(n_seqs), ask_x_of(n_seqs), take_of(type, n_seqs)
-    put_squares, norm_scale = put_squares_of(n_seqs), norm_scale_of(n_seqs)
+    pool_of, n_own, sum_squares = Pool(type, n_seqs), n_shares(n_seqs), sum_squares_of(n_seqs)
+    n_staged, n_sums, span_quads = pool_of.n_staged, pool_of.n_sums, span_cols(type, n_seqs) // 4
+    n_results = group_rows(type, n_seqs) * n_seqs
+    load, load_next, do_spans = loading_of(form, type)
+    load_norm, ask_x, take, put_squares = staging_of(type, n_seqs)
     find, extras, result_at = find_of(form, type), extras_of(form), result_of(form, type)
     put_logits, gather = put_logits_of(form), gather_of(form)
     result_scale = 1.0 if type in DENSE else 1.0 / RESULT_SCALE
@@ -113,10 +96,11 @@ def many_of(form: Form, type: GGMLType) -> Any:
         while True:
             panel_end = int32(min(panel + w[words.PANEL_GROUPS], end_group))
             group, chunk, span = panel, int32(0), int32(0)
-            next_group, next_chunk, next_span = panel, int32(0), int32(0)
+            next_group, next_chunk, next_span, n_spans = panel, int32(0), int32(0), int32(0)
             if panel < end_group:
                 # Tuples are made where they are used: LLVM does not end where a loop carries them.
                 ahead = items_of(w, panel, panel_end, stage)
+                n_spans = ahead.n_spans
                 group, chunk, span = first_span_of(w, ahead, stage, warp)
                 next_group, next_chunk, next_span = next_span_of(ahead, group, chunk, span)
                 mine_first = int32(min(group, int32(panel_end - 1)))
@@ -159,7 +143,7 @@ def many_of(form: Form, type: GGMLType) -> Any:
             if is_first or w[words.N_STAGES] > 1:
                 first_col = int32(stage * int32(w[words.STAGE_COLS]))
                 n_quads = int32(min(int32(w[words.STAGE_COLS]), int32(n_cols - first_col)) >> 2)
-                n_padded = int32(items_of(w, panel, panel_end, stage).n_spans * span_quads)
+                n_padded = int32(n_spans * span_quads)
                 load_norm(w, first_col, n_quads, norms)
                 ask_x(x, x_cols, first_col, 0, n_quads, asked)
                 if not is_first:
@@ -180,9 +164,10 @@ def many_of(form: Form, type: GGMLType) -> Any:
             is_first, stage = False, int32(stage + 1)
             if stage == w[words.N_STAGES]:
                 # Before the barrier: who goes on to the next instruction may write new squares.
-                scale = float32(result_scale) * norm_scale(
-                    w, n_cols, int32(uint32(my_number) % uint32(n_seqs)), squares
-                )
+                scale = float32(result_scale)
+                if w[words.NORM] != 0:
+                    s = int32(uint32(my_number) % uint32(n_seqs))
+                    scale *= norm_scale(w, sum_squares(squares, s))
                 done_panel, panel, stage = panel, panel_end, int32(0)
         ask_next_norm(code)
         if w[words.KIND] == words.LOGITS:

@@ -43,20 +43,12 @@ from m40llm.kernels.program.form import (
 from m40llm.kernels.program.items import (
     first_span_of,
     items_of,
-    load_of,
     next_span_of,
-    norm_scale_of,
 )
 from m40llm.kernels.program.pending import finish_now, finish_pending, keep, keep_scale
 from m40llm.kernels.program.rows import result_of
-from m40llm.kernels.program.spans import do_spans_of, load_next_of
-from m40llm.kernels.program.stage import (
-    ask_x_of,
-    load_norm_of,
-    n_shares,
-    put_squares_of,
-    take_of,
-)
+from m40llm.kernels.program.spans import loading_of
+from m40llm.kernels.program.stage import n_shares, norm_scale, staging_of, sum_squares_of
 from m40llm.kernels.unpack import RESULT_SCALE
 from m40llm.kernels.views import UNSEEN, array_at, part_of
 
@@ -66,20 +58,11 @@ def once_of(form: Form, type: GGMLType) -> Any:
     """once(code, first_group, end_group, slot_pos, pool, squares, n_pending): a product of one
     segment, but for LOGITS -> how many results it leaves to the next instruction."""
     n_seqs, n, n_asked = form.n_seqs, rows_a_lane(type, form.n_seqs), asked_quads(form.n_seqs)
-    pool_of, n_own = Pool(type, n_seqs), n_shares(n_seqs)
-    n_staged, n_sums, n_results = (
-        pool_of.n_staged,
-        pool_of.n_sums,
-        group_rows(type, n_seqs) * n_seqs,
-    )
-    span_quads = span_cols(type, n_seqs) // 4
-    load, load_next, do_spans = (
-        load_of(form, type),
-        load_next_of(form, type),
-        do_spans_of(form, type),
-    )
-    load_norm, ask_x, take = load_norm_of(n_seqs), ask_x_of(n_seqs), take_of(type, n_seqs)
-    put_squares, norm_scale = put_squares_of(n_seqs), norm_scale_of(n_seqs)
+    pool_of, n_own, sum_squares = Pool(type, n_seqs), n_shares(n_seqs), sum_squares_of(n_seqs)
+    n_staged, n_sums, span_quads = pool_of.n_staged, pool_of.n_sums, span_cols(type, n_seqs) // 4
+    n_results = group_rows(type, n_seqs) * n_seqs
+    load, load_next, do_spans = loading_of(form, type)
+    load_norm, ask_x, take, put_squares = staging_of(type, n_seqs)
     find, extras, result_at = find_of(form, type), extras_of(form), result_of(form, type)
     result_scale = 1.0 if type in DENSE else 1.0 / RESULT_SCALE
 
@@ -111,8 +94,8 @@ def once_of(form: Form, type: GGMLType) -> Any:
         next_group, next_chunk, next_span = next_span_of(items, group, chunk, span)
         mine_first = int32(min(group, int32(end_group - 1)))
         load(w, n_rows, n_units, items, mine_first, span, now, now_high, now_packed)
-        n_cols, is_normed = int32(w[words.N_COLS]), w[words.NORM] != 0
-        n_quads, n_padded = int32(n_cols >> 2), int32(items.n_spans * span_quads)
+        n_quads, is_normed = int32(int32(w[words.N_COLS]) >> 2), w[words.NORM] != 0
+        n_padded = int32(items.n_spans * span_quads)
         load_norm(w, int32(0), n_quads, norms)
         number, is_second = my_pair()
         pair = find(w, n_rows, number, is_second, first_group, end_group)
@@ -153,7 +136,9 @@ def once_of(form: Form, type: GGMLType) -> Any:
             zero, staged, sums, partials, False,
         )  # fmt: skip
         if is_second == 0 and 2 * number < n_left:
-            scale = float32(result_scale) * norm_scale(w, n_cols, pair.s, squares)
+            scale = float32(result_scale)
+            if is_normed:
+                scale *= norm_scale(w, sum_squares(squares, pair.s))
             keep_scale(pool, number, scale)
         if w[words.LEAVES] != 0:
             return n_left

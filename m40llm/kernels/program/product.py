@@ -31,8 +31,8 @@ def product_of(form: Form, type: GGMLType) -> Any:
     -> how many results it leaves to the next one."""
     Pool(type, form.n_seqs).check()
     sliced = is_sliced(form.n_seqs)
-    many = sliced_of(form, type) if sliced else many_of(form, type)
-    once = many if sliced else once_of(form, type)
+    in_segments = sliced_of(form, type) if sliced else many_of(form, type)
+    in_one_go = in_segments if sliced else once_of(form, type)
 
     @cuda.jit(device=True, forceinline=True)
     def product(code: Any, slot_pos: Any, pool: Any, squares: Any, n_pending: Any) -> Any:
@@ -44,7 +44,7 @@ def product_of(form: Form, type: GGMLType) -> Any:
             cuda.syncthreads()  # every instruction is one: the next one's words are there
             return int32(0)
         if not sliced and end - first <= w[words.PENDING_GROUPS]:
-            return once(code, first, end, slot_pos, pool, squares, n_pending)
-        return many(code, first, end, slot_pos, pool, squares, n_pending)
+            return in_one_go(code, first, end, slot_pos, pool, squares, n_pending)
+        return in_segments(code, first, end, slot_pos, pool, squares, n_pending)
 
     return product

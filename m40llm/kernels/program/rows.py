@@ -7,6 +7,7 @@ ROTATE, half         the first half of a head's turned elements with the second,
 SWIGLU               a gate row and its up row, n_rows / 2 further on
 
 first, jump = pair_of(w, n_rows, pair)     the pair's rows are first and first + jump
+s, pair, group, part, second = result_of(number)    a pair of results
 """
 
 from functools import cache
@@ -16,7 +17,7 @@ from gguf import GGMLQuantizationType as GGMLType
 from numba import cuda, int32, uint32
 
 from m40llm.kernels.program import words
-from m40llm.kernels.program.form import Form, row_lanes, rows_a_lane
+from m40llm.kernels.program.form import Form, rows_a_lane
 
 
 @cache
@@ -45,17 +46,16 @@ def pair_of(form: Form) -> Any:
 @cache
 def result_of(form: Form, type: GGMLType) -> Any:
     """(s, pair, group, part, second) of a pair of results: the sequence; pair and group, counted
-    from the panel's first; where the first partial results of its two rows lie."""
-    n_seqs, n_row_lanes = form.n_seqs, row_lanes(form.n_seqs)
-    n = rows_a_lane(type, n_seqs)
-    pairs_a_group, n_results = n // 2 * n_row_lanes, n * n_seqs * n_row_lanes
+    from the panel's first; where the first partial results of its two rows lie, if they lie in
+    shared memory."""
+    n_seqs, n = form.n_seqs, rows_a_lane(type, form.n_seqs)
+    half, n_results = n // 2, n * n_seqs
 
     @cuda.jit(device=True, forceinline=True)
     def result_of(number: Any) -> Any:
         s, pair = uint32(number) % uint32(n_seqs), uint32(number) // uint32(n_seqs)
-        group, inside = pair // uint32(pairs_a_group), pair % uint32(pairs_a_group)
-        row, lane = inside // uint32(n_row_lanes), inside % uint32(n_row_lanes)
-        part = int32(group * n_results + (row * n_seqs + s) * n_row_lanes + lane)
+        group = pair // uint32(half)
+        part = int32(group * n_results + pair % uint32(half) * n_seqs + s)
         return int32(s), int32(pair), int32(group), part, int32(part + n_results // 2)
 
     return result_of

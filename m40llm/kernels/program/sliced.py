@@ -16,7 +16,6 @@ read.
 over the size law: `sliced` is one function so that two spans' weights stay in registers.
 """
 
-import math
 from functools import cache
 from typing import Any, Final
 
@@ -49,17 +48,10 @@ from m40llm.kernels.program.form import (
     rows_a_lane,
     span_cols,
 )
-from m40llm.kernels.program.items import Items, load_of, next_span_of
-from m40llm.kernels.program.rows import pair_of, result_of
-from m40llm.kernels.program.spans import do_spans_of, load_next_of
-from m40llm.kernels.program.stage import (
-    ask_x_of,
-    load_norm_of,
-    n_shares,
-    put_squares_of,
-    take_of,
-    warps_a_seq,
-)
+from m40llm.kernels.program.items import Items, next_span_of
+from m40llm.kernels.program.rows import pair_of
+from m40llm.kernels.program.spans import loading_of
+from m40llm.kernels.program.stage import n_shares, norm_scale, staging_of, sum_squares_of
 from m40llm.kernels.unpack import RESULT_SCALE
 from m40llm.kernels.views import UNSEEN, array_at, part_of
 
@@ -70,7 +62,7 @@ _PARTS_IN_FLIGHT: Final = 4
 def _squares_of(n_seqs: int) -> Any:
     """give_squares(w, slice, n_slices, squares, epoch): the slice's sums of squares, to all blocks
     with these rows; scale_of(w, s, epoch) -> 1 / sqrt(mean x^2 + eps), or 1 without a norm."""
-    n_warps = warps_a_seq(n_seqs)
+    sum_squares = sum_squares_of(n_seqs)
 
     @cuda.jit(device=True, forceinline=True)
     def place(w: Any, s: Any) -> Any:
@@ -82,10 +74,7 @@ def _squares_of(n_seqs: int) -> Any:
         s = int32(cuda.threadIdx.x)
         if s < n_seqs:
             parts = array_at(w[words.PART_SQUARES], (UNSEEN,), uint32)
-            total = float32(0)
-            for warp in range(n_warps):
-                total += squares[uint32(s * N_WARPS + warp)]
-            give1(parts, int32(place(w, s) + slice), total, epoch)
+            give1(parts, int32(place(w, s) + slice), sum_squares(squares, s), epoch)
             if slice == 0:
                 for absent in range(n_slices, MAX_SLICES):
                     give1(parts, int32(place(w, s) + absent), float32(0), epoch)
@@ -96,9 +85,7 @@ def _squares_of(n_seqs: int) -> Any:
         if w[words.NORM] != 0:
             parts = array_at(w[words.PART_SQUARES], (UNSEEN,), uint32)
             a, b, c, d = take4(parts, place(w, s), epoch)
-            eps = uint_as_float(uint32(w[words.EPS]))
-            mean = ((a + b) + (c + d)) / float32(int32(w[words.N_COLS]))
-            scale = float32(1) / math.sqrt(mean + eps)
+            scale = norm_scale(w, (a + b) + (c + d))
         return scale
 
     return give_squares, scale_of
@@ -131,7 +118,7 @@ def _merge_of(form: Form, type: GGMLType) -> Any:
     """merge(code, slot_pos, pool, first_group, end_group, n_groups, epoch): the results of these
     groups, of the matrix's n_groups, once all their parts have come."""
     n_seqs, find_pair, extras = form.n_seqs, pair_of(form), extras_of(form)
-    put_logits, gather, result_at = put_logits_of(form), gather_of(form), result_of(form, type)
+    put_logits, gather = put_logits_of(form), gather_of(form)
     pairs_a_group, (_, scale_of) = group_rows(type, n_seqs) // 2, _squares_of(n_seqs)
     result_scale = 1.0 if type in DENSE else 1.0 / RESULT_SCALE
 
@@ -151,9 +138,9 @@ def _merge_of(form: Form, type: GGMLType) -> Any:
         if number < n_pairs:
             scale *= scale_of(w, int32(uint32(number) % uint32(n_seqs)), epoch)
         while number < n_pairs:
-            s, pair, _, _, _ = result_at(number)
-            row, jump = find_pair(w, n_rows, int32(first_pair + pair))
-            found = Pair(row, jump, s, int32(1 if row < n_rows else 0))
+            s, pair = uint32(number) % uint32(n_seqs), uint32(number) // uint32(n_seqs)
+            row, jump = find_pair(w, n_rows, int32(first_pair + int32(pair)))
+            found = Pair(row, jump, int32(s), int32(1 if row < n_rows else 0))
             extra = extras(w, found, slot_pos)
             at = int32((first_pair * n_seqs + number) * 4)
             first, second = _sum_parts(parts, at, stride, n_parts, epoch)
@@ -181,13 +168,9 @@ def sliced_of(form: Form, type: GGMLType) -> Any:
     n_seqs, n, n_asked = form.n_seqs, rows_a_lane(type, form.n_seqs), asked_quads(form.n_seqs)
     pool_of, n_own, stage_cols = Pool(type, n_seqs), n_shares(n_seqs), max_stage_cols(n_seqs)
     n_staged, n_sums, span = pool_of.n_staged, pool_of.n_sums, span_cols(type, n_seqs)
-    load, load_next, do_spans = (
-        load_of(form, type),
-        load_next_of(form, type),
-        do_spans_of(form, type),
-    )
-    load_norm, ask_x, take = load_norm_of(n_seqs), ask_x_of(n_seqs), take_of(type, n_seqs)
-    put_squares, (give_squares, _) = put_squares_of(n_seqs), _squares_of(n_seqs)
+    load, load_next, do_spans = loading_of(form, type)
+    load_norm, ask_x, take, put_squares = staging_of(type, n_seqs)
+    give_squares, _ = _squares_of(n_seqs)
     group_words, merge = group_rows(type, n_seqs) * n_seqs * 2, _merge_of(form, type)
 
     @cuda.jit(device=True, forceinline=True)

@@ -20,6 +20,11 @@ from m40llm.kernels.program.form import Form, rows_a_lane
 from m40llm.kernels.program.items import copy_of, load_of, next_span_of, span_of
 
 
+def loading_of(form: Form, type: GGMLType) -> tuple[Any, Any, Any]:
+    """(load, load_next, do_spans)"""
+    return load_of(form, type), load_next_of(form, type), do_spans_of(form, type)
+
+
 @cache
 def load_next_of(form: Form, type: GGMLType) -> Any:
     """load_next(...): the next span's weights, or those of (group, span) once more where there is

@@ -4,6 +4,7 @@
     ask_x(x, x_cols, first_col, start, n_quads, asked)    a first look at it
     take(x, epoch, x_cols, first_col, n_quads, n_padded, w, norms, asked, staged, sums, shares)
     put_squares(shares, n_quads, squares, adds)
+    sum_squares(squares, s), norm_scale(w, total)    once they are there
 
 Every block does it for itself, all sequences of a stage at a time. With a norm, what is staged is x
 times the norm's weights, and the results are multiplied by 1 / sqrt(mean x^2 + eps) in the end: so
@@ -14,6 +15,7 @@ with all else that is loaded before: a second look would be one more trip to mem
 A stage's last span may be cut short: zeros fill it up to quad `n_padded`.
 """
 
+import math
 from functools import cache
 from typing import Any
 
@@ -262,3 +264,33 @@ def put_squares_of(n_seqs: int) -> Any:
                 squares[at] = share + (squares[at] if adds else float32(0))
 
     return put_squares
+
+
+@cache
+def sum_squares_of(n_seqs: int) -> Any:
+    """sum_squares(squares, s): sum x^2 of sequence s, as far as the block has taken x."""
+    n_warps = warps_a_seq(n_seqs)
+
+    @cuda.jit(device=True, forceinline=True)
+    def sum_squares(squares: Any, s: Any) -> Any:
+        total = float32(0)
+        for warp in range(n_warps):
+            total += squares[uint32(s * N_WARPS + warp)]
+        return total
+
+    return sum_squares
+
+
+@cuda.jit(device=True, forceinline=True)
+def norm_scale(w: Any, total: Any) -> Any:
+    """1 / sqrt(mean x^2 + eps), where sum x^2 is `total`."""
+    eps = uint_as_float(uint32(w[words.EPS]))
+    return float32(1) / math.sqrt(total / float32(int32(w[words.N_COLS])) + eps)
+
+
+def staging_of(type: GGMLType, n_seqs: int) -> tuple[Any, Any, Any, Any]:
+    """(load_norm, ask_x, take, put_squares)"""
+    return (
+        *(load_norm_of(n_seqs), ask_x_of(n_seqs)),
+        *(take_of(type, n_seqs), put_squares_of(n_seqs)),
+    )
