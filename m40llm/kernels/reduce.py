@@ -7,7 +7,7 @@ The order of the additions is the same in every launch and on every device. `war
 from functools import cache
 from typing import Any, Final
 
-from numba import cuda
+from numba import cuda, uint32
 
 WARP_SIZE: Final = 32
 FULL_MASK: Final = 0xFFFFFFFF
@@ -47,10 +47,10 @@ def scatter_sums(n: int, low: int, high: int) -> Any:
 
     @cuda.jit(device=True, forceinline=True)
     def scatter(values: Any) -> None:
-        lane = cuda.threadIdx.x & 31
+        lane = uint32(cuda.threadIdx.x)
         width, half = high // 2, n // 2
         while half > 0 and width >= low:
-            is_upper = lane & width != 0
+            is_upper = uint32(lane & uint32(width)) != uint32(0)
             for i in range(half):
                 first, second = values[i], values[i + half]
                 given = first if is_upper else second

@@ -24,8 +24,9 @@ def _fetch_one(scales: Any, row: Any, unit: Any) -> Any:
 
 @cuda.jit(device=True)
 def _fetch_k(scales: Any, row: Any, unit: Any) -> Any:
-    first = int64(row) * int64(scales.shape[1]) + int64((unit >> 3) * 4)
-    return load_uint4_readonly(scales, first)
+    row_loads = uint32(uint32(scales.shape[1]) >> uint32(2))
+    at = uint32(uint32(row) * row_loads + (uint32(unit) >> uint32(3)))  # in 16 bytes: up to 64 GB
+    return load_uint4_readonly(scales, int64(at) * 4)
 
 
 @cuda.jit(device=True)

@@ -17,7 +17,7 @@ from functools import cache
 from typing import Any
 
 from gguf import GGMLQuantizationType as GGMLType
-from numba import cuda, float32, uint32, uint64
+from numba import cuda, float32, int64, uint32, uint64
 
 from m40llm.kernels.intrinsics import load_float4_shared, load_uint4_streaming
 from m40llm.kernels.planes import DENSE
@@ -42,9 +42,12 @@ def load_unit(type: GGMLType, n_rows: int) -> Any:
         words: Any, high: Any, packed: Any,
     ) -> None:  # fmt: skip
         scaled_unit = unit // n_shared
+        row_units = uint32(uint32(quants.shape[1]) >> uint32(2))
         for r in range(n_rows):
-            at = rows[r] * quants.shape[1] + unit * 4
-            words[r, 0], words[r, 1], words[r, 2], words[r, 3] = load_uint4_streaming(quants, at)
+            at = uint32(uint32(rows[r]) * row_units + uint32(unit))  # in units: up to 64 GB
+            words[r, 0], words[r, 1], words[r, 2], words[r, 3] = load_uint4_streaming(
+                quants, int64(at) * 4
+            )
         for r in range(n_rows):
             a, b, c, d = fetch(scales, rows[r], scaled_unit)
             packed[r, 0], packed[r, 1], packed[r, 2], packed[r, 3] = a, b, c, d

@@ -119,6 +119,7 @@ def encode(instructions: Sequence[Product | Other], setting: Setting) -> NDArray
     program = np.zeros((len(instructions), words.N_WORDS), np.int64)
     program[:] = _shared_words(setting)
     program[:, words.PC] = np.arange(len(instructions))
+    program[:, words.AFTER_NEXT] = (program[:, words.PC] + 2) % len(instructions)
     n_products = 0
     writers: dict[int, int] = {}  # of each exchange buffer, by address: who wrote it last
     for i, (row, instruction) in enumerate(zip(program, instructions, strict=True)):
@@ -195,6 +196,10 @@ def _encode_product(row: NDArray[np.int64], product: Product, form: Form) -> Non
     row[words.KIND] = EFFECTS[product.effect]
     first = product.of_cols.start
     row[words.N_ROWS], row[words.N_COLS] = w.n_rows, len(product.of_cols)
+    if product.effect == "swiglu":  # a gate row and its up row
+        row[words.PAIR_STEP], row[words.PAIR_JUMP] = 1, w.n_rows // 2
+    else:
+        row[words.PAIR_STEP], row[words.PAIR_JUMP] = 2, 1
     row[words.X] += 8 * first  # an exchange word has 8 bytes
     row[words.N_UNITS] = product.of_cols.stop // LANES[w.type].n_cols
     row[words.FIRST_SPAN] = first // span_cols(w.type, form.n_seqs)

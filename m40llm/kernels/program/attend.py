@@ -34,7 +34,7 @@ from m40llm.kernels.intrinsics import (
 )
 from m40llm.kernels.program import words
 from m40llm.kernels.program.attend_splits import give_splits_of, part_row_of
-from m40llm.kernels.program.code import epoch_of
+from m40llm.kernels.program.code import epoch_of, word_of
 from m40llm.kernels.program.exchange import give2, take4
 from m40llm.kernels.program.form import N_THREADS, N_WARPS, Form
 from m40llm.kernels.reduce import FULL_MASK, WARP_SIZE, scatter_sums, warp_max, warp_sum
@@ -78,6 +78,28 @@ def split_shape(form: Form, n_blocks: int) -> tuple[int, int, int, int, int]:
 
 
 @cache
+def split_of_keys(block_keys: int) -> Any:
+    """split_of(n_keys, most_splits) -> (n_splits, keys of a split but the last). block_keys: a
+    pass's. Few keys are one split, with no division."""
+    least_keys = MIN_PASSES * block_keys
+    assert least_keys % KEYS_UNIT == 0
+
+    @cuda.jit(device=True, forceinline=True)
+    def split_of(n_keys: Any, most_splits: Any) -> Any:
+        n_splits, split_keys = int32(min(n_keys, 1)), int32(least_keys)
+        if n_keys > least_keys:
+            most = uint32(most_splits)
+            split_keys = int32(uint32(uint32(n_keys) + most - uint32(1)) // most)
+            split_keys = int32(int32(split_keys + KEYS_UNIT - 1) & ~(KEYS_UNIT - 1))
+            split_keys = max(split_keys, int32(least_keys))
+            some = uint32(split_keys)
+            n_splits = int32(uint32(uint32(n_keys) + some - uint32(1)) // some)
+        return n_splits, split_keys
+
+    return split_of
+
+
+@cache
 def _load_keys_of(head_dim: int) -> Any:
     """load_keys(k_cache, v_cache, base, key, warp_key, last_key, k_halves, v_halves): a pass's,
     unless the warp's first one is beyond the last."""
@@ -91,7 +113,8 @@ def _load_keys_of(head_dim: int) -> Any:
         if warp_key > last_key:
             return
         for load in range(KEYS_IN_FLIGHT):
-            at = base + int64(min(key + load * keys_a_load, last_key)) * head_dim
+            here = int32(min(int32(key + load * keys_a_load), last_key))
+            at = base + int64(here) * head_dim
             k0, k1, k2, k3 = load_uint4(k_cache, at)
             k_halves[load, 0], k_halves[load, 1] = k0, k1
             k_halves[load, 2], k_halves[load, 3] = k2, k3
@@ -117,21 +140,26 @@ def _take_of(form: Form) -> Any:
         qkv: Any, epoch: Any, s: Any, kv_head: Any, first_head: Any, end_head: Any, inner: Any,
         query: Any, fresh: Any,
     ) -> None:  # fmt: skip
-        quad = int32(cuda.threadIdx.x)
+        quad, first_row = uint32(cuda.threadIdx.x), int32(s * row)
+        of_head = int32(quad % uint32(head_quads))
         if quad < q_quads:
-            head = int32(min(first_head + quad // head_quads, end_head - 1))
-            at = s * row + head * head_dim + quad % head_quads * 4
+            head = int32(first_head + int32(quad // uint32(head_quads)))
+            head = min(head, int32(end_head - 1))
+            at = int32(first_row + int32(head * head_dim + 4 * of_head))
             x0, x1, x2, x3 = take4(qkv, at, epoch)
-            of_head = quad % head_quads
-            slot = quad - of_head + (of_head >> 1) + (of_head & 1) * (head_quads // 2)
-            store_float4_shared(query, slot * 4, inner * x0, inner * x1, inner * x2, inner * x3)
+            half = uint32(of_head) & uint32(1)
+            slot = uint32(quad) - uint32(of_head) + (uint32(of_head) >> uint32(1))
+            slot = int32(slot + half * uint32(head_quads // 2))
+            store_float4_shared(
+                query, int32(4 * slot), inner * x0, inner * x1, inner * x2, inner * x3
+            )
         elif quad < q_quads + 2 * head_quads:
-            quad -= int32(q_quads)
-            first = k_first if quad < head_quads else v_first
-            at = s * row + first + kv_head * head_dim + quad % head_quads * 4
+            quad = uint32(quad - uint32(q_quads))
+            first = int32(k_first if quad < head_quads else v_first)
+            at = int32(first_row + int32(first + int32(kv_head * head_dim + 4 * of_head)))
             x0, x1, x2, x3 = take4(qkv, at, epoch)
             low, high = float2_to_half2(x0, x1), float2_to_half2(x2, x3)
-            store_uint2_shared(fresh, quad * 2, low, high)
+            store_uint2_shared(fresh, int32(2 * quad), low, high)
 
     return take_query
 
@@ -161,7 +189,7 @@ def _of_score_of(n_lanes: int, n_heads: int) -> Any:
 
     @cuda.jit(device=True, forceinline=True)
     def of_score(values: Any, number: Any, first_lane: Any) -> Any:
-        lane = int32(first_lane + number // n_own * lanes_a_score)
+        lane = int32(first_lane + int32(number // n_own * lanes_a_score))
         return cuda.shfl_sync(FULL_MASK, values[number % n_own], lane)
 
     return of_score
@@ -251,19 +279,20 @@ def _see_keys_of(form: Form) -> Any:
         for i in range(n_own):
             reference[i], part[i] = LOWEST, float32(0)
         lane = int32(cuda.threadIdx.x & 31)
-        is_idle_lane = lane % n_lanes * HALVES_PER_LOAD >= head_dim
+        of_key = uint32(lane) % uint32(n_lanes)
+        is_idle_lane = of_key * uint32(HALVES_PER_LOAD) >= head_dim
         first_lane = int32(lane & ~(n_lanes - 1))
-        own = int32(int32(lane - first_lane) // lanes_a_score * n_own)  # number of its first score
+        own = uint32(of_key // uint32(lanes_a_score)) * uint32(n_own)  # number of its first score
         key = int32(first_key)
-        first_of_warp = int32(key - lane // n_lanes)
+        first_of_warp = int32(key - int32(uint32(lane) // uint32(n_lanes)))
         while first_of_warp < end:
             for load in range(KEYS_IN_FLIGHT):
-                if key + load * keys_a_load == pos:  # the newest, not in the cache yet
-                    at = d >> 1
+                if int32(key + load * keys_a_load) == pos:  # the newest, not in the cache yet
+                    at = int32(uint32(d) >> uint32(1))
                     k0, k1, k2, k3 = load_uint4_shared(fresh, at)
                     k_now[load, 0], k_now[load, 1] = k0, k1
                     k_now[load, 2], k_now[load, 3] = k2, k3
-                    v0, v1, v2, v3 = load_uint4_shared(fresh, head_words + at)
+                    v0, v1, v2, v3 = load_uint4_shared(fresh, int32(head_words + at))
                     v_now[load, 0], v_now[load, 1] = v0, v1
                     v_now[load, 2], v_now[load, 3] = v2, v3
             for i in range(n_scores):
@@ -276,7 +305,8 @@ def _see_keys_of(form: Form) -> Any:
                             halves = uint32(0)
                         keys[load, 2 * word], keys[load, 2 * word + 1] = half2_to_float2(halves)
                 for head in range(n_heads):
-                    at = int32(head * head_dim + half * (head_dim // 2) + (d >> 1))
+                    at = int32(head * head_dim + half * (head_dim // 2))
+                    at = int32(at + int32(uint32(d) >> uint32(1)))
                     q0, q1, q2, q3 = load_float4_shared(query, at)
                     for load in range(KEYS_IN_FLIGHT):
                         dot = score[load * n_heads + head]
@@ -287,7 +317,8 @@ def _see_keys_of(form: Form) -> Any:
                         score[load * n_heads + head] = dot
             add_up(score)
             for i in range(n_own):
-                if key + int32(own + i) // n_heads * keys_a_load >= end:
+                load = uint32(own + uint32(i)) // uint32(n_heads)
+                if int32(key + int32(load * uint32(keys_a_load))) >= end:
                     score[i] = NEGATIVE_INFINITY
             soften(score, reference, part, mixed)
             for load in range(KEYS_IN_FLIGHT):
@@ -336,9 +367,10 @@ def _give_of(form: Form) -> Any:
         s: Any, first_head: Any, end_head: Any, split: Any, n_splits: Any, most_splits: Any,
         epoch: Any,
     ) -> None:  # fmt: skip
-        warp, lane = int32(cuda.threadIdx.x >> 5), int32(cuda.threadIdx.x & 31)
+        thread = uint32(cuda.threadIdx.x)
+        warp, lane = int32(thread >> uint32(5)), int32(thread & uint32(31))
         first = int32(scatter_warp(highest, total, mixed))
-        d = int32(lane % n_lanes * HALVES_PER_LOAD)
+        d = int32(uint32(lane) % uint32(n_lanes) * uint32(HALVES_PER_LOAD))
         if d < head_dim and lane & twins == 0:
             for head in range(n_heads):
                 at = int32((head * N_WARPS + warp) * head_dim + d + first)
@@ -350,7 +382,7 @@ def _give_of(form: Form) -> Any:
                 shared[uint32(totals_at + head * N_WARPS + warp)] = total[head]
         cuda.syncthreads()
         if warp < n_heads:  # a head a warp, a part a lane
-            at = uint32(warp * N_WARPS + lane % N_WARPS)
+            at = uint32(warp * N_WARPS) + uint32(lane) % uint32(N_WARPS)
             top, part = shared[tops_at + at], shared[totals_at + at]
             highest_of_all = warp_max(top)
             weight = math.exp2(top - highest_of_all)
@@ -362,25 +394,27 @@ def _give_of(form: Form) -> Any:
                 shared[uint32(whole_at + 2 * warp)] = highest_of_all
                 shared[uint32(whole_at + 2 * warp + 1)] = whole
         cuda.syncthreads()
-        for i in range(cuda.threadIdx.x, (end_head - first_head) * half_dim, N_THREADS):
+        i, n_pairs = int32(cuda.threadIdx.x), int32(int32(end_head - first_head) * half_dim)
+        while i < n_pairs:
             tile_head, d = int32(uint32(i) // uint32(half_dim)), int32(uint32(i) % uint32(half_dim))
             mix_0, mix_1 = float32(0), float32(0)
             for part in range(N_WARPS):
                 weight = shared[uint32(tops_at + tile_head * N_WARPS + part)]
                 at = uint32((tile_head * N_WARPS + part) * head_dim + 2 * d)
                 mix_0 += weight * shared[at]
-                mix_1 += weight * shared[at + uint32(1)]
+                mix_1 += weight * shared[uint32(at + uint32(1))]
             whole = shared[uint32(whole_at + 2 * tile_head + 1)]
-            head = first_head + tile_head
+            head = int32(first_head + tile_head)
             if n_splits == 1:
-                at_out = s * q_dim + head * head_dim + 2 * d
+                at_out = int32(int32(s * q_dim) + int32(head * head_dim + 2 * d))
                 give2(out, at_out, mix_0 / whole, mix_1 / whole, epoch)
             else:
                 row = part_row(s, head, split, most_splits)
-                give2(partial, row + 2 * d, mix_0, mix_1, epoch)
+                give2(partial, int32(row + 2 * d), mix_0, mix_1, epoch)
                 if d == 0:
                     top = shared[uint32(whole_at + 2 * tile_head)]
-                    give2(partial, row + head_dim, top, whole, epoch)
+                    give2(partial, int32(row + head_dim), top, whole, epoch)
+            i += int32(N_THREADS)
 
     return give_warps
 
@@ -409,10 +443,9 @@ def attend_of(form: Form) -> Any:
     n_lanes, n_row_items = lanes_per_key(head_dim), n_kv_heads * n_tiles
     keys_a_load = WARP_SIZE // n_lanes
     block_keys = keys_a_pass(head_dim, N_WARPS)
-    least_keys = MIN_PASSES * block_keys
     load_keys, take_query, append = _load_keys_of(head_dim), _take_of(form), _append_of(form)
     see_keys, give_warps, give_idle = _see_keys_of(form), _give_of(form), _idle_of(form)
-    give_splits = give_splits_of(form)
+    give_splits, split_of = give_splits_of(form), split_of_keys(block_keys)
     n_query, n_merged = n_heads * head_dim, _merged_floats(n_heads, head_dim)
     fresh_at, merged_at = n_query, n_query + head_dim
     assert _pool_floats(n_heads, head_dim) <= form.pool_floats, f"{form}: attention's pool"
@@ -438,29 +471,27 @@ def attend_of(form: Form) -> Any:
         v_cache = array_at(w[words.V_CACHE], (UNSEEN,), float16)
         epoch = epoch_of(code, w[words.PC])
         x_epoch = epoch_of(code, w[words.X_WRITER])
-        most_splits = int32(w[words.N_SPLITS])
+        most_splits = word_of(w, words.N_SPLITS)
         partial = array_at(w[words.PARTIAL], (UNSEEN,), uint32)
-        inner = uint_as_float(uint32(w[words.INNER]))
-        warp, lane = int32(cuda.threadIdx.x >> 5), int32(cuda.threadIdx.x & 31)
-        d = int32(lane % n_lanes * HALVES_PER_LOAD)
+        inner = uint_as_float(uint32(word_of(w, words.INNER)))
+        thread = uint32(cuda.threadIdx.x)
+        warp, lane = int32(thread >> uint32(5)), int32(thread & uint32(31))
+        d = int32(uint32(lane) % uint32(n_lanes) * uint32(HALVES_PER_LOAD))
         lane_d = int32(d if d < head_dim else 0)
-        for item in range(
-            int32(cuda.blockIdx.x), most_splits * n_row_items * n_seqs, int32(cuda.gridDim.x)
-        ):
+        key_lane = int32(uint32(lane) // uint32(n_lanes))
+        item, n_items = int32(cuda.blockIdx.x), int32(most_splits * (n_row_items * n_seqs))
+        while item < n_items:
             s = int32(uint32(item) % uint32(n_seqs))
             tile = int32(uint32(item) // uint32(n_seqs) % uint32(n_row_items))
             split = int32(uint32(item) // uint32(n_seqs * n_row_items))
-            kv_head = int32(tile // n_tiles)
-            first_head = int32(kv_head * group_size + tile % n_tiles * n_heads)
-            end_head = int32(min(first_head + n_heads, (kv_head + 1) * group_size))
-            pos = slot_pos[s]
+            kv_head = int32(uint32(tile) // uint32(n_tiles))
+            of_group = int32(uint32(tile) % uint32(n_tiles) * uint32(n_heads))
+            first_head = int32(int32(kv_head * group_size) + of_group)
+            end_head = min(int32(first_head + n_heads), int32((kv_head + 1) * group_size))
+            pos = slot_pos[uint32(s)]
             end = int32(pos + 1)
-            begin = int32(max(end - int32(w[words.WINDOW]), 0))
-            split_keys = int32(uint32(end - begin + most_splits - 1) // uint32(most_splits))
-            split_keys = int32(max((split_keys + KEYS_UNIT - 1) & ~(KEYS_UNIT - 1), least_keys))
-            n_splits = int32(0)
-            if end > begin:
-                n_splits = int32(uint32(end - begin + split_keys - 1) // uint32(split_keys))
+            begin = max(int32(end - word_of(w, words.WINDOW)), int32(0))
+            n_splits, split_keys = split_of(int32(end - begin), most_splits)
             if pos < 0:
                 if split == 0:  # its row is waited for: what comes after counts on that
                     cuda.syncthreads()
@@ -470,15 +501,16 @@ def attend_of(form: Form) -> Any:
                     give_idle(out, s, first_head, end_head, epoch)
             elif split < n_splits:
                 begin += int32(split * split_keys)
-                end = int32(min(begin + split_keys, end))
+                end = min(int32(begin + split_keys), end)
                 row = (int64(slot_seq[s]) * n_kv_heads + kv_head) * w[words.MAX_SEQ_LEN]
                 base = row * head_dim + lane_d
-                first_key = int32(begin + warp * (KEYS_IN_FLIGHT * keys_a_load) + lane // n_lanes)
+                of_warp = int32(begin + int32(warp * (KEYS_IN_FLIGHT * keys_a_load)))
+                first_key = int32(of_warp + key_lane)
                 for load in range(KEYS_IN_FLIGHT):
                     for word in range(4):
                         k_now[load, word], v_now[load, word] = uint32(0), uint32(0)
                         k_then[load, word], v_then[load, word] = uint32(0), uint32(0)
-                last_key, of_warp = int32(min(end, pos) - 1), int32(first_key - lane // n_lanes)
+                last_key = int32(min(end, pos) - 1)
                 load_keys(k_cache, v_cache, base, first_key, of_warp, last_key, k_now, v_now)
                 load_keys(
                     k_cache, v_cache, base, int32(first_key + block_keys),
@@ -489,7 +521,7 @@ def attend_of(form: Form) -> Any:
                     qkv, x_epoch, s, kv_head, first_head, end_head, inner, shared_query, fresh
                 )
                 cuda.syncthreads()
-                if split == n_splits - 1 and tile % n_tiles == 0:
+                if split == int32(n_splits - 1) and of_group == 0:
                     append(k_cache, v_cache, (row + pos) * head_dim, fresh)
                 for head in range(n_heads):
                     for i in range(HALVES_PER_LOAD):
@@ -506,6 +538,7 @@ def attend_of(form: Form) -> Any:
                     give_splits(
                         partial, out, s, first_head, end_head, split, n_splits, most_splits, epoch
                     )
+            item += int32(cuda.gridDim.x)
         cuda.syncthreads()  # `pool` is free for the next instruction
 
     return attention

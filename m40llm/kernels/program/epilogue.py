@@ -25,6 +25,7 @@ from m40llm.kernels.intrinsics import (
 )
 from m40llm.kernels.order import key_of
 from m40llm.kernels.program import words
+from m40llm.kernels.program.code import word_of
 from m40llm.kernels.program.exchange import give1, give2, take2
 from m40llm.kernels.program.form import N_THREADS, Form, group_rows, is_sliced
 from m40llm.kernels.program.rows import pair_of, result_of
@@ -73,7 +74,7 @@ def find_of(form: Form, type: GGMLType) -> Any:
         if warp_has_pairs(int32((panel_end - panel) * n_results)):
             s, pair, group, _, _ = result_at(number)
             first, jump = find_pair(w, n_rows, int32(panel * pairs_a_group + pair))
-            if is_second == 0 and panel + group < panel_end and first < n_rows:
+            if is_second == 0 and int32(panel + group) < panel_end and first < n_rows:
                 is_mine = int32(1)
         return Pair(first, jump, s, is_mine)
 
@@ -97,7 +98,7 @@ def extras_of(form: Form) -> Any:
                 bias_first = load_volatile(bias, pair.first)
                 bias_second = load_volatile(bias, pair.first + pair.jump)
             address, at = int64(0), int64(0)
-            if w[words.KIND] == words.ROTATE:
+            if word_of(w, words.KIND) == words.ROTATE:
                 row = uint32(pair.first + w[words.FIRST_ROW])
                 d = uint32(row % uint32(head_dim))
                 pos = slot_pos[pair.s]
@@ -105,7 +106,7 @@ def extras_of(form: Form) -> Any:
                     at = int64(pos) * n_angles + (d if is_half else d >> uint32(1))
                     is_odd = int32(at & 1)
                     address, at = w[words.ANGLES], int64(at >> 1) * 4
-            elif w[words.KIND] == words.ADD:
+            elif word_of(w, words.KIND) == words.ADD:
                 address = w[words.OUT]
                 at = int64(2) * (pair.s * w[words.OUT_COLS] + pair.first)
             if address != 0:
@@ -140,14 +141,15 @@ def my_pair() -> Any:
     """(pair, is_second): which result of a panel is this thread's, those of a pair being
     neighbours. A small product's are the last warps', since the first have x to take and items to
     multiply."""
-    thread = int32(cuda.threadIdx.x ^ (N_THREADS - WARP_SIZE))  # from the last warp backwards
-    return int32(thread >> 1), int32(thread & 1)
+    thread = uint32(cuda.threadIdx.x) ^ uint32(N_THREADS - WARP_SIZE)  # from the last warp on
+    return int32(thread >> uint32(1)), int32(thread & uint32(1))
 
 
 @cuda.jit(device=True, forceinline=True)
 def warp_has_pairs(n_results: Any) -> Any:
     """Whether any of so many results is the warp's; the others need not go through the motions."""
-    return int32((cuda.threadIdx.x ^ (N_THREADS - WARP_SIZE)) & ~(WARP_SIZE - 1)) < n_results
+    first = (uint32(cuda.threadIdx.x) ^ uint32(N_THREADS - WARP_SIZE)) & uint32(-WARP_SIZE)
+    return int32(first) < n_results
 
 
 @cuda.jit(device=True, forceinline=True)
@@ -161,13 +163,13 @@ def place_of(w: Any, pair: Any, extra: Any, old_epoch: Any) -> Any:
     place, jump = uint32(NOWHERE), uint32(pair.jump)
     first, second = extra.word_0, extra.word_1
     if pair.is_mine != 0:
-        place = uint32(pair.s * int32(w[words.OUT_COLS]) + pair.first)
-    if w[words.KIND] == words.ADD:
+        place = uint32(pair.s * word_of(w, words.OUT_COLS) + pair.first)
+    if word_of(w, words.KIND) == words.ADD:
         second = extra.word_2
         if extra.word_1 != old_epoch or extra.word_3 != old_epoch:
             jump = uint32(STALE)
-    elif w[words.KIND] == words.ROTATE:
-        place = uint32(place + uint32(w[words.FIRST_ROW])) if pair.is_mine != 0 else place
+    elif word_of(w, words.KIND) == words.ROTATE:
+        place = uint32(place + uint32(word_of(w, words.FIRST_ROW))) if pair.is_mine != 0 else place
         if extra.is_odd != 0:
             first, second = extra.word_2, extra.word_3
     return place, jump, first, second
@@ -180,11 +182,11 @@ def give_pair(
 ) -> None:  # fmt: skip
     """A pair's results, biases added, to where place_of has said."""
     out, at = array_at(w[words.OUT], (UNSEEN,), uint32), int32(place)
-    if w[words.KIND] == words.ADD:
+    if word_of(w, words.KIND) == words.ADD:
         if jump == uint32(STALE):
             a, b = take2(out, at, old_epoch)
         give2(out, at, a + first, b + second, epoch)
-    elif w[words.KIND] == words.SWIGLU:
+    elif word_of(w, words.KIND) == words.SWIGLU:
         give1(out, at, first / (float32(1) + math.exp(-first)) * second, epoch)
     else:
         turned = first * a - second * b

@@ -14,6 +14,7 @@ from numba import cuda, float32, int32, uint16, uint32
 
 from m40llm.kernels.planes import DENSE, LAYOUTS
 from m40llm.kernels.program import words
+from m40llm.kernels.program.code import word_of
 from m40llm.kernels.program.exchange import give1
 from m40llm.kernels.program.form import MAX_STAGE_COLS as MOST
 from m40llm.kernels.program.form import (
@@ -52,14 +53,13 @@ class Items(NamedTuple):
 
 
 @cuda.jit(device=True, forceinline=True)
-def items_of(w: Any, first_group: Any, end_group: Any, stage: Any) -> Any:
-    """The items of a stage of these groups."""
-    is_last = stage + 1 == w[words.N_STAGES]
-    n_spans = int32(w[words.LAST_SPANS if is_last else words.STAGE_SPANS])
-    n_chunks = int32(w[words.LAST_CHUNKS if is_last else words.STAGE_CHUNKS])
-    down = int32(int32(N_WARPS * _inverse(w, stage)) >> 16)
+def items_of(w: Any, first_group: Any, end_group: Any, stage: Any, is_last: Any) -> Any:
+    """The items of a stage, the last one or another, of these groups."""
+    n_spans = word_of(w, words.LAST_SPANS if is_last else words.STAGE_SPANS)
+    n_chunks = word_of(w, words.LAST_CHUNKS if is_last else words.STAGE_CHUNKS)
+    down = int32(int32(N_WARPS * _inverse(w, is_last)) >> 16)
     right = int32(N_WARPS - down * n_chunks)
-    first_span = int32(int32(w[words.FIRST_SPAN]) + stage * int32(w[words.STAGE_SPANS]))
+    first_span = int32(word_of(w, words.FIRST_SPAN) + stage * word_of(w, words.STAGE_SPANS))
     chunk_spans = w[words.CHUNK_SPANS]
     return Items(
         first_group, end_group, first_span, n_spans, int32(chunk_spans), n_chunks, down, right
@@ -67,14 +67,14 @@ def items_of(w: Any, first_group: Any, end_group: Any, stage: Any) -> Any:
 
 
 @cuda.jit(device=True, forceinline=True)
-def _inverse(w: Any, stage: Any) -> Any:
-    return int32(w[words.LAST_INVERSE if stage + 1 == w[words.N_STAGES] else words.STAGE_INVERSE])
+def _inverse(w: Any, is_last: Any) -> Any:
+    return word_of(w, words.LAST_INVERSE if is_last else words.STAGE_INVERSE)
 
 
 @cuda.jit(device=True, forceinline=True)
-def first_span_of(w: Any, items: Any, stage: Any, warp: Any) -> Any:
+def first_span_of(w: Any, items: Any, is_last: Any, warp: Any) -> Any:
     """(group, chunk, span) with which the warp begins; spans count from the segment's first."""
-    down = int32(int32(warp * _inverse(w, stage)) >> 16)
+    down = int32(int32(warp * _inverse(w, is_last)) >> 16)
     chunk = int32(warp - down * items.n_chunks)
     return int32(items.first_group + down), chunk, int32(chunk * items.chunk_spans)
 
@@ -122,9 +122,11 @@ def load_of(form: Form, type: GGMLType) -> Any:
             rows[r] = uint32(min(first, last))  # beyond: multiplied, not stored
             rows[half + r] = uint32(min(int32(first + jump), last))
         # Unsigned: a product of two of 32 bits is one instruction.
-        quants = array_at(w[words.QUANTS], (n_rows, uint32(w[words.QUANT_WORDS])), uint32)
-        highs = array_at(w[words.HIGHS], (n_rows, uint32(w[words.HIGH_WORDS])), uint32)
-        scales = array_at(w[words.SCALES], (n_rows, uint32(w[words.SCALE_WORDS])), scale_kind)
+        quants = array_at(w[words.QUANTS], (n_rows, uint32(word_of(w, words.QUANT_WORDS))), uint32)
+        highs = array_at(w[words.HIGHS], (n_rows, uint32(word_of(w, words.HIGH_WORDS))), uint32)
+        scales = array_at(
+            w[words.SCALES], (n_rows, uint32(word_of(w, words.SCALE_WORDS))), scale_kind
+        )
         load_words(quants, highs, scales, rows, uint32(unit), now, high, packed)
 
     return load

@@ -15,7 +15,7 @@ from numba import cuda, float32, int32, int64, uint32
 
 from m40llm.kernels.planes import DENSE
 from m40llm.kernels.program import words
-from m40llm.kernels.program.code import ask_next_norm, epoch_of, put_word
+from m40llm.kernels.program.code import ask_next_norm, epoch_of, put_word, word_of
 from m40llm.kernels.program.epilogue import (
     LOWEST,
     extras_of,
@@ -85,9 +85,9 @@ def many_of(form: Form, type: GGMLType) -> Any:
         staged = part_of(pool, 0, n_staged, float32)
         sums = part_of(pool, n_staged, n_sums, float32)
         partials = part_of(pool, PARTIALS_AT, PARTIAL_FLOATS, float32)
-        n_rows, n_cols = int32(w[words.N_ROWS]), int32(w[words.N_COLS])
-        n_units, warp = int32(w[words.N_UNITS]), int32(cuda.threadIdx.x >> 5)
-        x, x_cols = array_at(w[words.X], (UNSEEN,), uint32), int32(w[words.X_COLS])
+        n_rows, n_cols = word_of(w, words.N_ROWS), word_of(w, words.N_COLS)
+        n_units, warp = word_of(w, words.N_UNITS), int32(cuda.threadIdx.x >> 5)
+        x, x_cols = array_at(w[words.X], (UNSEEN,), uint32), word_of(w, words.X_COLS)
         x_epoch = epoch_of(code, w[words.X_WRITER])
         my_number, is_second = my_pair()
         thread_best, thread_top, thread_mass = int64(-1), float32(LOWEST), float32(0)
@@ -99,9 +99,10 @@ def many_of(form: Form, type: GGMLType) -> Any:
             next_group, next_chunk, next_span, n_spans = panel, int32(0), int32(0), int32(0)
             if panel < end_group:
                 # Tuples are made where they are used: LLVM does not end where a loop carries them.
-                ahead = items_of(w, panel, panel_end, stage)
+                is_last = int32(stage + 1) == word_of(w, words.N_STAGES)
+                ahead = items_of(w, panel, panel_end, stage, is_last)
                 n_spans = ahead.n_spans
-                group, chunk, span = first_span_of(w, ahead, stage, warp)
+                group, chunk, span = first_span_of(w, ahead, is_last, warp)
                 next_group, next_chunk, next_span = next_span_of(ahead, group, chunk, span)
                 mine_first = int32(min(group, int32(panel_end - 1)))
                 load(w, n_rows, n_units, ahead, mine_first, span, now, now_high, now_packed)
@@ -115,7 +116,7 @@ def many_of(form: Form, type: GGMLType) -> Any:
             elif stage == 0:  # the panel before is done
                 cuda.syncthreads()  # its partial results are there
                 n_done = int32((panel - done_panel) * n_results)
-                n_chunks = int32(w[words.STAGE_CHUNKS])
+                n_chunks = word_of(w, words.STAGE_CHUNKS)
                 first = int32(0)
                 while warp_has_pairs(int32(n_done - first)):
                     number = int32(my_number + (first >> 1))
@@ -128,7 +129,7 @@ def many_of(form: Form, type: GGMLType) -> Any:
                     pair = find(w, n_rows, number, is_second, done_panel, panel)
                     extra = extras(w, pair, slot_pos)
                     other = cuda.shfl_xor_sync(FULL_MASK, result, 1)
-                    if w[words.KIND] == words.LOGITS:
+                    if word_of(w, words.KIND) == words.LOGITS:
                         thread_best, thread_top, thread_mass = put_logits(
                             w, result, other, pair, extra, n_rows,
                             thread_best, thread_top, thread_mass,
@@ -140,9 +141,9 @@ def many_of(form: Form, type: GGMLType) -> Any:
                     first += int32(N_THREADS)
                 if panel == end_group:
                     break
-            if is_first or w[words.N_STAGES] > 1:
-                first_col = int32(stage * int32(w[words.STAGE_COLS]))
-                n_quads = int32(min(int32(w[words.STAGE_COLS]), int32(n_cols - first_col)) >> 2)
+            if is_first or word_of(w, words.N_STAGES) > 1:
+                first_col = int32(stage * word_of(w, words.STAGE_COLS))
+                n_quads = int32(min(word_of(w, words.STAGE_COLS), int32(n_cols - first_col)) >> 2)
                 n_padded = int32(n_spans * span_quads)
                 load_norm(w, first_col, n_quads, norms)
                 ask_x(x, x_cols, first_col, 0, n_quads, asked)
@@ -150,19 +151,23 @@ def many_of(form: Form, type: GGMLType) -> Any:
                     cuda.syncthreads()  # all are done with the stage before
                 take(
                     x, x_epoch, x_cols, first_col, n_quads, n_padded,
-                    w, norms, asked, staged, sums, shares,
+                    norms, asked, staged, sums, shares,
                 )  # fmt: skip
                 if w[words.NORM] != 0 and panel == first_group:
                     put_squares(shares, n_quads, squares, not is_first)
             cuda.syncthreads()
-            items, zero = items_of(w, panel, panel_end, stage), uint32(w[words.ZERO])
+            is_last = int32(stage + 1) == word_of(w, words.N_STAGES)
+            items, zero = (
+                items_of(w, panel, panel_end, stage, is_last),
+                uint32(word_of(w, words.ZERO)),
+            )
             do_spans(
                 w, n_rows, n_units, items, group, chunk, span, next_group, next_chunk, next_span,
                 now, now_high, now_packed, then, then_high, then_packed,
                 zero, staged, sums, partials, stage != 0,
             )  # fmt: skip
             is_first, stage = False, int32(stage + 1)
-            if stage == w[words.N_STAGES]:
+            if stage == word_of(w, words.N_STAGES):
                 # Before the barrier: who goes on to the next instruction may write new squares.
                 scale = float32(result_scale)
                 if w[words.NORM] != 0:
@@ -170,7 +175,7 @@ def many_of(form: Form, type: GGMLType) -> Any:
                     scale *= norm_scale(w, sum_squares(squares, s))
                 done_panel, panel, stage = panel, panel_end, int32(0)
         ask_next_norm(code)
-        if w[words.KIND] == words.LOGITS:
+        if word_of(w, words.KIND) == words.LOGITS:
             gather(w, thread_best, thread_top, thread_mass, pool)
         return int32(0)
 

@@ -20,13 +20,12 @@ from numba import cuda, float32, int32, uint32
 
 from m40llm.kernels.planes import DENSE
 from m40llm.kernels.program import words
-from m40llm.kernels.program.code import ask_next_norm, epoch_of, put_word
+from m40llm.kernels.program.code import ask_next_norm, epoch_of, put_word, word_of
 from m40llm.kernels.program.epilogue import (
     extras_of,
     find_of,
     my_pair,
     read_extras,
-    warp_has_pairs,
     write_extras,
 )
 from m40llm.kernels.program.form import (
@@ -85,16 +84,17 @@ def once_of(form: Form, type: GGMLType) -> Any:
         staged = part_of(pool, 0, n_staged, float32)
         sums = part_of(pool, n_staged, n_sums, float32)
         partials = part_of(pool, PARTIALS_AT, PARTIAL_FLOATS, float32)
-        n_rows, n_units = int32(w[words.N_ROWS]), int32(w[words.N_UNITS])
+        n_rows, n_units = word_of(w, words.N_ROWS), word_of(w, words.N_UNITS)
         n_left = int32((end_group - first_group) * n_results)
-        warp = int32(cuda.threadIdx.x >> 5)
+        warp = int32(uint32(cuda.threadIdx.x) >> uint32(5))
 
-        items = items_of(w, first_group, end_group, int32(0))
-        group, chunk, span = first_span_of(w, items, int32(0), warp)
+        items = items_of(w, first_group, end_group, int32(0), True)
+        group, chunk, span = first_span_of(w, items, True, warp)
         next_group, next_chunk, next_span = next_span_of(items, group, chunk, span)
         mine_first = int32(min(group, int32(end_group - 1)))
         load(w, n_rows, n_units, items, mine_first, span, now, now_high, now_packed)
-        n_quads, is_normed = int32(int32(w[words.N_COLS]) >> 2), w[words.NORM] != 0
+        n_quads = int32(uint32(word_of(w, words.N_COLS)) >> uint32(2))
+        is_normed = w[words.NORM] != 0
         n_padded = int32(items.n_spans * span_quads)
         load_norm(w, int32(0), n_quads, norms)
         number, is_second = my_pair()
@@ -102,18 +102,17 @@ def once_of(form: Form, type: GGMLType) -> Any:
         if n_pending == 0:  # who has nothing to finish may ask at once
             write_extras(noted, extras(w, pair, slot_pos))
         finish_pending(code, n_pending, pool)
-        x, x_cols = array_at(w[words.X], (UNSEEN,), uint32), int32(w[words.X_COLS])
+        x_epoch = epoch_of(code, w[words.X_WRITER])
+        x, x_cols = array_at(w[words.X], (UNSEEN,), uint32), word_of(w, words.X_COLS)
         ask_x(x, x_cols, int32(0), 0, n_quads, asked)
         if n_pending != 0:  # what was in OUT may have been finished only now
             write_extras(noted, extras(w, pair, slot_pos))
         extra = read_extras(noted)
         put_word(code)
-        if warp_has_pairs(n_left):
-            old_epoch = epoch_of(code, w[words.OLD_WRITER])
-            _, _, _, part, second = result_at(number)
-            keep(pool, w, pair, extra, old_epoch, n_left, part, second)
+        _, _, _, part, second = result_at(number)
+        keep(code, pool, pair, extra, n_left, part, second)
         # The second span's weights are not asked for before the first look has come.
-        zero = uint32(w[words.ZERO])
+        zero = uint32(word_of(w, words.ZERO))
         held_back = int32(asked[0, 1] & zero)
         next_group = int32(next_group + held_back)
         load_next(
@@ -121,26 +120,25 @@ def once_of(form: Form, type: GGMLType) -> Any:
             then, then_high, then_packed,
         )  # fmt: skip
 
-        x_epoch = epoch_of(code, w[words.X_WRITER])
+        ask_next_norm(code)
         take(
             x, x_epoch, x_cols, int32(0), n_quads, n_padded,
-            w, norms, asked, staged, sums, shares,
+            norms, asked, staged, sums, shares,
         )  # fmt: skip
         if is_normed:
             put_squares(shares, n_quads, squares, False)
         cuda.syncthreads()
-        ask_next_norm(code)
         do_spans(
             w, n_rows, n_units, items, group, chunk, span, next_group, next_chunk, next_span,
             now, now_high, now_packed, then, then_high, then_packed,
             zero, staged, sums, partials, False,
         )  # fmt: skip
-        if is_second == 0 and 2 * number < n_left:
+        if is_second == 0 and int32(2 * number) < n_left:
             scale = float32(result_scale)
             if is_normed:
                 scale *= norm_scale(w, sum_squares(squares, pair.s))
             keep_scale(pool, number, scale)
-        if w[words.LEAVES] != 0:
+        if word_of(w, words.LEAVES) != 0:
             return n_left
         finish_now(code, w, n_left, pool)
         return int32(0)

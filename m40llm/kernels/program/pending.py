@@ -6,7 +6,7 @@ instruction as soon as it is done, asks for its weights, and waits for the other
 a small product (`leaves`), whose warps are all done at the same time: asking for weights first
 would hold up its results.
 
-    keep(pool, w, pair, extra, old_epoch, n_left, part, second)    while x is waited for
+    keep(code, pool, pair, extra, n_left, part, second)            while x is waited for
     keep_scale(pool, number, scale)                                when x is known
     finish_pending(code, n_pending, pool)                          in the next instruction
     finish_now(code, w, n_results, pool)                           or at once
@@ -28,7 +28,7 @@ from m40llm.kernels.intrinsics import (
     uint_as_float,
 )
 from m40llm.kernels.program import words
-from m40llm.kernels.program.code import epoch_of
+from m40llm.kernels.program.code import epoch_of, word_of
 from m40llm.kernels.program.epilogue import NOWHERE, give_pair, my_pair, place_of, warp_has_pairs
 from m40llm.kernels.program.form import (
     KEPT_AT,
@@ -45,15 +45,14 @@ _SCALE: Final = 7  # which of the words
 
 
 @cuda.jit(device=True, forceinline=True)
-def keep(
-    pool: Any, w: Any, pair: Any, extra: Any, old_epoch: Any, n_left: Any, part: Any, second: Any
-) -> None:
+def keep(code: Any, pool: Any, pair: Any, extra: Any, n_left: Any, part: Any, second: Any) -> None:
     """What finish_pending will need of a pair, by its first thread; `part` and `second`: where the
     partial results of its two rows begin."""
     kept = part_of(pool, KEPT_AT, KEPT_FLOATS, uint32)
     number, is_second = my_pair()
-    if is_second == 0 and 2 * number < n_left:
-        place, jump, a, b = place_of(w, pair, extra, old_epoch)
+    if is_second == 0 and int32(2 * number) < n_left:
+        old_epoch = epoch_of(code, code.this[words.OLD_WRITER])
+        place, jump, a, b = place_of(code.this, pair, extra, old_epoch)
         at, parts = int32(number * KEPT_WORDS), uint32(part) | uint32(uint32(second) << uint32(16))
         first_bias, second_bias = float_as_uint(extra.bias_first), float_as_uint(extra.bias_second)
         store_uint4_shared(kept, at, first_bias, second_bias, a, b)
@@ -72,12 +71,12 @@ def _finish(code: Any, w: Any, n_pending: Any, pool: Any) -> None:
     kept = part_of(pool, KEPT_AT, KEPT_FLOATS, uint32)
     partials = part_of(pool, PARTIALS_AT, PARTIAL_FLOATS, float32)
     number, is_second = my_pair()
-    at, is_there = int32(number * KEPT_WORDS), 2 * number < n_pending
+    at, is_there = int32(number * KEPT_WORDS), int32(2 * number) < n_pending
     result, place, jump = float32(0), uint32(NOWHERE), uint32(0)
     if is_there:
         place, jump, parts, scale = load_uint4_shared(kept, int32(at + 4))
         part = int32((parts >> uint32(16 * is_second)) & uint32(0xFFFF))
-        n_chunks = int32(w[words.LAST_CHUNKS])
+        n_chunks = word_of(w, words.LAST_CHUNKS)
         result = uint_as_float(scale) * sum_chunks(partials, part, n_pending, n_chunks)
     other = cuda.shfl_xor_sync(FULL_MASK, result, 1)
     if is_there and is_second == 0 and place != uint32(NOWHERE):

@@ -14,10 +14,10 @@ from functools import cache
 from typing import Any
 
 from gguf import GGMLQuantizationType as GGMLType
-from numba import cuda, int32
+from numba import cuda, int32, uint32
 
 from m40llm.kernels.program import words
-from m40llm.kernels.program.code import put_word, share_of
+from m40llm.kernels.program.code import put_word, share_of, word_of
 from m40llm.kernels.program.form import Form, Pool, is_sliced
 from m40llm.kernels.program.many import many_of
 from m40llm.kernels.program.once import once_of
@@ -37,13 +37,16 @@ def product_of(form: Form, type: GGMLType) -> Any:
     @cuda.jit(device=True, forceinline=True)
     def product(code: Any, slot_pos: Any, pool: Any, squares: Any, n_pending: Any) -> Any:
         w = code.this
-        first, end = share_of(w)
+        block = uint32(cuda.blockIdx.x)
+        if sliced:
+            block = uint32(block >> uint32(word_of(w, words.SLICE_SHIFT)))
+        first, end = share_of(w, int32(block))
         if first == end:
             finish_pending(code, n_pending, pool)
             put_word(code)
             cuda.syncthreads()  # every instruction is one: the next one's words are there
             return int32(0)
-        if not sliced and end - first <= w[words.PENDING_GROUPS]:
+        if not sliced and int32(end - first) <= word_of(w, words.PENDING_GROUPS):
             return in_one_go(code, first, end, slot_pos, pool, squares, n_pending)
         return in_segments(code, first, end, slot_pos, pool, squares, n_pending)
 

@@ -17,6 +17,7 @@ from gguf import GGMLQuantizationType as GGMLType
 from numba import cuda, int32, uint32
 
 from m40llm.kernels.program import words
+from m40llm.kernels.program.code import word_of
 from m40llm.kernels.program.form import Form, rows_a_lane
 
 
@@ -28,10 +29,8 @@ def pair_of(form: Form) -> Any:
 
     @cuda.jit(device=True, forceinline=True)
     def pair_of(w: Any, n_rows: Any, pair: Any) -> Any:
-        first, jump = int32(2 * pair), int32(1)
-        if w[words.KIND] == words.SWIGLU:
-            first, jump = int32(pair), int32(n_rows >> 1)
-        elif is_half and w[words.KIND] == words.ROTATE:
+        first, jump = int32(pair * word_of(w, words.PAIR_STEP)), word_of(w, words.PAIR_JUMP)
+        if is_half and word_of(w, words.KIND) == words.ROTATE:
             head = uint32(pair) // uint32(half_dim)
             d = int32(pair - head * half_dim)
             first = int32(head * head_dim + d)

@@ -22,12 +22,20 @@ import numpy as np
 from numba import cuda, float32, int32, int64, uint32, uint64
 
 from m40llm.kernels.contract import Kernel, Launcher, check_array
-from m40llm.kernels.intrinsics import load_volatile, load_volatile_shared
+from m40llm.kernels.intrinsics import load_volatile
 from m40llm.kernels.program import words
 from m40llm.kernels.program.attend import attend_of
 from m40llm.kernels.program.barrier import arrive, wait
 from m40llm.kernels.program.choose import choose_of, embed_of
-from m40llm.kernels.program.code import N_HELD, after, ask_next_norm, code_at, put_word, read_word
+from m40llm.kernels.program.code import (
+    N_HELD,
+    ask_next_norm,
+    code_at,
+    held_at,
+    put_word,
+    read_word,
+    word_of,
+)
 from m40llm.kernels.program.exchange import writing_of
 from m40llm.kernels.program.form import (
     MAX_TYPES,
@@ -77,7 +85,7 @@ def _products(form: Form) -> Any:
 
     @cuda.jit(device=True, forceinline=True)
     def product(code: Any, slot_pos: Any, pool: Any, squares: Any, n_pending: Any) -> Any:
-        which = int32(code.this[words.OP]) - words.PRODUCT
+        which = word_of(code.this, words.OP) - words.PRODUCT
         if n_types == 1 or which == 0:
             return product_0(code, slot_pos, pool, squares, n_pending)
         if n_types == 2 or which == 1:
@@ -120,12 +128,6 @@ def _is_to_go(go: Any, epoch: Any, said: Any) -> Any:
     return said[0] != 0
 
 
-@cuda.jit(device=True, forceinline=True)
-def _next(pc: Any, first: Any, last: Any) -> Any:
-    """The instruction after number pc of a launch of instructions first to last - 1."""
-    return int32(pc + 1 if pc + 1 < last else first)
-
-
 @cache
 def _compile(form: Form) -> Kernel:
     n_words, n_seqs = words.N_WORDS, form.n_seqs
@@ -142,7 +144,6 @@ def _compile(form: Form) -> Kernel:
         host = cuda.shared.array(N_HOST, int64)
         said = cuda.shared.array(1, int32)
         steps = cuda.shared.array(1, int64)
-        here = cuda.shared.array(N_WARPS, int32)  # where in `held` a warp's instruction begins
         n_blocks, block, thread = uint64(cuda.gridDim.x), cuda.blockIdx.x, cuda.threadIdx.x
         target = arrived[0] // n_blocks * n_blocks  # no later than the first barrier is complete
         chosen = arrived[1]
@@ -150,32 +151,30 @@ def _compile(form: Form) -> Kernel:
         n_instructions, is_resident = int32(program.shape[0]), n_steps > 0
         if thread < n_words:
             held[thread] = program[first, thread]
-            held[n_words + thread] = program[_next(first, first, last), thread]
+            second = int32(first + 1)
+            held[n_words + thread] = program[second if second < n_instructions else 0, thread]
         cuda.syncthreads()
         if thread == 0:
             steps[0] = array_at(held[words.CONTROL], (N_CONTROL,), int64)[STEP]
         cuda.syncthreads()
         if not is_resident:
             read_slots(held, slot_pos, slot_seq)
-        n_done, n_pending, warp = int32(0), int32(0), int32(thread >> 5)
-        here[warp] = 0
-        cuda.syncwarp()
+        n_done, n_pending, turn = int32(0), int32(0), int32(0)
         while True:
-            w = part_of(held, here[warp], n_words, int64)
-            word = read_word(program, _next(_next(int32(w[words.PC]), first, last), first, last))
-            code = code_at(held, here[warp], word, n_instructions, steps)
-            operation = int32(w[words.OP])
+            w = part_of(held, held_at(turn), n_words, int64)
+            word = read_word(program, w)
+            code = code_at(held, turn, word, n_instructions, steps)
+            operation = word_of(w, words.OP)
             if operation >= words.PRODUCT:
                 n_pending = product(code, slot_pos, pool, squares, n_pending)
             elif operation == words.ATTEND:
                 finish_pending(code, n_pending, pool)
                 put_word(code)
                 n_pending = int32(0)
-                this = code_at(held, load_volatile_shared(here, warp), word, n_instructions, steps)
-                attention(this, slot_pos, slot_seq, pool)
+                attention(code, slot_pos, slot_seq, pool)
             elif operation == words.EMBED:
                 put_word(code)
-                step, pc = steps[0] + int64(1), int32(w[words.PC])
+                step, pc = steps[0] + int64(1), word_of(w, words.PC)
                 cuda.syncthreads()
                 if thread == 0:
                     steps[0] = step
@@ -210,16 +209,13 @@ def _compile(form: Form) -> Kernel:
                 if is_resident and n_seqs > 1 and block < n_seqs:
                     arrive(arrived, 1)
                 cuda.syncthreads()
-            was_last = w[words.PC] == last - 1
-            now = load_volatile_shared(here, warp)
-            cuda.syncwarp()
-            here[warp] = after(now)
-            cuda.syncwarp()
+            was_last = word_of(w, words.PC) == int32(last - 1)
+            turn = int32(turn + 1)
             if was_last:
                 n_done = int32(n_done + 1)
                 if n_done >= n_steps:
                     finish_pending(
-                        code_at(held, after(now), word, n_instructions, steps), n_pending, pool
+                        code_at(held, turn, word, n_instructions, steps), n_pending, pool
                     )
                     break
         if is_resident:  # once all have left, and so have read it, STEP may change

@@ -25,7 +25,7 @@ from numba import cuda, float32, int32, int64, uint32
 from m40llm.kernels.intrinsics import load_uint4_volatile, uint_as_float
 from m40llm.kernels.planes import DENSE
 from m40llm.kernels.program import words
-from m40llm.kernels.program.code import ask_next_norm, epoch_of, put_word
+from m40llm.kernels.program.code import ask_next_norm, epoch_of, put_word, word_of
 from m40llm.kernels.program.epilogue import (
     LOWEST,
     Pair,
@@ -66,7 +66,7 @@ def _squares_of(n_seqs: int) -> Any:
 
     @cuda.jit(device=True, forceinline=True)
     def place(w: Any, s: Any) -> Any:
-        rows = int32(int32(cuda.blockIdx.x) >> int32(w[words.SLICE_SHIFT]))
+        rows = int32(int32(cuda.blockIdx.x) >> word_of(w, words.SLICE_SHIFT))
         return int32((rows * n_seqs + s) * MAX_SLICES)
 
     @cuda.jit(device=True, forceinline=True)
@@ -129,7 +129,7 @@ def _merge_of(form: Form, type: GGMLType) -> Any:
     ) -> None:  # fmt: skip
         w = code.this
         parts = array_at(w[words.PARTS], (UNSEEN,), uint32)
-        n_rows, n_parts = int32(w[words.N_ROWS]), int32(w[words.N_PARTS])
+        n_rows, n_parts = word_of(w, words.N_ROWS), word_of(w, words.N_PARTS)
         stride = int32(n_groups * (pairs_a_group * n_seqs * 4))
         first_pair = int32(first_group * pairs_a_group)
         n_pairs = int32((end_group - first_group) * (pairs_a_group * n_seqs))
@@ -145,7 +145,7 @@ def _merge_of(form: Form, type: GGMLType) -> Any:
             at = int32((first_pair * n_seqs + number) * 4)
             first, second = _sum_parts(parts, at, stride, n_parts, epoch)
             first, second = first * scale, second * scale
-            if w[words.KIND] == words.LOGITS:
+            if word_of(w, words.KIND) == words.LOGITS:
                 best, top, mass = put_logits(
                     w, first, second, found, extra, n_rows, best, top, mass
                 )  # fmt: skip
@@ -155,7 +155,7 @@ def _merge_of(form: Form, type: GGMLType) -> Any:
                     w, found, extra, first, second, old_epoch, epoch_of(code, w[words.WRITER])
                 )  # fmt: skip
             number += int32(N_THREADS)
-        if w[words.KIND] == words.LOGITS:
+        if word_of(w, words.KIND) == words.LOGITS:
             gather(w, best, top, mass, pool)
 
     return merge
@@ -190,16 +190,18 @@ def sliced_of(form: Form, type: GGMLType) -> Any:
         then_packed = cuda.local.array((n, 4), uint32)
         staged = part_of(pool, 0, n_staged, float32)
         sums = part_of(pool, n_staged, n_sums, float32)
-        n_rows, n_units = int32(w[words.N_ROWS]), int32(w[words.N_UNITS])
-        x, x_cols = array_at(w[words.X], (UNSEEN,), uint32), int32(w[words.X_COLS])
+        n_rows, n_units = word_of(w, words.N_ROWS), word_of(w, words.N_UNITS)
+        x, x_cols = array_at(w[words.X], (UNSEEN,), uint32), word_of(w, words.X_COLS)
         x_epoch, epoch = epoch_of(code, w[words.X_WRITER]), epoch_of(code, w[words.PC])
         n_slices = int32(1 << w[words.SLICE_SHIFT])
         slice = int32(int32(cuda.blockIdx.x) & int32(n_slices - 1))
-        first_col = int32(slice * int32(w[words.SLICE_COLS]))
-        end_col = int32(min(int32(first_col + int32(w[words.SLICE_COLS])), int32(w[words.N_COLS])))
-        part, warp = int32(slice * int32(w[words.N_STAGES])), int32(cuda.threadIdx.x >> 5)
-        n_all = int32(int32(w[words.GROUPS_A_BLOCK]) * (int32(cuda.gridDim.x) // n_slices))
-        n_all += int32(w[words.GROUPS_LEFT])
+        first_col = int32(slice * word_of(w, words.SLICE_COLS))
+        end_col = int32(
+            min(int32(first_col + word_of(w, words.SLICE_COLS)), word_of(w, words.N_COLS))
+        )
+        part, warp = int32(slice * word_of(w, words.N_STAGES)), int32(cuda.threadIdx.x >> 5)
+        n_all = int32(word_of(w, words.GROUPS_A_BLOCK) * (int32(cuda.gridDim.x) // n_slices))
+        n_all += word_of(w, words.GROUPS_LEFT)
         put_word(code)
         is_first = True
         while first_col < end_col:
@@ -223,7 +225,7 @@ def sliced_of(form: Form, type: GGMLType) -> Any:
             cuda.syncthreads()  # all are done with what was staged before
             take(
                 x, x_epoch, x_cols, first_col, n_quads, int32(n_spans * (span // 4)),
-                w, norms, asked, staged, sums, shares,
+                norms, asked, staged, sums, shares,
             )  # fmt: skip
             if w[words.NORM] != 0:
                 put_squares(shares, n_quads, squares, not is_first)
@@ -234,13 +236,14 @@ def sliced_of(form: Form, type: GGMLType) -> Any:
             do_spans(
                 w, n_rows, n_units, items, group, chunk, at, next_group, next_chunk, next_at,
                 now, now_high, now_packed, then, then_high, then_packed,
-                uint32(w[words.ZERO]), staged, sums, array_at(there, (UNSEEN,), uint32), epoch,
+                uint32(word_of(w, words.ZERO)), staged, sums,
+                array_at(there, (UNSEEN,), uint32), epoch,
             )  # fmt: skip
             is_first = False
             first_col, part = int32(first_col + stage_cols), int32(part + 1)
         ask_next_norm(code)
         # Its share of these rows: the slices' blocks finish a part of them each.
-        n_groups, shift = int32(end_group - first_group), int32(w[words.SLICE_SHIFT])
+        n_groups, shift = int32(end_group - first_group), word_of(w, words.SLICE_SHIFT)
         merge(
             code, slot_pos, pool,
             int32(first_group + (int32(n_groups * slice) >> shift)),

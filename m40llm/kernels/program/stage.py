@@ -2,7 +2,7 @@
 
     load_norm(w, first_col, n_quads, norms)    before x is there
     ask_x(x, x_cols, first_col, start, n_quads, asked)    a first look at it
-    take(x, epoch, x_cols, first_col, n_quads, n_padded, w, norms, asked, staged, sums, shares)
+    take(x, epoch, x_cols, first_col, n_quads, n_padded, norms, asked, staged, sums, shares)
     put_squares(shares, n_quads, squares, adds)
     sum_squares(squares, s), norm_scale(w, total)    once they are there
 
@@ -26,6 +26,7 @@ from numba import cuda, float32, int32, uint32
 from m40llm.kernels.intrinsics import load_float4_readonly, store_float4_shared, uint_as_float
 from m40llm.kernels.planes import DENSE
 from m40llm.kernels.program import words
+from m40llm.kernels.program.code import word_of
 from m40llm.kernels.program.exchange import has_arrived, look4
 from m40llm.kernels.program.form import (
     N_THREADS,
@@ -105,17 +106,23 @@ def _quad_of(n_seqs: int) -> Any:
     return quad_of
 
 
+@cuda.jit(device=True, forceinline=True)
+def _of_warp(quad: Any) -> Any:
+    """The first of the warp's quads, of which this thread has `quad`: what the warp decides by."""
+    return int32(quad - int32(uint32(cuda.threadIdx.x) & uint32(31)))
+
+
 @cache
 def load_norm_of(n_seqs: int) -> Any:
     """load_norm(w, first_col, n_quads, norms): norms[k], float32[NORM_QUADS, 4], of the thread's
-    quad number k of a sequence, which is the same for all sequences that it has."""
+    quad number k of a sequence, which is the same for all sequences that it has; ones for none."""
     quad_of, n_norms = _quad_of(n_seqs), min(_quads_a_seq(n_seqs), NORM_QUADS)
 
     @cuda.jit(device=True, forceinline=True)
     def load_norm(w: Any, first_col: Any, n_quads: Any, norms: Any) -> None:
         for k in range(n_norms):
             for i in range(4):
-                norms[k, i] = float32(0)
+                norms[k, i] = float32(1)
         if w[words.NORM] != 0:
             norm = array_at(w[words.NORM], (UNSEEN,), float32)
             for k in range(n_norms):
@@ -158,14 +165,6 @@ def _put_of(type: GGMLType, n_seqs: int) -> Any:
     return put
 
 
-@cuda.jit(device=True, forceinline=True)
-def _times_norm(w: Any, norms: Any, k: Any, x0: Any, x1: Any, x2: Any, x3: Any) -> Any:
-    """The thread's quad number k, times the norm's weights where there is a norm."""
-    if w[words.NORM] != 0:
-        x0, x1, x2, x3 = x0 * norms[k, 0], x1 * norms[k, 1], x2 * norms[k, 2], x3 * norms[k, 3]
-    return x0, x1, x2, x3
-
-
 @cache
 def ask_x_of(n_seqs: int) -> Any:
     """ask_x(x, x_cols, first_col, first, n_quads, asked): asked[k], uint32[asked_quads, 8], becomes
@@ -196,7 +195,7 @@ def _take_round_of(type: GGMLType, n_seqs: int) -> Any:
     @cuda.jit(device=True, forceinline=True)
     def take_round(
         x: Any, epoch: Any, x_cols: Any, first_col: Any, first: Any, n_quads: Any, n_padded: Any,
-        w: Any, norms: Any, asked: Any, staged: Any, sums: Any, shares: Any,
+        norms: Any, asked: Any, staged: Any, sums: Any, shares: Any,
     ) -> None:  # fmt: skip
         for k in range(n_asked):
             if int32((first + k) * N_THREADS % seq_width) < n_padded:  # the same for the block
@@ -206,8 +205,9 @@ def _take_round_of(type: GGMLType, n_seqs: int) -> Any:
                 x0, x1 = uint_as_float(asked[k, 0]), uint_as_float(asked[k, 2])
                 x2, x3 = uint_as_float(asked[k, 4]), uint_as_float(asked[k, 6])
                 shares[k // quads_a_seq] += (x0 * x0 + x1 * x1) + (x2 * x2 + x3 * x3)
-                if quad - (cuda.threadIdx.x & 31) < n_padded:  # the same for the whole warp
-                    x0, x1, x2, x3 = _times_norm(w, norms, k % n_norms, x0, x1, x2, x3)
+                if _of_warp(quad) < n_padded:
+                    x0, x1 = x0 * norms[k % n_norms, 0], x1 * norms[k % n_norms, 1]
+                    x2, x3 = x2 * norms[k % n_norms, 2], x3 * norms[k % n_norms, 3]
                     put(x0, x1, x2, x3, quad, quad < n_padded, token, staged, sums)
 
     return take_round
@@ -227,19 +227,19 @@ def take_of(type: GGMLType, n_seqs: int) -> Any:
     @cuda.jit(device=True, forceinline=True)
     def take(
         x: Any, epoch: Any, x_cols: Any, first_col: Any, n_quads: Any, n_padded: Any,
-        w: Any, norms: Any, asked: Any, staged: Any, sums: Any, shares: Any,
+        norms: Any, asked: Any, staged: Any, sums: Any, shares: Any,
     ) -> None:  # fmt: skip
         for j in range(n_own):
             shares[j] = float32(0)
         take_round(
             x, epoch, x_cols, first_col, 0, n_quads, n_padded,
-            w, norms, asked, staged, sums, shares,
+            norms, asked, staged, sums, shares,
         )  # fmt: skip
         if n_rounds > 1 and n_padded > n_asked * N_THREADS:
             ask_x(x, x_cols, first_col, n_asked, n_quads, asked)
             take_round(
                 x, epoch, x_cols, first_col, n_asked, n_quads, n_padded,
-                w, norms, asked, staged, sums, shares,
+                norms, asked, staged, sums, shares,
             )  # fmt: skip
 
     return take
@@ -257,10 +257,11 @@ def put_squares_of(n_seqs: int) -> Any:
         for j in range(n_own):
             token, quad = quad_of(j * quads_a_seq)
             share = shares[j]
-            if quad - (cuda.threadIdx.x & 31) < n_quads:  # the same for the whole warp
+            if _of_warp(quad) < n_quads:
                 share = warp_sum(share)
-            if cuda.threadIdx.x & 31 == 0:
-                at = uint32(token * N_WARPS + (cuda.threadIdx.x >> 5) % n_warps)
+            if uint32(cuda.threadIdx.x) & uint32(31) == 0:
+                warp = uint32(cuda.threadIdx.x) >> uint32(5)
+                at = uint32(token) * uint32(N_WARPS) + warp % uint32(n_warps)
                 squares[at] = share + (squares[at] if adds else float32(0))
 
     return put_squares
@@ -284,8 +285,8 @@ def sum_squares_of(n_seqs: int) -> Any:
 @cuda.jit(device=True, forceinline=True)
 def norm_scale(w: Any, total: Any) -> Any:
     """1 / sqrt(mean x^2 + eps), where sum x^2 is `total`."""
-    eps = uint_as_float(uint32(w[words.EPS]))
-    return float32(1) / math.sqrt(total / float32(int32(w[words.N_COLS])) + eps)
+    eps = uint_as_float(uint32(word_of(w, words.EPS)))
+    return float32(1) / math.sqrt(total / float32(word_of(w, words.N_COLS)) + eps)
 
 
 def staging_of(type: GGMLType, n_seqs: int) -> tuple[Any, Any, Any, Any]:

@@ -11,6 +11,7 @@ from typing import Final
 (
     # any instruction
     PC,  # which of the program's instructions it is
+    AFTER_NEXT,  # the instruction after the next one, the program being a ring
     OP,  # EMBED, ATTEND, CHOOSE, or PRODUCT + the place of the matrix's type in Form.types
     X,  # address of exchange words uint32[n_seqs, N_COLS, 2]; see exchange.py
     X_WRITER,  # the instruction that wrote X last
@@ -31,6 +32,8 @@ from typing import Final
     NORM,  # address of float32[N_COLS], the weights of an RMSNorm of x; 0 for none
     EPS,  # bits of its epsilon
     N_ROWS,  # of the matrix
+    PAIR_STEP,  # between first rows of pairs,
+    PAIR_JUMP,  # and between the two of a pair, see rows.py; ROTATE of halves has its own rule
     N_COLS,  # of the product: all of the matrix's, or some of them, from FIRST_SPAN on
     FIRST_SPAN,
     N_UNITS,  # 16-byte loads of quants that a row takes up to the last of these columns
@@ -92,8 +95,8 @@ from typing import Final
     BIAS_VALUES,
     MAX_BIAS,
     HISTORY,
-) = range(78)
-N_WORDS: Final = 78
+) = range(81)
+N_WORDS: Final = 81
 
 # Operations.
 EMBED, ATTEND, CHOOSE, PRODUCT = range(4)
