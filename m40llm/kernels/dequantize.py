@@ -31,8 +31,9 @@ _EXPONENT: Final = 0x4B000000  # of 2^23, where the last bit of the mantissa is 
 def _fetch_f16(
     quants: Any, highs: Any, scales: Any, row: Any, col: Any, n_cols: Any, raw: Any
 ) -> None:
-    at = int64(row) * quants.shape[1] + (col >> 1)
-    raw[0], raw[1], raw[2], raw[3] = load_uint4_readonly(quants, at)
+    row_eights = uint32(uint32(quants.shape[1]) >> uint32(2))
+    at = uint32(uint32(row) * row_eights + (uint32(col) >> uint32(3)))  # of 16 bytes: up to 64 GB
+    raw[0], raw[1], raw[2], raw[3] = load_uint4_readonly(quants, int64(at) * 4)
 
 
 @cuda.jit(device=True, forceinline=True)
@@ -52,16 +53,17 @@ def fetch(type: GGMLType) -> Any:
     if type in DENSE:
         return _fetch_f32 if type == GGMLType.F32 else _fetch_f16
     n_bits, fetch_scales = LAYOUTS[type].n_bits, SCALES[type].fetch
-    n_highs = n_bits - 4 if n_bits < 8 else 0
+    n_highs, unit_words = n_bits - 4 if n_bits < 8 else 0, 8 if n_bits == 8 else 4
 
     @cuda.jit(device=True, forceinline=True)
     def fetch_quants(
         quants: Any, highs: Any, scales: Any, row: Any, col: Any, n_cols: Any, raw: Any
     ) -> None:
-        unit = col >> 5
-        word = (col >> 2) & (7 if n_bits == 8 else 3)
-        at = int64(row) * quants.shape[1] + (unit * (8 if n_bits == 8 else 4) + word)
-        raw[0], raw[1] = load_uint2_readonly(quants, at)
+        unit = uint32(uint32(col) >> uint32(5))
+        word = uint32(uint32(col) >> uint32(2)) & uint32(7 if n_bits == 8 else 3)
+        row_eights = uint32(uint32(quants.shape[1]) >> uint32(1))
+        at = uint32(uint32(row) * row_eights + unit * uint32(unit_words // 2) + (word >> uint32(1)))
+        raw[0], raw[1] = load_uint2_readonly(quants, int64(at) * 2)  # at: in 8 bytes, up to 32 GB
         if n_highs > 0:
             high = unit * n_highs + (word >> 1) * (n_highs - 1)
             raw[2] = highs[uint64(row), uint32(high)]

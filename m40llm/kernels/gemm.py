@@ -6,207 +6,169 @@ W      Planes[n_rows, n_cols]                 F32, F16 or quantised; any n_rows;
 bias   float32[n_rows]
 out    float32[n_tokens, n_rows]              aliases nothing
 
-grid     (ceil(n_rows / TILE), ceil(n_tokens / TILE)) blocks of 256 threads, TILE 128 or 64
-FLOPs    2 * n_tokens * n_rows * n_cols, in FP32 (compute-bound from about 30 tokens on)
-shared   2 buffers of 16 columns of both tiles: 33 KiB (TILE 128), 17 KiB (TILE 64)
-sm_52    registers at most 128: two blocks on an SM, 16 warps (25 %); TILE 64 up to 80: three;
-         Q5_*, Q6_K with TILE 128 up to 168: one block, since they would spill with 128
-         FFMA share of the loop over tiles of 16 columns, all else in it counted: TILE 128 F16 85 %
-         (1,024 of 1,203), Q4_K 81 %; TILE 64 F16 67 %, Q4_K 58 %
+grid     (ceil(n_rows / tile.n_rows), ceil(n_tokens / tile.n_tokens), n_splits)
+FLOPs    2 * n_tokens * n_rows * n_cols, in FP32 (compute-bound from about 16 tokens on)
+shared   2 buffers of 16 columns of both tiles (gemm_tiles.py): 33 KiB for 128 x 128
+sm_52    registers at most 128: 16 warps on an SM (25 %)
 
-While a block multiplies one tile of 16 columns from shared memory, 8 x 8 sums a thread (4 x 4), its
-loads of the next are under way; weights are dequantised on the way into shared memory. There a
-tile is [column][row]. Its 16-byte loads meet in no bank; 4 floats of padding leave the stores, of
-rows transposed, two lanes to a bank. (An XOR swizzle frees these too, but its addresses cost more
-instructions than they save.) An unsigned index spares Numba's test for a negative one.
+While a block multiplies one step of 16 columns from shared memory, 8 x 8 sums a thread, its loads
+of the next are under way; weights are dequantised on the way into shared memory. The columns that are
+no full step come first, so that the loop has no bounds. Where out has too few tiles for the card,
+blocks share the columns of a tile, and the last of them adds up what all have left in a workspace.
 """
 
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
 
 import numpy as np
 from gguf import GGMLQuantizationType as GGMLType
-from numba import cuda, float32, int64, uint32
+from numba import cuda, float32, int32, int64, uint32
 
 from m40llm.errors import KernelContractError
 from m40llm.kernels.contract import Kernel, Launcher, ceil_div, check_array
-from m40llm.kernels.dequantize import convert, fetch
-from m40llm.kernels.intrinsics import (
-    half2_to_float2,
-    load_float4_readonly,
-    load_float4_shared,
-    load_uint2_readonly,
+from m40llm.kernels.gemm_sums import add_groups_of, add_splits_of, store_sums_of
+from m40llm.kernels.gemm_tiles import (
+    BK,
+    Tile,
+    load_column_of,
+    load_w_of,
+    load_x_of,
+    multiply_of,
+    place_of,
+    store_tiles_of,
+    x_rows_of,
 )
 from m40llm.kernels.planes import Planes, check_planes
 from m40llm.kernels.unpack import LANES
 
-N_THREADS: Final = 256
-BK: Final = 16  # columns of a tile in shared memory
-PADDING: Final = 4  # floats after a column of a tile
+MAX_TILES: Final = 4096  # of out, that blocks may share the columns of
 
 
-def _registers(type: GGMLType, tile: int) -> int:
-    """Two blocks of 256 threads on an SM; one where the high bits of quants would spill."""
-    return 168 if tile == 128 and LANES[type].n_highs else 128
+@dataclass(frozen=True)
+class Workspace:
+    """Where blocks that share a tile leave their sums.
 
-
-@cache
-def _load_x(is_half: bool, n_quads: int) -> Any:
-    """load_x(x, first_row, col, quads): 4 columns of every 64th row from first_row on."""
-
-    @cuda.jit(device=True, forceinline=True)
-    def load_x(x: Any, first_row: Any, col: Any, quads: Any) -> None:
-        for quad in range(n_quads):
-            x0, x1, x2, x3 = float32(0), float32(0), float32(0), float32(0)
-            if col < x.shape[1]:
-                row = min(int64(first_row + 64 * quad), x.shape[0] - 1)
-                at = row * x.shape[1] + col
-                if is_half:
-                    low, high = load_uint2_readonly(x, at)
-                    x0, x1 = half2_to_float2(low)
-                    x2, x3 = half2_to_float2(high)
-                else:
-                    x0, x1, x2, x3 = load_float4_readonly(x, at)
-            quads[quad, 0], quads[quad, 1], quads[quad, 2], quads[quad, 3] = x0, x1, x2, x3
-
-    return load_x
-
-
-@cache
-def _add_products(tile: int) -> Any:
-    """add_products(x_tile, w_tile, x_at, w_at, acc): of one column, 4 rows in every 64."""
-    n_quads = tile // 64
-    n_each = 4 * n_quads
-
-    @cuda.jit(device=True, forceinline=True)
-    def add_products(x_tile: Any, w_tile: Any, x_at: Any, w_at: Any, acc: Any) -> None:
-        x = cuda.local.array(n_each, float32)
-        w = cuda.local.array(n_each, float32)
-        for quad in range(n_quads):
-            i = 4 * quad
-            x[i], x[i + 1], x[i + 2], x[i + 3] = load_float4_shared(x_tile, x_at + 64 * quad)
-            w[i], w[i + 1], w[i + 2], w[i + 3] = load_float4_shared(w_tile, w_at + 64 * quad)
-        for i in range(n_each):
-            for j in range(n_each):
-                acc[i, j] += x[i] * w[j]
-
-    return add_products
-
-
-@cache
-def _multiply_tile(tile: int) -> Any:
-    """multiply_tile(x_tile, w_tile, at, acc): 16 columns from the buffer at `at`.
-
-    Written out, because LLVM leaves a loop over bodies of this size as it is: 3 % more FFMA.
+    sums     float32[n], n: as much as there is room for
+    arrived  int32[MAX_TILES], zeros: how many blocks have left theirs
     """
-    add_products = _add_products(tile)
 
-    pitch = tile + PADDING
-
-    @cuda.jit(device=True, forceinline=True)
-    def multiply_four(x_tile: Any, w_tile: Any, x_at: Any, w_at: Any, acc: Any) -> None:
-        add_products(x_tile, w_tile, x_at, w_at, acc)
-        add_products(x_tile, w_tile, x_at + pitch, w_at + pitch, acc)
-        add_products(x_tile, w_tile, x_at + 2 * pitch, w_at + 2 * pitch, acc)
-        add_products(x_tile, w_tile, x_at + 3 * pitch, w_at + 3 * pitch, acc)
-
-    @cuda.jit(device=True, forceinline=True)
-    def multiply_tile(x_tile: Any, w_tile: Any, at: Any, acc: Any) -> None:
-        x_at, w_at = at + (cuda.threadIdx.x >> 4) * 4, at + (cuda.threadIdx.x & 15) * 4
-        multiply_four(x_tile, w_tile, x_at, w_at, acc)
-        multiply_four(x_tile, w_tile, x_at + 4 * pitch, w_at + 4 * pitch, acc)
-        multiply_four(x_tile, w_tile, x_at + 8 * pitch, w_at + 8 * pitch, acc)
-        multiply_four(x_tile, w_tile, x_at + 12 * pitch, w_at + 12 * pitch, acc)
-
-    return multiply_tile
+    sums: Any
+    arrived: Any
 
 
-@cache
-def _store_tiles(type: GGMLType, tile: int) -> Any:
-    """store_tiles(quads, raw, col, x_tile, w_tile, at): loaded numbers into the buffer at `at`."""
-    convert_weights, n_quads, pitch = convert(type), tile // 64, tile + PADDING
-
-    @cuda.jit(device=True, forceinline=True)
-    def store_tiles(quads: Any, raw: Any, col: Any, x_tile: Any, w_tile: Any, at: Any) -> None:
-        thread = cuda.threadIdx.x
-        x_at = at + 4 * (thread & 3) * pitch + (thread >> 2)
-        for quad in range(n_quads):
-            for k in range(4):
-                x_tile[uint32(x_at + k * pitch + 64 * quad)] = quads[quad, k]
-        if thread < 2 * tile:
-            weights = cuda.local.array(8, float32)
-            convert_weights(raw, col, weights)
-            w_at = at + 8 * (thread & 1) * pitch + (thread >> 1)
-            for k in range(8):
-                w_tile[uint32(w_at + k * pitch)] = weights[k]
-
-    return store_tiles
-
-
-@cache
-def _store_sums(tile: int, has_bias: bool, accumulate: bool) -> Any:
-    """store_sums(acc, first_token, first_row, bias, out): within the bounds of out."""
-    n_each = tile // 16
-
-    @cuda.jit(device=True, forceinline=True)
-    def store_sums(acc: Any, first_token: Any, first_row: Any, bias: Any, out: Any) -> None:
-        for i in range(n_each):
-            token = first_token + (i >> 2) * 64 + (cuda.threadIdx.x >> 4) * 4 + (i & 3)
-            if token < out.shape[0]:
-                for j in range(n_each):
-                    row = first_row + (j >> 2) * 64 + (cuda.threadIdx.x & 15) * 4 + (j & 3)
-                    if row < out.shape[1]:
-                        value = acc[i, j]
-                        if has_bias:
-                            value += bias[row]
-                        if accumulate:
-                            value += out[token, row]
-                        out[token, row] = value
-
-    return store_sums
+def _registers(type: GGMLType, tile: Tile) -> int:
+    """16 warps on an SM; fewer where high bits of quants, or eights of weights, would spill."""
+    many = tile.n_rows // tile.group_threads >= 4 or (tile.n_tokens == 128 and LANES[type].n_highs)
+    return 168 if many else 128
 
 
 @cache
 def _compile(
-    type: GGMLType, tile: int, x_is_half: bool, has_bias: bool, accumulate: bool
+    type: GGMLType, tile: Tile, is_split: bool, x_is_half: bool, has_bias: bool, accumulate: bool
 ) -> Kernel:
-    """The kernel with tiles of tile x tile."""
-    n_quads, n_each, n_shared = tile // 64, tile // 16, 2 * BK * (tile + PADDING)
-    load_x, load_weights = _load_x(x_is_half, n_quads), fetch(type)
-    multiply_tile, store_tiles = _multiply_tile(tile), _store_tiles(type, tile)
-    store_sums = _store_sums(tile, has_bias, accumulate)
+    n_threads, n_groups, n_floats = tile.group_threads, tile.n_groups, tile.n_floats
+    n_quads, n_eights = 4 * tile.n_tokens // n_threads, 2 * tile.n_rows // n_threads
+    x_floats, w_floats, n_buffers = tile.x_floats, tile.w_floats, tile.n_buffers
+    group_floats, w_first = tile.group_floats, tile.n_buffers * tile.x_floats
+    load_x, load_w, find_x_rows = load_x_of(tile, x_is_half), load_w_of(type, tile), x_rows_of(tile)
+    store_tiles, multiply, place = store_tiles_of(type, tile), multiply_of(tile), place_of(tile)
+    load_column = load_column_of(tile)
+    add_groups, add_splits = add_groups_of(tile), add_splits_of(tile)
+    store_sums = store_sums_of(tile, has_bias, accumulate)
+    tile_tokens, tile_rows, rows_apart = tile.n_tokens, tile.n_rows, n_threads // 2
 
-    def gemm(quants: Any, highs: Any, scales: Any, x: Any, bias: Any, out: Any) -> None:
-        x_tile = cuda.shared.array(n_shared, float32, alignment=16)
-        w_tile = cuda.shared.array(n_shared, float32, alignment=16)
-        acc = cuda.local.array((n_each, n_each), float32)
+    def gemm(
+        quants: Any, highs: Any, scales: Any, x: Any, bias: Any, sums: Any, arrived: Any, out: Any
+    ) -> None:
+        pool = cuda.shared.array(n_floats, float32, alignment=16)
+        ticket = cuda.shared.array(1, int32)
+        acc = cuda.local.array((8, 8), float32)
+        x_column, w_column = cuda.local.array(8, float32), cuda.local.array(8, float32)
         quads = cuda.local.array((n_quads, 4), float32)
-        raw = cuda.local.array(8, uint32)
-        for i in range(n_each):
-            for j in range(n_each):
+        raw = cuda.local.array((n_eights, 8), uint32)
+        quads_at = cuda.local.array(n_quads, uint32)
+        rows = cuda.local.array(n_eights, int32)
+        for i in range(8):
+            for j in range(8):
                 acc[i, j] = float32(0)
-        for k in range(8):
-            raw[k] = uint32(0)
-        thread, n_cols = cuda.threadIdx.x, x.shape[1]
-        first_token, first_row = cuda.blockIdx.y * tile, cuda.blockIdx.x * tile
-        token, row = first_token + (thread >> 2), first_row + (thread >> 1)
-        row = min(int64(row), out.shape[1] - 1)  # beyond the last: computed, not stored
-        x_col, w_col = (thread & 3) * 4, (thread & 1) * 8
-        at = 0
-        for col in range(0, n_cols + BK, BK):  # one turn more: what was loaded is used a turn later
-            if col < n_cols:
-                load_x(x, token, col + x_col, quads)
-                if thread < 2 * tile and col + w_col < n_cols:
-                    load_weights(quants, highs, scales, row, col + w_col, n_cols, raw)
-            if col > 0:
-                multiply_tile(x_tile, w_tile, at, acc)
-                at = n_shared // 2 - at
-            if col < n_cols:
-                store_tiles(quads, raw, col + w_col, x_tile, w_tile, at)
+        thread = uint32(cuda.threadIdx.x)
+        group, t = int32(thread // uint32(n_threads)), uint32(thread % uint32(n_threads))
+        first_token = int32(int32(cuda.blockIdx.y) * tile_tokens)
+        first_row, n_cols = int32(int32(cuda.blockIdx.x) * tile_rows), int32(x.shape[1])
+        find_x_rows(first_token, int32(out.shape[0]), n_cols, t, quads_at)
+        for i in range(n_eights):
+            row = int32(first_row + int32((t >> uint32(1)) + uint32(i * rows_apart)))
+            rows[i] = min(row, int32(int32(out.shape[1]) - 1))  # beyond: computed, not stored
+        token_at, row_at = place(t)
+        x_at = int32(group * group_floats)
+        w_at = int32(x_at + w_first)
+        # Steps of 16 columns; what is no full one is step 0.
+        n_steps = uint32(uint32(n_cols + BK - 1) // uint32(BK))
+        n_first = int32(n_cols - int32(BK * int32(n_steps - uint32(1))))
+        n_slices = uint32(uint32(cuda.gridDim.z) * uint32(n_groups))
+        slice = uint32(uint32(cuda.blockIdx.z) * uint32(n_groups) + uint32(group))
+        step = int32(uint32(n_steps * slice) // n_slices)
+        end = int32(uint32(n_steps * uint32(slice + uint32(1))) // n_slices)
+        if step < end:
+            n_here, col = n_first, int32(0)
+            if step > 0:
+                n_here, col = int32(BK), int32(n_first + int32(BK * int32(step - 1)))
+            load_x(x, quads_at, t, col, n_here, quads)
+            load_w(quants, highs, scales, rows, t, col, n_here, n_cols, raw)
+            store_tiles(quads, raw, t, col, pool, uint32(x_at), uint32(w_at))
+            if n_groups == 1:
                 cuda.syncthreads()
-        store_sums(acc, first_token, first_row, bias, out)
+            else:
+                cuda.syncwarp()
+            last_col = int32(n_first + int32(BK * int32(end - 2)))
+            col = int32(n_first + int32(BK * int32(step - 1)))
+            while step < end:
+                # The last step loads and stores once more what is there: the loop has no branch.
+                col = min(int32(col + BK), max(last_col, int32(0)))
+                load_x(x, quads_at, t, col, BK, quads)
+                load_w(quants, highs, scales, rows, t, col, BK, n_cols, raw)
+                x_mine, w_mine = int64(x_at + token_at), int64(w_at + row_at)
+                load_column(pool, x_mine, w_mine, x_column, w_column)
+                multiply(pool, x_mine, w_mine, acc, x_column, w_column, 0)
+                multiply(pool, x_mine, w_mine, acc, x_column, w_column, 1)
+                multiply(pool, x_mine, w_mine, acc, x_column, w_column, 2)
+                if n_buffers == 2:  # into the other one, while there are products to make
+                    x_at, w_at = int32(x_floats - x_at), int32(2 * w_first + w_floats - w_at)
+                    store_tiles(quads, raw, t, col, pool, uint32(x_at), uint32(w_at))
+                    multiply(pool, x_mine, w_mine, acc, x_column, w_column, 3)
+                else:
+                    multiply(pool, x_mine, w_mine, acc, x_column, w_column, 3)
+                    cuda.syncwarp()
+                    store_tiles(quads, raw, t, col, pool, uint32(x_at), uint32(w_at))
+                if n_groups == 1:
+                    cuda.syncthreads()
+                else:
+                    cuda.syncwarp()
+                step = int32(step + 1)
+        if n_groups > 1:
+            add_groups(pool, group, t, acc)
+        if is_split and not add_splits(sums, arrived, ticket, group == 0, t, acc):
+            return
+        store_sums(acc, pool, group == 0, token_at, row_at, first_token, first_row, bias, out)
 
     return Kernel(gemm, registers=_registers(type, tile))
+
+
+def tile_for(n_tokens: int, n_rows: int, n_cols: int, n_sms: int) -> tuple[Tile, int]:
+    """(tile, n_splits) for a product of this size on a card of so many SMs."""
+    if n_tokens <= 16:
+        tile = Tile(16, 128, 4)
+    elif n_tokens <= 32:
+        tile = Tile(32, 64, 4)
+    else:
+        n_big = ceil_div(n_tokens, 128) * ceil_div(n_rows, 128)
+        tile = Tile(128, 128) if n_tokens > 64 and n_big >= n_sms else Tile(64, 64)
+    n_tiles = ceil_div(n_tokens, tile.n_tokens) * ceil_div(n_rows, tile.n_rows)
+    slots = n_sms * 512 // tile.n_threads  # blocks that a card holds, at 128 registers
+    n_steps = ceil_div(n_cols, BK * tile.n_groups)
+    n_splits = max(1, min(slots // n_tiles, n_steps // 4, 32))
+    return tile, n_splits
 
 
 def gemm(
@@ -217,9 +179,15 @@ def gemm(
     stream: Launcher,
     bias: Any = None,
     accumulate: bool = False,
-    tile: int | None = None,
+    tile: Tile | None = None,
+    n_splits: int | None = None,
+    workspace: Workspace | None = None,
 ) -> None:
-    """out (+)= x W^T (+ bias); tile 64, or 128 where that is a block an SM (None: by size)."""
+    """out (+)= x W^T (+ bias).
+
+    tile, n_splits  how the work is shared out; None: by size
+    workspace       without one, no tile is shared
+    """
     n_tokens, x_is_half = int(x.shape[0]), np.dtype(x.dtype) == np.float16
     if n_tokens < 1:
         raise KernelContractError("x: expected at least one row, got none")
@@ -227,12 +195,36 @@ def gemm(
     check_array("x", x, np.float16 if x_is_half else np.float32, (n_tokens, w.n_cols))
     check_array("out", out, np.float32, (n_tokens, w.n_rows))
     check_array("bias", bias, np.float32, (w.n_rows,), optional=True)
-    if tile is None:
-        n_blocks = ceil_div(n_tokens, 128) * ceil_div(w.n_rows, 128)
-        tile = 128 if n_tokens > 64 and n_blocks >= stream.n_sms else 64
-    kernel = _compile(w.type, tile, x_is_half, bias is not None, accumulate)
-    grid = (ceil_div(w.n_rows, tile), ceil_div(n_tokens, tile))
+    chosen, splits = tile_for(n_tokens, w.n_rows, w.n_cols, stream.n_sms)
+    tile = tile or chosen
+    splits = n_splits or (splits if tile == chosen else 1)
+    grid = (ceil_div(w.n_rows, tile.n_rows), ceil_div(n_tokens, tile.n_tokens))
+    if splits > 1:
+        splits = _fitting(splits, grid, tile, workspace, n_splits is not None)
+    given_bias, sums, arrived = (out if bias is None else bias), out, out
+    if splits > 1 and workspace is not None:
+        sums, arrived = workspace.sums, workspace.arrived
+    kernel = _compile(w.type, tile, splits > 1, x_is_half, bias is not None, accumulate)
     highs, scales = (w.quants if plane is None else plane for plane in (w.highs, w.scales))
     stream.launch(
-        kernel, grid, N_THREADS, w.quants, highs, scales, x, out if bias is None else bias, out
-    )
+        kernel, (*grid, splits), tile.n_threads,
+        w.quants, highs, scales, x, given_bias, sums, arrived, out,
+    )  # fmt: skip
+
+
+def _fitting(
+    n_splits: int, grid: tuple[int, int], tile: Tile, workspace: Workspace | None, is_asked: bool
+) -> int:
+    """As many of the splits as the workspace has room for; KernelContractError if they were asked
+    for and it has not."""
+    n_tiles, room = grid[0] * grid[1], 0
+    if workspace is not None and n_tiles <= MAX_TILES:
+        check_array("workspace.sums", workspace.sums, np.float32, (None,))
+        check_array("workspace.arrived", workspace.arrived, np.int32, (MAX_TILES,))
+        room = int(workspace.sums.shape[0]) // (n_tiles * tile.n_tokens * tile.n_rows)
+    if is_asked and room < n_splits:
+        wanted = n_splits * n_tiles * tile.n_tokens * tile.n_rows
+        raise KernelContractError(
+            f"workspace: expected room for {wanted:,} sums in {n_tiles:,} tiles, got less"
+        )
+    return min(n_splits, max(room, 1))
