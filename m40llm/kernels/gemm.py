@@ -9,12 +9,16 @@ out    float32[n_tokens, n_rows]              aliases nothing
 grid     (ceil(n_rows / tile.n_rows), ceil(n_tokens / tile.n_tokens), n_splits)
 FLOPs    2 * n_tokens * n_rows * n_cols, in FP32 (compute-bound from about 16 tokens on)
 shared   2 buffers of 16 columns of both tiles (gemm_tiles.py): 33 KiB for 128 x 128
-sm_52    registers at most 128: 16 warps on an SM (25 %)
+sm_52    registers at most 128, 16 warps on an SM (25 %); 168, 12 warps, for Tile(16, 128) and where
+         high bits of quants would spill
+         FFMA share of the loop, all else in it counted: F16 128 x 128 89.3 %, 64 x 128 87 %,
+         64 x 64 83 %, 32 x 64 83 %, 16 x 128 79 %; 128 x 128 of Q8_0 87 %, Q4_0 86 %, Q4_K 86 %
 
 While a block multiplies one step of 16 columns from shared memory, 8 x 8 sums a thread, its loads
-of the next are under way; weights are dequantised on the way into shared memory. The columns that are
-no full step come first, so that the loop has no bounds. Where out has too few tiles for the card,
-blocks share the columns of a tile, and the last of them adds up what all have left in a workspace.
+of the next are under way; weights are dequantised on the way into shared memory. The columns that
+are no full step come first, so that the loop has no bounds. Where out has too few tiles for the
+card, blocks share the columns of a tile, and the last of them adds up what all have left in a
+workspace (gemm_sums.py). Which tile, and how many blocks share one, says gemm_choice.py.
 """
 
 from dataclasses import dataclass
@@ -27,6 +31,7 @@ from numba import cuda, float32, int32, int64, uint32
 
 from m40llm.errors import KernelContractError
 from m40llm.kernels.contract import Kernel, Launcher, ceil_div, check_array
+from m40llm.kernels.gemm_choice import choose
 from m40llm.kernels.gemm_sums import add_groups_of, add_splits_of, store_sums_of
 from m40llm.kernels.gemm_tiles import (
     BK,
@@ -47,9 +52,9 @@ MAX_TILES: Final = 4096  # of out, that blocks may share the columns of
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where blocks that share a tile leave their sums.
+    """Where blocks that share a tile leave their sums. One launch at a time uses it.
 
-    sums     float32[n], n: as much as there is room for
+    sums     float32[n]: workspace_floats(n_sms) are enough
     arrived  int32[MAX_TILES], zeros: how many blocks have left theirs
     """
 
@@ -57,10 +62,14 @@ class Workspace:
     arrived: Any
 
 
+def workspace_floats(n_sms: int) -> int:
+    """Of all sums that blocks leave: they are not many more than a card holds at a time."""
+    return 6 * 128 * 128 * n_sms
+
+
 def _registers(type: GGMLType, tile: Tile) -> int:
-    """16 warps on an SM; fewer where high bits of quants, or eights of weights, would spill."""
-    many = tile.n_rows // tile.group_threads >= 4 or (tile.n_tokens == 128 and LANES[type].n_highs)
-    return 168 if many else 128
+    """More where high bits of quants would spill."""
+    return 168 if tile.n_tokens == 128 and LANES[type].n_highs else tile.registers
 
 
 @cache
@@ -155,22 +164,6 @@ def _compile(
     return Kernel(gemm, registers=_registers(type, tile))
 
 
-def tile_for(n_tokens: int, n_rows: int, n_cols: int, n_sms: int) -> tuple[Tile, int]:
-    """(tile, n_splits) for a product of this size on a card of so many SMs."""
-    if n_tokens <= 16:
-        tile = Tile(16, 128, 4)
-    elif n_tokens <= 32:
-        tile = Tile(32, 64, 4)
-    else:
-        n_big = ceil_div(n_tokens, 128) * ceil_div(n_rows, 128)
-        tile = Tile(128, 128) if n_tokens > 64 and n_big >= n_sms else Tile(64, 64)
-    n_tiles = ceil_div(n_tokens, tile.n_tokens) * ceil_div(n_rows, tile.n_rows)
-    slots = n_sms * 512 // tile.n_threads  # blocks that a card holds, at 128 registers
-    n_steps = ceil_div(n_cols, BK * tile.n_groups)
-    n_splits = max(1, min(slots // n_tiles, n_steps // 4, 32))
-    return tile, n_splits
-
-
 def gemm(
     w: Planes,
     x: Any,
@@ -185,7 +178,7 @@ def gemm(
 ) -> None:
     """out (+)= x W^T (+ bias).
 
-    tile, n_splits  how the work is shared out; None: by size
+    tile, n_splits  how the work is shared out; None: as gemm_choice.py says
     workspace       without one, no tile is shared
     """
     n_tokens, x_is_half = int(x.shape[0]), np.dtype(x.dtype) == np.float16
@@ -195,9 +188,9 @@ def gemm(
     check_array("x", x, np.float16 if x_is_half else np.float32, (n_tokens, w.n_cols))
     check_array("out", out, np.float32, (n_tokens, w.n_rows))
     check_array("bias", bias, np.float32, (w.n_rows,), optional=True)
-    chosen, splits = tile_for(n_tokens, w.n_rows, w.n_cols, stream.n_sms)
-    tile = tile or chosen
-    splits = n_splits or (splits if tile == chosen else 1)
+    chosen = choose(n_tokens, w.n_rows, w.n_cols, stream.n_sms)
+    splits = n_splits or (chosen.n_splits if tile in (None, chosen.tile) else 1)
+    tile = tile or chosen.tile
     grid = (ceil_div(w.n_rows, tile.n_rows), ceil_div(n_tokens, tile.n_tokens))
     if splits > 1:
         splits = _fitting(splits, grid, tile, workspace, n_splits is not None)

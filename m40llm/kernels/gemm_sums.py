@@ -118,9 +118,11 @@ def add_splits_of(tile: Tile) -> Any:
 
 @cache
 def store_sums_of(tile: Tile, has_bias: bool, accumulate: bool) -> Any:
-    """store_sums(acc, pool, is_first_group, token_at, row_at, first_token, first_row, bias, out): by
-    all threads of the block; half of the tile's tokens at a time, through shared memory, so that
-    whole lines are written."""
+    """store_sums(acc, pool, is_first_group, token_at, row_at, first_token, first_row, bias, out)
+
+    By all threads of the block; half of the tile's tokens at a time, through shared memory, so that
+    whole lines are written.
+    """
     half_tokens, half_rows = tile.n_tokens // 2, tile.n_rows // 2
     row_quads, pitch, n_threads = tile.n_rows // 4, tile.n_rows + PADDING, tile.n_threads
 

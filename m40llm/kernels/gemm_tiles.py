@@ -45,7 +45,8 @@ class Tile:
 
     def __post_init__(self) -> None:
         n_threads = self.n_tokens * self.n_rows // N_SUMS
-        assert self.n_tokens in (16, 32, 64, 128) and n_threads % WARP_SIZE == 0, self
+        assert self.n_tokens in (16, 32, 64, 128), self
+        assert n_threads % WARP_SIZE == 0, self
         assert self.n_groups == 1 or n_threads == WARP_SIZE, self
 
     @property
@@ -55,6 +56,11 @@ class Tile:
     @property
     def n_threads(self) -> int:
         return self.n_groups * self.group_threads
+
+    @property
+    def registers(self) -> int:
+        """16 warps on an SM; fewer where many weights are under way in a thread."""
+        return 168 if self.n_rows // self.group_threads >= 4 else 128
 
     @property
     def n_buffers(self) -> int:

@@ -2,9 +2,11 @@
 
 from gguf import GGMLQuantizationType as GGMLType
 from numba import types
-from sm52_assembly import F16_2, F32_1, F32_2, I64, Signature
+from sm52_assembly import F16_2, F32_1, F32_2, I32_1, I64, Signature
 
 from m40llm.kernels import add_bias, dequantize_rows, gemm, gemv
+from m40llm.kernels.gemm_choice import TILES
+from m40llm.kernels.gemm_tiles import Tile
 from m40llm.kernels.planes import DENSE, LAYOUTS
 
 U16_2, U32_2 = types.Array(types.uint16, 2, "C"), types.Array(types.uint32, 2, "C")
@@ -21,12 +23,15 @@ def of_gemv(
     return Signature(gemv._compile(form), arg_types, gemv.N_THREADS, label)
 
 
-def of_gemm(ggml_type: GGMLType, tile: int, *, half: bool = False, bias: bool = False) -> Signature:
-    kernel = gemm._compile(ggml_type, tile, half, bias, bias)
-    label = f"{ggml_type.name}-{tile}{'-half' * half}{'-bias' * bias}"
-    x = F16_2 if half else F32_2
-    arg_types = (*planes_of(ggml_type), x, F32_1 if bias else F32_2, F32_2)
-    return Signature(kernel, arg_types, gemm.N_THREADS, label)
+def of_gemm(
+    ggml_type: GGMLType, tile: Tile, *, split: bool = False, half: bool = False, bias: bool = False
+) -> Signature:
+    kernel = gemm._compile(ggml_type, tile, split, half, bias, bias)
+    shape = f"{tile.n_tokens}x{tile.n_rows}x{tile.n_groups}"
+    label = f"{ggml_type.name}-{shape}{'-split' * split}{'-half' * half}{'-bias' * bias}"
+    x, shared = F16_2 if half else F32_2, (F32_1, I32_1) if split else (F32_2, F32_2)
+    arg_types = (*planes_of(ggml_type), x, F32_1 if bias else F32_2, *shared, F32_2)
+    return Signature(kernel, arg_types, tile.n_threads, label)
 
 
 def of_dequantize_rows(ggml_type: GGMLType) -> Signature:
@@ -48,9 +53,13 @@ SIGNATURES = [
     of_gemv(GGMLType.Q6_K, 1, 2),
     *(of_gemv(ggml_type, 2, 4, swiglu=True) for ggml_type in SOME),
     *(of_gemv(ggml_type, 2, 4, bias=True) for ggml_type in SOME),
-    *(of_gemm(ggml_type, 128) for ggml_type in TYPES),
-    *(of_gemm(ggml_type, 64) for ggml_type in SOME),
-    *(of_gemm(GGMLType.Q5_K, tile, half=True, bias=True) for tile in (64, 128)),
+    *(of_gemm(ggml_type, Tile(128, 128)) for ggml_type in TYPES),
+    *(of_gemm(GGMLType.F16, tile, split=True) for tile in TILES),
+    *(of_gemm(GGMLType.Q6_K, tile) for tile in TILES),
+    *(
+        of_gemm(GGMLType.Q5_K, tile, half=True, bias=True)
+        for tile in (Tile(64, 64), Tile(128, 128))
+    ),
     *(of_dequantize_rows(ggml_type) for ggml_type in TYPES),
     Signature(add_bias._compile(), (F32_1, F32_2), add_bias.N_THREADS),
 ]

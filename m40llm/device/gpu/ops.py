@@ -18,7 +18,7 @@ from m40llm.kernels.attention_common import TINY_HEAD_DIMS
 from m40llm.kernels.attention_decode import attention_decode, partial_shape, split_count
 from m40llm.kernels.attention_prefill import attention_prefill
 from m40llm.kernels.embedding import embedding, take_rows
-from m40llm.kernels.gemm import gemm
+from m40llm.kernels.gemm import MAX_TILES, Workspace, gemm, workspace_floats
 from m40llm.kernels.gemv import MAX_TOKENS, gemv
 from m40llm.kernels.planes import LAYOUTS, Planes, from_blocks
 from m40llm.kernels.quant_blocks import WEIGHT_OF
@@ -64,6 +64,7 @@ class GpuOps:
         self.card, self.products = card, products
         self.name = card.name
         self._workspaces: dict[tuple[int, ...], tuple[Buffer, Buffer]] = {}
+        self._shared_sums: Workspace | None = None
 
     def decoder(self, program: Sequence[Instruction], parts: ModelParts) -> "CardDecoder | str":
         from m40llm.device.gpu.decoder import CardDecoder, why_not
@@ -77,7 +78,10 @@ class GpuOps:
 
     def recover(self) -> None:
         """Counts again from zero what a launch that was broken off had counted."""
-        for _, arrived in self._workspaces.values():
+        counters = [arrived for _, arrived in self._workspaces.values()]
+        if self._shared_sums is not None:
+            counters.append(self._shared_sums.arrived)
+        for arrived in counters:
             self.write(arrived, np.zeros(arrived.shape, np.int32))
 
     def prepare(self, progress: Progress | None = None) -> None:
@@ -149,8 +153,21 @@ class GpuOps:
         if self.products is not None:
             self.products.matmul(w, x, out, bias, accumulate)
             return
-        product = gemv if x.shape[0] <= MAX_TOKENS else gemm
-        product(w, x, out, bias=bias, accumulate=accumulate, stream=self.card)
+        if x.shape[0] <= MAX_TOKENS:
+            gemv(w, x, out, bias=bias, accumulate=accumulate, stream=self.card)
+            return
+        gemm(
+            w, x, out, bias=bias, accumulate=accumulate, workspace=self._gemm_workspace(),
+            stream=self.card,
+        )  # fmt: skip
+
+    def _gemm_workspace(self) -> Workspace:
+        if self._shared_sums is None:
+            sums = self.empty((workspace_floats(self.card.n_sms),))
+            arrived = self.empty((MAX_TILES,), np.int32)
+            self.write(arrived, np.zeros(MAX_TILES, np.int32))
+            self._shared_sums = Workspace(sums, arrived)
+        return self._shared_sums
 
     def rope_append(
         self,
