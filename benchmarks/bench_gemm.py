@@ -18,10 +18,16 @@ from matrices import (
 )
 from rivals import Rival, randn
 
-from m40llm.kernels.gemm import gemm
+from m40llm.kernels.gemm import MAX_TILES, Workspace, gemm, workspace_floats
 from m40llm.kernels.planes import LAYOUTS
 
-F16, F32, Q4_K, Q8_0 = (GGMLType[n] for n in ("F16", "F32", "Q4_K", "Q8_0"))
+F16, F32, Q4_0, Q4_K, Q8_0 = (GGMLType[n] for n in ("F16", "F32", "Q4_0", "Q4_K", "Q8_0"))
+# (n_rows, n_cols) of the matrices of models of 135M to 8B; prompts or batches of so many tokens.
+MATRICES = (
+    *((4096, 4096), (6144, 4096), (28672, 4096), (4096, 14336), (2048, 2048), (8192, 2048)),
+    *((576, 576), (1536, 576), (128256, 2048)),
+)
+TOKENS = (16, 32, 64, 128, 512, 2048)
 SMALL: list[tuple[GGMLType, int, int, int, Any]] = [
     (Q8_0, 19, 70, 64, np.float32),
     (F16, 19, 70, 64, np.float32),
@@ -32,21 +38,31 @@ LARGE: list[tuple[GGMLType, int, int, int, Any]] = [
     (F16, 1000, 1000, 1000, np.float32),
     (Q4_K, 64, 14336, 4096, np.float32),
     (F16, 16, 4096, 4096, np.float32),
-    *((Q4_K, m, 4096, 4096, np.float32) for m in (16, 32, 128, 512)),
-    *((F16, m, 4096, 4096, np.float32) for m in (32, 64, 128, 256, 1024, 2048)),
     (F32, 1000, 1000, 1000, np.float32),
     (F16, 4096, 4096, 4096, np.float16),
     *((type, 4096, 4096, 4096, np.float32) for type in LAYOUTS if type != Q4_K),
-    *((F16, 512, *shape, np.float32) for shape in ((2048, 2048), (8192, 2048), (2048, 8192))),
-]
+    *((F16, m, *matrix, np.float32) for matrix in MATRICES for m in TOKENS),
+    *(
+        (type, m, *matrix, np.float32)
+        for matrix in MATRICES for m in TOKENS for type in (Q8_0, Q4_0, Q4_K)
+        if matrix[1] % 256 == 0 or type != Q4_K
+    ),
+]  # fmt: skip
+N_SUMS = workspace_floats(132)  # of a workspace: enough for a big card
 
 
-def case_of(type: GGMLType, n_tokens: int, n_rows: int, n_cols: int, dtype: Any) -> Case:
+def case_of(
+    scale: Scale, type: GGMLType, n_tokens: int, n_rows: int, n_cols: int, dtype: Any
+) -> Case:
     x_type = np.dtype(dtype).name
 
     def arrays() -> Arrays:
         x, out = vectors(n_tokens, n_cols, dtype), poison((n_tokens, n_rows))
-        return {**planes_of(type, n_rows, n_cols), "x": x, "out": out}
+        shared = {
+            "sums": poison((N_SUMS if scale.card else 1 << 18,)),
+            "arrived": np.zeros(MAX_TILES, np.int32),
+        }
+        return {**planes_of(type, n_rows, n_cols), "x": x, "out": out, **shared}
 
     def make(torch: Any) -> Any:
         x, w, out = (
@@ -62,8 +78,12 @@ def case_of(type: GGMLType, n_tokens: int, n_rows: int, n_cols: int, dtype: Any)
             "x": x_type,
         },
         arrays=arrays,
-        launch=lambda b, stream: gemm(on_card(type, n_cols, b), b["x"], b["out"], stream=stream),
+        launch=lambda b, stream: gemm(
+            on_card(type, n_cols, b), b["x"], b["out"], stream=stream,
+            workspace=Workspace(b["sums"], b["arrived"]),
+        ),
         outputs=("out",),
+        shared=("sums", "arrived"),
         check=lambda a, got: share_of_repeats(got["out"], *product_and_bound(type, a["x"])),
         bytes_read=weight_bytes(type, n_rows, n_cols)
         + np.dtype(dtype).itemsize * n_tokens * n_cols,
@@ -74,7 +94,7 @@ def case_of(type: GGMLType, n_tokens: int, n_rows: int, n_cols: int, dtype: Any)
 
 
 def cases(scale: Scale) -> Iterator[Case]:
-    yield from (case_of(*each) for each in scale.pick(SMALL, LARGE, 7))
+    yield from (case_of(scale, *each) for each in scale.pick(SMALL, LARGE, 7))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from cases import Row
 from harness import arguments, open_bench, report
 
 WEIGHTS = {"gemv": 8.0, "gemm": 4.0, "attention_decode": 2.5, "attention_prefill": 2.5}
-NO_KERNELS = {"generate"}  # benchmarks that are of a whole model
+NO_KERNELS = {"generate", "prefill"}  # benchmarks that are of a whole model
 FOLDER = Path(__file__).parent
 
 

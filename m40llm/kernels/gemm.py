@@ -9,8 +9,8 @@ out    float32[n_tokens, n_rows]              aliases nothing
 grid     (ceil(n_rows / tile.n_rows), ceil(n_tokens / tile.n_tokens), n_splits)
 FLOPs    2 * n_tokens * n_rows * n_cols, in FP32 (compute-bound from about 16 tokens on)
 shared   2 buffers of 16 columns of both tiles (gemm_tiles.py): 33 KiB for 128 x 128
-sm_52    registers at most 128, 16 warps on an SM (25 %); 168, 12 warps, for Tile(16, 128) and where
-         high bits of quants would spill
+sm_52    registers at most 128, 16 warps on an SM (25 %); tiles of groups 168 (12 warps); types with
+         high bits of quants 168 and 208 (8 warps), since they would spill
          FFMA share of the loop, all else in it counted: F16 128 x 128 89.3 %, 64 x 128 87 %,
          64 x 64 83 %, 32 x 64 83 %, 16 x 128 79 %; 128 x 128 of Q8_0 87 %, Q4_0 86 %, Q4_K 86 %
 
@@ -42,6 +42,7 @@ from m40llm.kernels.gemm_tiles import (
     multiply_of,
     place_of,
     store_tiles_of,
+    sync_of,
     x_rows_of,
 )
 from m40llm.kernels.planes import Planes, check_planes
@@ -69,7 +70,9 @@ def workspace_floats(n_sms: int) -> int:
 
 def _registers(type: GGMLType, tile: Tile) -> int:
     """More where high bits of quants would spill."""
-    return 168 if tile.n_tokens == 128 and LANES[type].n_highs else tile.registers
+    if not LANES[type].n_highs:
+        return tile.registers
+    return 208 if tile.n_groups > 1 else 168
 
 
 @cache
@@ -82,7 +85,7 @@ def _compile(
     group_floats, w_first = tile.group_floats, tile.n_buffers * tile.x_floats
     load_x, load_w, find_x_rows = load_x_of(tile, x_is_half), load_w_of(type, tile), x_rows_of(tile)
     store_tiles, multiply, place = store_tiles_of(type, tile), multiply_of(tile), place_of(tile)
-    load_column = load_column_of(tile)
+    load_column, sync = load_column_of(tile), sync_of(tile)
     add_groups, add_splits = add_groups_of(tile), add_splits_of(tile)
     store_sums = store_sums_of(tile, has_bias, accumulate)
     tile_tokens, tile_rows, rows_apart = tile.n_tokens, tile.n_rows, n_threads // 2
@@ -126,10 +129,7 @@ def _compile(
             load_x(x, quads_at, t, col, n_here, quads)
             load_w(quants, highs, scales, rows, t, col, n_here, n_cols, raw)
             store_tiles(quads, raw, t, col, pool, uint32(x_at), uint32(w_at))
-            if n_groups == 1:
-                cuda.syncthreads()
-            else:
-                cuda.syncwarp()
+            sync()
             last_col = int32(n_first + int32(BK * int32(end - 2)))
             col = int32(n_first + int32(BK * int32(step - 1)))
             while step < end:
@@ -148,12 +148,9 @@ def _compile(
                     multiply(pool, x_mine, w_mine, acc, x_column, w_column, 3)
                 else:
                     multiply(pool, x_mine, w_mine, acc, x_column, w_column, 3)
-                    cuda.syncwarp()
+                    sync()
                     store_tiles(quads, raw, t, col, pool, uint32(x_at), uint32(w_at))
-                if n_groups == 1:
-                    cuda.syncthreads()
-                else:
-                    cuda.syncwarp()
+                sync()
                 step = int32(step + 1)
         if n_groups > 1:
             add_groups(pool, group, t, acc)

@@ -24,12 +24,13 @@ TILES: Final = {  # instructions of a warp a step (F16)
     Tile(16, 128, 4): 1292,
 }
 SPLITS: Final = (1, 2, 3, 4, 6, 8, 12, 16)
+FEW_TOKENS: Final = 128  # up to here tiles of groups were timed
 MIN_STEPS: Final = 3  # of a group of threads: with fewer, its start and its end are all there is
 WAVES: Final = 2.2  # blocks that share tiles, in blocks that a card holds
-_BEGIN_STEPS: Final = 2.0  # a block's begin and end, in steps
-_SHARE: Final = ((4, 0.74), (8, 0.85), (12, 1.0))  # of the slots that so many warps can use
-_SPLIT_CYCLES: Final = 2000.0  # of the last block, which adds up what all have left,
-_SPLIT_FLOAT_CYCLES: Final = 1.6e-3  # and of each float of a workspace, over all SMs of an H100
+_BEGIN_STEPS: Final = 2.1  # a block's begin and end, in steps
+_SHARE: Final = ((4, 0.6), (8, 0.93), (12, 0.93))  # of the slots that so many warps can use
+_SPLIT_CYCLES: Final = 3850.0  # of the last block, which adds up what all have left,
+_SPLIT_FLOAT_CYCLES: Final = 1.56e-3  # and of each float of a workspace, over all SMs of an H100
 _H100_SMS: Final = 132
 
 
@@ -80,6 +81,8 @@ def choose(n_tokens: int, n_rows: int, n_cols: int, n_sms: int) -> Choice:
 def _choices(n_tokens: int, n_rows: int, n_cols: int, n_sms: int) -> list[Choice]:
     found = []
     for tile in TILES:
+        if tile.n_groups > 1 and n_tokens > FEW_TOKENS:
+            continue
         n_tiles = ceil_div(n_tokens, tile.n_tokens) * ceil_div(n_rows, tile.n_rows)
         n_steps = ceil_div(n_cols, BK) // tile.n_groups
         slots = WAVES * n_sms * resident_blocks(tile, tile.registers)

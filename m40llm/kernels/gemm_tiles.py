@@ -59,8 +59,8 @@ class Tile:
 
     @property
     def registers(self) -> int:
-        """16 warps on an SM; fewer where many weights are under way in a thread."""
-        return 168 if self.n_rows // self.group_threads >= 4 else 128
+        """16 warps on an SM; 12 of groups, whose threads have more weights under way."""
+        return 168 if self.n_groups > 1 else 128
 
     @property
     def n_buffers(self) -> int:
@@ -86,6 +86,21 @@ class Tile:
         sums = self.n_groups // 2 * N_SUMS * self.group_threads
         results = self.n_tokens // 2 * (self.n_rows + PADDING)
         return max(self.n_groups * self.group_floats, sums, results)
+
+
+@cache
+def sync_of(tile: Tile) -> Any:
+    """sync(): of the threads that share a buffer."""
+    is_block = tile.n_groups == 1
+
+    @cuda.jit(device=True, forceinline=True)
+    def sync() -> None:
+        if is_block:
+            cuda.syncthreads()
+        else:
+            cuda.syncwarp()
+
+    return sync
 
 
 @cache
@@ -117,7 +132,7 @@ def load_x_of(tile: Tile, is_half: bool) -> Any:
 
     @cuda.jit(device=True, forceinline=True)
     def load_x(x: Any, quads_at: Any, t: Any, col: Any, n_here: Any, quads: Any) -> None:
-        mine = uint32(t & uint32(3)) * uint32(4)
+        mine = int32(uint32(t & uint32(3)) * uint32(4))
         for i in range(n_quads):
             x0, x1, x2, x3 = float32(0), float32(0), float32(0), float32(0)
             if mine < n_here:

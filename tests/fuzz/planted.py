@@ -26,7 +26,7 @@ class Bug:
 
 
 BUGS = {
-    "missing barrier": Bug("gemm", "gemm", "gemm", "cuda.syncthreads()", "pass"),
+    "missing barrier": Bug("gemm", "gemm", "gemm_tiles", "cuda.syncthreads()", "pass"),
     "off-by-one tail": Bug(
         "swiglu", "swiglu", "swiglu",
         "in range(first, gate.size):", "in range(first, gate.size - 1):",
