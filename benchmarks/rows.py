@@ -1,0 +1,27 @@
+"""Files of results: JSON lines as the benchmarks write them, one a row."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows that have a time. SystemExit, with what is wrong, for a file that has none."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SystemExit(f"error: {path}: {getattr(error, 'strerror', None) or error}") from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            row["bench"], row["case"]
+        except (ValueError, KeyError, TypeError):
+            raise SystemExit(f"error: {path}, line {number}: not a row of a benchmark") from None
+        if row.get("median"):
+            rows.append(row)
+    if not rows:
+        raise SystemExit(f"error: {path}: no row that has a time")
+    return rows
