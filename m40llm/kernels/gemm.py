@@ -27,24 +27,14 @@ from typing import Any, Final
 
 import numpy as np
 from gguf import GGMLQuantizationType as GGMLType
-from numba import cuda, float32, int32, int64, uint32
+from numba import cuda, float32, int32, uint32
 
 from m40llm.errors import KernelContractError
 from m40llm.kernels.contract import Kernel, Launcher, ceil_div, check_array
 from m40llm.kernels.gemm_choice import choose
+from m40llm.kernels.gemm_steps import add_steps_of
 from m40llm.kernels.gemm_sums import add_groups_of, add_splits_of, store_sums_of
-from m40llm.kernels.gemm_tiles import (
-    BK,
-    Tile,
-    load_column_of,
-    load_w_of,
-    load_x_of,
-    multiply_of,
-    place_of,
-    store_tiles_of,
-    sync_of,
-    x_rows_of,
-)
+from m40llm.kernels.gemm_tiles import Tile, place_of
 from m40llm.kernels.planes import Planes, check_planes
 from m40llm.kernels.unpack import LANES
 
@@ -80,15 +70,9 @@ def _compile(
     type: GGMLType, tile: Tile, is_split: bool, x_is_half: bool, has_bias: bool, accumulate: bool
 ) -> Kernel:
     n_threads, n_groups, n_floats = tile.group_threads, tile.n_groups, tile.n_floats
-    n_quads, n_eights = 4 * tile.n_tokens // n_threads, 2 * tile.n_rows // n_threads
-    x_floats, w_floats, n_buffers = tile.x_floats, tile.w_floats, tile.n_buffers
-    group_floats, w_first = tile.group_floats, tile.n_buffers * tile.x_floats
-    load_x, load_w, find_x_rows = load_x_of(tile, x_is_half), load_w_of(type, tile), x_rows_of(tile)
-    store_tiles, multiply, place = store_tiles_of(type, tile), multiply_of(tile), place_of(tile)
-    load_column, sync = load_column_of(tile), sync_of(tile)
-    add_groups, add_splits = add_groups_of(tile), add_splits_of(tile)
-    store_sums = store_sums_of(tile, has_bias, accumulate)
-    tile_tokens, tile_rows, rows_apart = tile.n_tokens, tile.n_rows, n_threads // 2
+    tile_tokens, tile_rows, place = tile.n_tokens, tile.n_rows, place_of(tile)
+    add_steps, add_groups = add_steps_of(type, tile, x_is_half), add_groups_of(tile)
+    add_splits, store_sums = add_splits_of(tile), store_sums_of(tile, has_bias, accumulate)
 
     def gemm(
         quants: Any, highs: Any, scales: Any, x: Any, bias: Any, sums: Any, arrived: Any, out: Any
@@ -96,62 +80,18 @@ def _compile(
         pool = cuda.shared.array(n_floats, float32, alignment=16)
         ticket = cuda.shared.array(1, int32)
         acc = cuda.local.array((8, 8), float32)
-        x_column, w_column = cuda.local.array(8, float32), cuda.local.array(8, float32)
-        quads = cuda.local.array((n_quads, 4), float32)
-        raw = cuda.local.array((n_eights, 8), uint32)
-        quads_at = cuda.local.array(n_quads, uint32)
-        rows = cuda.local.array(n_eights, int32)
         for i in range(8):
             for j in range(8):
                 acc[i, j] = float32(0)
         thread = uint32(cuda.threadIdx.x)
         group, t = int32(thread // uint32(n_threads)), uint32(thread % uint32(n_threads))
         first_token = int32(int32(cuda.blockIdx.y) * tile_tokens)
-        first_row, n_cols = int32(int32(cuda.blockIdx.x) * tile_rows), int32(x.shape[1])
-        find_x_rows(first_token, int32(out.shape[0]), n_cols, t, quads_at)
-        for i in range(n_eights):
-            row = int32(first_row + int32((t >> uint32(1)) + uint32(i * rows_apart)))
-            rows[i] = min(row, int32(int32(out.shape[1]) - 1))  # beyond: computed, not stored
+        first_row = int32(int32(cuda.blockIdx.x) * tile_rows)
         token_at, row_at = place(t)
-        x_at = int32(group * group_floats)
-        w_at = int32(x_at + w_first)
-        # Steps of 16 columns; what is no full one is step 0.
-        n_steps = uint32(uint32(n_cols + BK - 1) // uint32(BK))
-        n_first = int32(n_cols - int32(BK * int32(n_steps - uint32(1))))
-        n_slices = uint32(uint32(cuda.gridDim.z) * uint32(n_groups))
-        slice = uint32(uint32(cuda.blockIdx.z) * uint32(n_groups) + uint32(group))
-        step = int32(uint32(n_steps * slice) // n_slices)
-        end = int32(uint32(n_steps * uint32(slice + uint32(1))) // n_slices)
-        if step < end:
-            n_here, col = n_first, int32(0)
-            if step > 0:
-                n_here, col = int32(BK), int32(n_first + int32(BK * int32(step - 1)))
-            load_x(x, quads_at, t, col, n_here, quads)
-            load_w(quants, highs, scales, rows, t, col, n_here, n_cols, raw)
-            store_tiles(quads, raw, t, col, pool, uint32(x_at), uint32(w_at))
-            sync()
-            last_col = int32(n_first + int32(BK * int32(end - 2)))
-            col = int32(n_first + int32(BK * int32(step - 1)))
-            while step < end:
-                # The last step loads and stores once more what is there: the loop has no branch.
-                col = min(int32(col + BK), max(last_col, int32(0)))
-                load_x(x, quads_at, t, col, BK, quads)
-                load_w(quants, highs, scales, rows, t, col, BK, n_cols, raw)
-                x_mine, w_mine = int64(x_at + token_at), int64(w_at + row_at)
-                load_column(pool, x_mine, w_mine, x_column, w_column)
-                multiply(pool, x_mine, w_mine, acc, x_column, w_column, 0)
-                multiply(pool, x_mine, w_mine, acc, x_column, w_column, 1)
-                multiply(pool, x_mine, w_mine, acc, x_column, w_column, 2)
-                if n_buffers == 2:  # into the other one, while there are products to make
-                    x_at, w_at = int32(x_floats - x_at), int32(2 * w_first + w_floats - w_at)
-                    store_tiles(quads, raw, t, col, pool, uint32(x_at), uint32(w_at))
-                    multiply(pool, x_mine, w_mine, acc, x_column, w_column, 3)
-                else:
-                    multiply(pool, x_mine, w_mine, acc, x_column, w_column, 3)
-                    sync()
-                    store_tiles(quads, raw, t, col, pool, uint32(x_at), uint32(w_at))
-                sync()
-                step = int32(step + 1)
+        add_steps(
+            quants, highs, scales, x, int32(out.shape[0]), int32(out.shape[1]),
+            first_token, first_row, pool, group, t, token_at, row_at, acc,
+        )  # fmt: skip
         if n_groups > 1:
             add_groups(pool, group, t, acc)
         if is_split and not add_splits(sums, arrived, ticket, group == 0, t, acc):
@@ -175,7 +115,8 @@ def gemm(
 ) -> None:
     """out (+)= x W^T (+ bias).
 
-    tile, n_splits  how the work is shared out; None: as gemm_choice.py says
+    tile            None: as gemm_choice.py says
+    n_splits        blocks that share a tile; None: as it says, or 1 if a tile is given
     workspace       without one, no tile is shared
     """
     n_tokens, x_is_half = int(x.shape[0]), np.dtype(x.dtype) == np.float16
@@ -185,9 +126,10 @@ def gemm(
     check_array("x", x, np.float16 if x_is_half else np.float32, (n_tokens, w.n_cols))
     check_array("out", out, np.float32, (n_tokens, w.n_rows))
     check_array("bias", bias, np.float32, (w.n_rows,), optional=True)
-    chosen = choose(n_tokens, w.n_rows, w.n_cols, stream.n_sms)
-    splits = n_splits or (chosen.n_splits if tile in (None, chosen.tile) else 1)
-    tile = tile or chosen.tile
+    splits = n_splits or 1
+    if tile is None:
+        tile, best = choose(n_tokens, w.n_rows, w.n_cols, stream.n_sms)
+        splits = n_splits or best
     grid = (ceil_div(w.n_rows, tile.n_rows), ceil_div(n_tokens, tile.n_tokens))
     if splits > 1:
         splits = _fitting(splits, grid, tile, workspace, n_splits is not None)

@@ -226,7 +226,7 @@ def store_tiles_of(type: GGMLType, tile: Tile) -> Any:
 
 
 @cache
-def _load_column_of(tile: Tile) -> Any:
+def load_column_of(tile: Tile) -> Any:
     """load_column(pool, x_at, w_at, x, w): a thread's part of a column."""
     x_half, w_half = tile.n_tokens // 2, tile.n_rows // 2
 
@@ -258,7 +258,7 @@ def multiply_of(tile: Tile) -> Any:
 
     Written out, because LLVM leaves a loop over bodies of this size as it is: 3 % more FFMA.
     """
-    load_column = _load_column_of(tile)
+    load_column = load_column_of(tile)
     x_pitch, w_pitch = tile.n_tokens + PADDING, tile.n_rows + PADDING
 
     @cuda.jit(device=True, forceinline=True)
@@ -276,8 +276,3 @@ def multiply_of(tile: Tile) -> Any:
         _add_products(x_then, w_then, acc)
 
     return multiply
-
-
-def load_column_of(tile: Tile) -> Any:
-    """The first column of a step, for `multiply`."""
-    return _load_column_of(tile)

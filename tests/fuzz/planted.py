@@ -26,7 +26,9 @@ class Bug:
 
 
 BUGS = {
-    "missing barrier": Bug("gemm", "gemm", "gemm_tiles", "cuda.syncthreads()", "pass"),
+    "missing barrier": Bug(
+        "gemm", "gemm", "gemm_steps", "sync()\n            step = ", "step = ",
+    ),
     "off-by-one tail": Bug(
         "swiglu", "swiglu", "swiglu",
         "in range(first, gate.size):", "in range(first, gate.size - 1):",
