@@ -5,7 +5,7 @@
 The time of the busiest SM, in cycles: its blocks, each so many steps of 16 columns, each so many
 instructions of each warp, of which four schedulers issue one a cycle if there are warps enough;
 and what the sharing of a tile costs. Instructions are counted in the code for sm_52; the other
-numbers were fitted to 480 times of 55 products on an H100, where the choice takes 1.2 % longer than
+numbers were fitted to 831 times of 55 products on an H100, where the choice takes 1.1 % longer than
 the best of all that were timed, on the average. Nothing here was measured on an M40.
 """
 

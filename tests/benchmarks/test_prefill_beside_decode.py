@@ -1,18 +1,12 @@
 """The benchmark of a prefill beside decode verifies on the emulator; times mean little there."""
 
-from dataclasses import replace
-
 import prefill_beside_decode as benchmark
 import pytest
 
-from m40llm.bench.shapes import SHAPES
 from m40llm.bench.synthetic import synthetic_model
 from m40llm.device import open_device
 from m40llm.device.gpu.ops import GpuOps
-
-SMALL = replace(
-    SHAPES["135m"], n_layers=1, n_embd=128, n_ff=256, n_heads=2, n_kv_heads=1, vocab_size=300
-)
+from m40llm.testing.tiny_shape import TINY_SHAPE
 
 
 def test_smoke(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,7 +14,7 @@ def test_smoke(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(benchmark, name, value)
     ops, _ = open_device("emulator")
     assert isinstance(ops, GpuOps)
-    model = synthetic_model(ops, SMALL, "F16", n_seqs=4, max_seq_len=32, max_tokens=8)
+    model = synthetic_model(ops, TINY_SHAPE, "F16", n_seqs=4, max_seq_len=32, max_tokens=8)
     decoder = model.decoder
     assert not isinstance(decoder, str)
     row = benchmark.measure(model, decoder, 5)

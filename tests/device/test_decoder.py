@@ -1,27 +1,22 @@
 """CardDecoder with more slots than are at work, and with slots that join and leave."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from m40llm.bench.shapes import SHAPES
 from m40llm.bench.synthetic import synthetic_model
 from m40llm.device import open_device
 from m40llm.device.decoder import FORMS, Answer, Form, SlotRequest
 from m40llm.device.gpu.ops import GpuOps
 from m40llm.engine.decode_step import decode
-
-SMALL = replace(
-    SHAPES["135m"], n_layers=1, n_embd=128, n_ff=256, n_heads=2, n_kv_heads=1, vocab_size=300
-)
+from m40llm.testing.tiny_shape import TINY_SHAPE
 
 
 @pytest.fixture(scope="module", params=["emulator", pytest.param("cuda", marks=pytest.mark.gpu)])
 def decoder(request: pytest.FixtureRequest) -> Any:
     ops, _ = open_device(request.param)
     assert isinstance(ops, GpuOps)
-    return synthetic_model(ops, SMALL, "F16", n_seqs=4, max_seq_len=32).decoder
+    return synthetic_model(ops, TINY_SHAPE, "F16", n_seqs=4, max_seq_len=32).decoder
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -11,6 +11,7 @@ from m40llm import LLM, SamplingParams
 from m40llm.device.emulator.card import EmulatedCard
 from m40llm.device.gpu.ops import GpuOps
 from m40llm.errors import DeviceError
+from m40llm.kernels.gemm import workspace_floats
 from m40llm.testing import write_tiny_gguf
 
 PARAMS = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
@@ -165,10 +166,11 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_is_uploaded(
         monkeypatch.setattr(card, method, lambda *args, **options: pytest.fail("touched"))
     monkeypatch.setattr("m40llm.device._open_emulator", lambda: GpuOps(card))
     figures = r"needs .*weights .*cache .* for {} tokens.*; device 'emulator' has {} free; {}"
-    monkeypatch.setattr(card, "free_bytes", lambda: 100_000)
+    shared = 4 * workspace_floats(card.n_sms)  # what matrix products will take
+    monkeypatch.setattr(card, "free_bytes", lambda: shared + 100_000)
     with pytest.raises(DeviceError, match=figures.format(256, "0.1 MB", "a smaller quantisation")):
         LLM.load(path, device="emulator")
-    monkeypatch.setattr(card, "free_bytes", lambda: 2_500_000)
+    monkeypatch.setattr(card, "free_bytes", lambda: shared + 2_500_000)
     helps = r"a smaller max_seq_len \(--max-seq-len\)"
     with pytest.raises(DeviceError, match=figures.format(2048, "2.5 MB", helps)):
         LLM.load(path, device="emulator", max_seq_len=2048)

@@ -74,7 +74,10 @@ class GpuOps:
         return why_not(program, parts) or CardDecoder(self.card, program, parts)
 
     def free_bytes(self) -> int:
-        return self.card.free_bytes()
+        """For a model: less what its first matrix product will take."""
+        is_taken = self.products is not None or self._shared_sums is not None
+        shared = 0 if is_taken else 4 * workspace_floats(self.card.n_sms)
+        return max(self.card.free_bytes() - shared, 0)
 
     def recover(self) -> None:
         """Counts again from zero what a launch that was broken off had counted."""

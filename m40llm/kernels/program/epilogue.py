@@ -141,7 +141,7 @@ def my_pair() -> Any:
     """(pair, is_second): which result of a panel is this thread's, those of a pair being
     neighbours. A small product's are the last warps', since the first have x to take and items to
     multiply."""
-    thread = uint32(cuda.threadIdx.x) ^ uint32(N_THREADS - WARP_SIZE)  # from the last warp on
+    thread = uint32(cuda.threadIdx.x) ^ uint32(N_THREADS - WARP_SIZE)
     return int32(thread >> uint32(1)), int32(thread & uint32(1))
 
 
