@@ -1,9 +1,10 @@
-"""Plots of a file of results, each as PNG and SVG: the roofline, and the matrix products.
+"""Plots of a file of results, each as PNG and SVG: roofline, matrix products, the ladder's steps.
 
     python benchmarks/plot.py ROWS.jsonl [--out FOLDER]
 
 roofline    arithmetic done over what a card can do, by FLOPs a byte of the work
 gemm        times cuBLAS (FP32, no TF32), by tokens, a line a matrix; F16 weights
+ladder      TFLOP/s of each step of benchmarks/ladder, and of cuBLAS
 
 Needs matplotlib (`pip install "m40llm[bench]"`).
 """
@@ -90,13 +91,33 @@ def gemm(rows: list[Row]) -> Any | None:
     return fig
 
 
+def ladder(rows: list[Row]) -> Any | None:
+    """None if there are no steps."""
+    rows = [row for row in rows if row["bench"] == "ladder"]
+    if not rows:
+        return None
+    size = rows[0]["shape"]["size"]
+    fig, axes = figure(f"A matrix product of {size}³ in steps, F16 weights\n{made_by(rows)}")
+    names = [row["shape"]["step"] for row in rows]
+    bars = axes.barh(range(len(rows)), [row["tflop_per_s"] for row in rows])
+    axes.bar_label(bars, fmt="%.1f", padding=3)
+    if rivals := [row["flops"] / row["rival_median"] / 1e6 for row in rows if row["rival_median"]]:
+        rival = sorted(rivals)[len(rivals) // 2]
+        axes.axvline(rival, color="black", lw=1, label=f"cuBLAS FP32: {rival:.1f}")
+        axes.legend(loc="lower right")
+    axes.set_yticks(range(len(rows)), names)
+    axes.invert_yaxis()
+    axes.set_xlabel("TFLOP/s")
+    return fig
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("rows", type=Path)
     parser.add_argument("--out", type=Path, default=Path(), help="folder; here if not given")
     args = parser.parse_args(argv)
     rows = read_rows(args.rows)
-    made = {"roofline": roofline(rows), "gemm": gemm(rows)}
+    made = {"roofline": roofline(rows), "gemm": gemm(rows), "ladder": ladder(rows)}
     if not any(made.values()):
         raise SystemExit(f"error: {args.rows}: nothing to plot")
     args.out.mkdir(parents=True, exist_ok=True)

@@ -38,10 +38,16 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_plots(tmp_path: Path) -> None:
-    rows = written(tmp_path / "rows", [row(16, 10.0), row(32, 20.0, bound="read", ceiling=3e12)])
+    steps = [
+        row(n, 10.0, bench="ladder", shape={"step": f"{n} tiles", "size": 64}, rival_median=5.0)
+        for n in (1, 2)
+    ]
+    both = [row(16, 10.0), row(32, 20.0, bound="read", ceiling=3e12)]
+    rows = written(tmp_path / "rows", [*both, *steps])
     plot.main([rows, "--out", str(tmp_path / "plots")])
-    for name in ("roofline.png", "roofline.svg", "gemm.png", "gemm.svg"):
-        assert (tmp_path / "plots" / name).stat().st_size > 1000
+    for name in ("roofline", "gemm", "ladder"):
+        for kind in ("png", "svg"):
+            assert (tmp_path / "plots" / f"{name}.{kind}").stat().st_size > 1000
     with pytest.raises(SystemExit, match="nothing to plot"):
         plot.main([written(tmp_path / "c", [{**row(16, 1.0), "bench": "rope", "flops": 0}])])
 
