@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rows import read_rows
 
+SHOWN = 5  # cases that one file alone has
 Rows = dict[tuple[str, str], dict[str, Any]]
 
 
@@ -58,7 +59,8 @@ def main(argv: list[str] | None = None) -> None:
     console.print(f"{n_both} cases in both; geometric mean of times as fast: {mean:.3f}")
     for name, rows, others in (("before", before, after), ("after", after, before)):
         if alone := sorted(rows.keys() - others.keys()):
-            console.print(f"only {name}: {'; '.join(case for _, case in alone)}")
+            more = f"; and {len(alone) - SHOWN} more" if len(alone) > SHOWN else ""
+            console.print(f"only {name}: {'; '.join(case for _, case in alone[:SHOWN])}{more}")
     if made_by(before) != made_by(after):
         for name, rows in (("before", before), ("after", after)):
             console.print(f"{name}: {' / '.join(sorted(made_by(rows)))}")

@@ -29,6 +29,7 @@ from rivals import time_rival
 from table import Table
 from timing import Times, time_graph
 
+from m40llm.errors import M40LLMError
 from m40llm.kernels.contract import Kernel
 
 Cases = Callable[[Scale], Iterable[Case]]
@@ -238,7 +239,10 @@ def arguments(description: str) -> argparse.ArgumentParser:
 
 
 def open_bench(args: argparse.Namespace) -> Bench:
-    card = open_card(args.device)
+    try:
+        card = open_card(args.device)
+    except M40LLMError as error:
+        raise SystemExit(f"error: {error}") from None
     return Bench(card, timed=args.device != "emulator", quick=args.quick, only=args.only)
 
 
