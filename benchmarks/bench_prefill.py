@@ -17,12 +17,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from prefill_beside_decode import lengths
+from prefill_beside_decode import lengths, model_on
 
-from m40llm.bench.shapes import TYPES, shape_of
-from m40llm.bench.synthetic import synthetic_model
-from m40llm.device import open_device
-from m40llm.device.gpu.ops import GpuOps
+from m40llm.bench.shapes import TYPES
 from m40llm.errors import M40LLMError, RequestError
 from m40llm.model.batch import Batch
 from m40llm.model.transformer import Transformer
@@ -98,13 +95,8 @@ def main() -> None:
     try:
         if args.chunk < 1:
             raise RequestError(f"--chunk: expected at least 1, got {args.chunk}")
-        ops, _ = open_device(args.device)
-        if not isinstance(ops, GpuOps):
-            raise RequestError(f"--device: expected cuda or emulator, got {args.device!r}")
-        model = synthetic_model(
-            *(ops, shape_of(args.shape), args.type),
-            n_seqs=1, max_seq_len=max(args.tokens), max_tokens=args.chunk,
-        )  # fmt: skip
+        sizes = {"n_seqs": 1, "max_seq_len": max(args.tokens), "max_tokens": args.chunk}
+        model = model_on(args.device, args.shape, args.type, **sizes)
         for n_tokens in args.tokens:
             row = {"bench": "prefill", "model": args.shape, "type": args.type}
             print(json.dumps({**row, **measure(model, n_tokens, args.chunk)}), flush=True)

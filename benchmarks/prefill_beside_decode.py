@@ -88,17 +88,12 @@ def lengths(text: str) -> list[int]:
     return found
 
 
-def model_on(device: str, shape: str, type: str, chunks: list[int]) -> Transformer:
-    """With two sequences, on a card or its emulator."""
+def model_on(device: str, shape: str, type: str, **sizes: int) -> Transformer:
+    """On a card or its emulator, of these n_seqs, max_seq_len and max_tokens."""
     ops, _ = open_device(device)
     if not isinstance(ops, GpuOps):
         raise RequestError(f"device: expected cuda or emulator, got {device!r}")
-    return synthetic_model(
-        *(ops, shape_of(shape), type),
-        n_seqs=2,
-        max_seq_len=max(*chunks, N_TOKENS) + 1,
-        max_tokens=max(chunks),
-    )
+    return synthetic_model(ops, shape_of(shape), type, **sizes)
 
 
 def main() -> None:
@@ -109,7 +104,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N or emulator")
     args = parser.parse_args()
     try:
-        model = model_on(args.device, args.shape, args.type, args.chunks)
+        most = max(args.chunks)
+        sizes = {"n_seqs": 2, "max_seq_len": max(most, N_TOKENS) + 1, "max_tokens": most}
+        model = model_on(args.device, args.shape, args.type, **sizes)
         decoder = model.decoder
         if isinstance(decoder, str):
             raise DeviceError(decoder)

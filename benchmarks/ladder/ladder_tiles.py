@@ -8,6 +8,7 @@ from typing import Any
 
 from numba import cuda, float32, int64, uint32
 
+from m40llm.kernels.contract import Kernel, Launcher
 from m40llm.kernels.intrinsics import (
     half2_to_float2,
     load_float4_readonly,
@@ -54,15 +55,31 @@ def load_column(pool: Any, x_at: Any, w_at: Any, x: Any, w: Any) -> None:
     w[4], w[5], w[6], w[7] = load_float4_shared(pool, w_at + TILE // 2)
 
 
+def multiply_of(add_products: Any) -> Any:
+    """multiply(pool, x_at, w_at, acc): 16 columns, each by add_products(x, w, acc)."""
+
+    @cuda.jit(device=True, forceinline=True)
+    def multiply(pool: Any, x_at: Any, w_at: Any, acc: Any) -> None:
+        x, w = cuda.local.array(8, float32), cuda.local.array(8, float32)
+        for k in range(BK):
+            load_column(pool, int64(x_at + k * PITCH), int64(w_at + k * PITCH), x, w)
+            add_products(x, w, acc)
+
+    return multiply
+
+
 @cuda.jit(device=True, forceinline=True)
-def multiply(pool: Any, x_at: Any, w_at: Any, acc: Any) -> None:
-    """16 columns."""
-    x, w = cuda.local.array(8, float32), cuda.local.array(8, float32)
-    for k in range(BK):
-        load_column(pool, int64(x_at + k * PITCH), int64(w_at + k * PITCH), x, w)
-        for i in range(8):
-            for j in range(8):
-                acc[i, j] += x[i] * w[j]
+def add_products(x: Any, w: Any, acc: Any) -> None:
+    """Of one column."""
+    for i in range(8):
+        for j in range(8):
+            acc[i, j] += x[i] * w[j]
+
+
+@cuda.jit(device=True, forceinline=True)
+def place() -> Any:
+    """(token, row): the first of the thread's outputs, within the tile."""
+    return (cuda.threadIdx.x >> 4) * 4, (cuda.threadIdx.x & 15) * 4
 
 
 @cuda.jit(device=True, forceinline=True)
@@ -71,6 +88,16 @@ def write(acc: Any, token: Any, row: Any, out: Any) -> None:
     for i in range(8):
         for j in range(8):
             out[token + (i >> 2) * 64 + (i & 3), row + (j >> 2) * 64 + (j & 3)] = acc[i, j]
+
+
+def launch_of(kernel: Kernel) -> Any:
+    """launch(w, x, out, stream)"""
+
+    def launch(w: Any, x: Any, out: Any, stream: Launcher) -> None:
+        grid = out.shape[1] // TILE, out.shape[0] // TILE
+        stream.launch(kernel, grid, N_THREADS, w, x, out)
+
+    return launch
 
 
 @cuda.jit(device=True, forceinline=True)

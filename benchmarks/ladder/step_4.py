@@ -6,12 +6,25 @@ product. What is left to wait for is memory: nothing is multiplied while a step'
 
 from typing import Any
 
-from ladder_tiles import BK, N_THREADS, TILE, TILE_FLOATS, clear, load, multiply, store, write
+from ladder_tiles import (
+    BK,
+    TILE,
+    TILE_FLOATS,
+    add_products,
+    clear,
+    launch_of,
+    load,
+    multiply_of,
+    place,
+    store,
+    write,
+)
 from numba import cuda, float32, uint32
 
-from m40llm.kernels.contract import Kernel, Launcher
+from m40llm.kernels.contract import Kernel
 
 POOL = 2 * TILE_FLOATS
+multiply = multiply_of(add_products)
 
 
 def wide(w: Any, x: Any, out: Any) -> None:
@@ -20,7 +33,7 @@ def wide(w: Any, x: Any, out: Any) -> None:
     quads, raw = cuda.local.array((2, 4), float32), cuda.local.array(4, uint32)
     clear(acc)
     first_token, first_row = cuda.blockIdx.y * TILE, cuda.blockIdx.x * TILE
-    token, row = (cuda.threadIdx.x >> 4) * 4, (cuda.threadIdx.x & 15) * 4
+    token, row = place()
     for col in range(0, x.shape[1], BK):
         load(w, x, first_token, first_row, col, quads, raw)
         store(quads, raw, pool, 0, TILE_FLOATS)
@@ -30,9 +43,4 @@ def wide(w: Any, x: Any, out: Any) -> None:
     write(acc, first_token + token, first_row + row, out)
 
 
-KERNEL = Kernel(wide, registers=128)
-
-
-def launch(w: Any, x: Any, out: Any, stream: Launcher) -> None:
-    grid = out.shape[1] // TILE, out.shape[0] // TILE
-    stream.launch(KERNEL, grid, N_THREADS, w, x, out)
+launch = launch_of(Kernel(wide, registers=128))

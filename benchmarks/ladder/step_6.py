@@ -1,4 +1,4 @@
-"""Which lane has what, and to and fro.
+"""Which lane has what, and to and fro: step 5 with another place of a thread and order of products.
 
 Lanes that differ in bit 0 of their number have the same rows, lanes that differ in bit 1 the same
 tokens: a load of 16 bytes a lane from shared memory then takes an SM 2.7 cycles, else 4.3 (H100).
@@ -8,64 +8,26 @@ need not be read from the registers again.
 
 from typing import Any
 
-from ladder_tiles import (
-    BK,
-    N_THREADS,
-    PITCH,
-    TILE,
-    TILE_FLOATS,
-    clear,
-    load,
-    load_column,
-    store,
-    write,
-)
-from numba import cuda, float32, int64, uint32
-
-from m40llm.kernels.contract import Kernel, Launcher
-
-POOL = 4 * TILE_FLOATS
+from ladder_tiles import launch_of, multiply_of
+from numba import cuda
+from step_5 import kernel_of
 
 
 @cuda.jit(device=True, forceinline=True)
-def multiply(pool: Any, x_at: Any, w_at: Any, acc: Any) -> None:
-    x, w = cuda.local.array(8, float32), cuda.local.array(8, float32)
-    for k in range(BK):
-        load_column(pool, int64(x_at + k * PITCH), int64(w_at + k * PITCH), x, w)
-        for i in range(8):
-            for j in range(8):
-                n = 7 - j if i & 1 else j
-                acc[i, n] += x[i] * w[n]
-
-
-def to_and_fro(w: Any, x: Any, out: Any) -> None:
-    pool = cuda.shared.array(POOL, float32, alignment=16)
-    acc = cuda.local.array((8, 8), float32)
-    quads, raw = cuda.local.array((2, 4), float32), cuda.local.array(4, uint32)
-    clear(acc)
-    first_token, first_row = cuda.blockIdx.y * TILE, cuda.blockIdx.x * TILE
+def place() -> Any:
+    """(token, row): the first of the thread's outputs, within the tile."""
     lane, warp = cuda.threadIdx.x & 31, cuda.threadIdx.x >> 5
     token = ((warp & 3) * 4 + (lane & 1) + (lane >> 4) * 2) * 4
-    row = ((warp >> 2) * 8 + ((lane >> 1) & 7)) * 4
-    load(w, x, first_token, first_row, 0, quads, raw)
-    store(quads, raw, pool, 0, TILE_FLOATS)
-    cuda.syncthreads()
-    at = 0
-    for col in range(0, x.shape[1], BK):
-        has_next = col + BK < x.shape[1]
-        if has_next:
-            load(w, x, first_token, first_row, col + BK, quads, raw)
-        multiply(pool, at + token, at + TILE_FLOATS + row, acc)
-        if has_next:
-            at = 2 * TILE_FLOATS - at
-            store(quads, raw, pool, at, at + TILE_FLOATS)
-            cuda.syncthreads()
-    write(acc, first_token + token, first_row + row, out)
+    return token, ((warp >> 2) * 8 + ((lane >> 1) & 7)) * 4
 
 
-KERNEL = Kernel(to_and_fro, registers=128)
+@cuda.jit(device=True, forceinline=True)
+def to_and_fro(x: Any, w: Any, acc: Any) -> None:
+    """The products of one column."""
+    for i in range(8):
+        for j in range(8):
+            n = 7 - j if i & 1 else j
+            acc[i, n] += x[i] * w[n]
 
 
-def launch(w: Any, x: Any, out: Any, stream: Launcher) -> None:
-    grid = out.shape[1] // TILE, out.shape[0] // TILE
-    stream.launch(KERNEL, grid, N_THREADS, w, x, out)
+launch = launch_of(kernel_of(place, multiply_of(to_and_fro)))

@@ -13,6 +13,7 @@ from typing import Any, Final
 from numba import cuda, float32
 
 from m40llm.kernels.attention_common import HALVES_PER_LOAD, LOWEST
+from m40llm.kernels.last_block import comes_last
 from m40llm.kernels.reduce import FULL_MASK, WARP_SIZE, warp_max, warp_sum
 
 N_WARPS: Final = 4  # of a block; one for each head of a tile when splits are merged
@@ -163,17 +164,8 @@ def merge_splits(head_dim: int, n_warps: int = N_WARPS) -> Any:
         partial: Any, arrived: Any, out: Any, ticket: Any, weights: Any,
         token: Any, tile: Any, first_head: Any, end_head: Any, n_splits: Any,
     ) -> None:  # fmt: skip
-        cuda.threadfence()  # what this thread wrote, before the block's ticket
-        cuda.syncthreads()
-        if cuda.threadIdx.x == 0:
-            ticket[0] = cuda.atomic.add(arrived, (token, tile), 1)
-        cuda.syncthreads()
-        if ticket[0] != n_splits - 1:
+        if not comes_last(arrived, (token, tile), n_splits, ticket):
             return
-        cuda.threadfence()
-        if cuda.threadIdx.x == 0:
-            arrived[token, tile] = 0  # for the next launch
-
         warp, lane = cuda.threadIdx.x // WARP_SIZE, cuda.threadIdx.x % WARP_SIZE
         if warp < end_head - first_head:
             head = first_head + warp

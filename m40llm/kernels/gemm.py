@@ -21,6 +21,7 @@ card, blocks share the columns of a tile, and the last of them adds up what all 
 workspace (gemm_sums.py). Which tile, and how many blocks share one, says gemm_choice.py.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -30,7 +31,7 @@ from gguf import GGMLQuantizationType as GGMLType
 from numba import cuda, float32, int32, uint32
 
 from m40llm.errors import KernelContractError
-from m40llm.kernels.contract import Kernel, Launcher, ceil_div, check_array
+from m40llm.kernels.contract import Kernel, Launcher, check_array
 from m40llm.kernels.gemm_choice import choose
 from m40llm.kernels.gemm_steps import add_steps_of
 from m40llm.kernels.gemm_sums import add_groups_of, add_splits_of, store_sums_of
@@ -130,32 +131,32 @@ def gemm(
     if tile is None:
         tile, best = choose(n_tokens, w.n_rows, w.n_cols, stream.n_sms)
         splits = n_splits or best
-    grid = (ceil_div(w.n_rows, tile.n_rows), ceil_div(n_tokens, tile.n_tokens))
     if splits > 1:
-        splits = _fitting(splits, grid, tile, workspace, n_splits is not None)
+        splits = _fitting(splits, n_tokens, w.n_rows, tile, workspace, n_splits is not None)
     given_bias, sums, arrived = (out if bias is None else bias), out, out
     if splits > 1 and workspace is not None:
         sums, arrived = workspace.sums, workspace.arrived
     kernel = _compile(w.type, tile, splits > 1, x_is_half, bias is not None, accumulate)
     highs, scales = (w.quants if plane is None else plane for plane in (w.highs, w.scales))
     stream.launch(
-        kernel, (*grid, splits), tile.n_threads,
+        kernel, (*tile.grid(n_tokens, w.n_rows), splits), tile.n_threads,
         w.quants, highs, scales, x, given_bias, sums, arrived, out,
     )  # fmt: skip
 
 
 def _fitting(
-    n_splits: int, grid: tuple[int, int], tile: Tile, workspace: Workspace | None, is_asked: bool
-) -> int:
+    n_splits: int, n_tokens: int, n_rows: int, tile: Tile, workspace: Workspace | None,
+    is_asked: bool,
+) -> int:  # fmt: skip
     """As many of the splits as the workspace has room for; KernelContractError if they were asked
     for and it has not."""
-    n_tiles, room = grid[0] * grid[1], 0
+    n_tiles, room = math.prod(tile.grid(n_tokens, n_rows)), 0
     if workspace is not None and n_tiles <= MAX_TILES:
         check_array("workspace.sums", workspace.sums, np.float32, (None,))
         check_array("workspace.arrived", workspace.arrived, np.int32, (MAX_TILES,))
-        room = int(workspace.sums.shape[0]) // (n_tiles * tile.n_tokens * tile.n_rows)
+        room = int(workspace.sums.shape[0]) // tile.shared_floats(1, n_tokens, n_rows)
     if is_asked and room < n_splits:
-        wanted = n_splits * n_tiles * tile.n_tokens * tile.n_rows
+        wanted = tile.shared_floats(n_splits, n_tokens, n_rows)
         raise KernelContractError(
             f"workspace: expected room for {wanted:,} sums in {n_tiles:,} tiles, got less"
         )

@@ -9,6 +9,7 @@ numbers were fitted to 831 times of 55 products on an H100, where the choice tak
 the best of all that were timed, on the average. Nothing here was measured on an M40.
 """
 
+import math
 from functools import cache
 from typing import Final, NamedTuple
 
@@ -57,15 +58,15 @@ def _share_of_slots(n_warps: int) -> float:
 
 def cycles(tile: Tile, n_splits: int, n_tokens: int, n_rows: int, n_cols: int, n_sms: int) -> float:
     """The model's time of a product."""
-    n_tiles = ceil_div(n_tokens, tile.n_tokens) * ceil_div(n_rows, tile.n_rows)
-    n_blocks, n_warps = n_tiles * n_splits, tile.n_threads // 32
+    n_blocks = n_splits * math.prod(tile.grid(n_tokens, n_rows))
+    n_warps = tile.n_threads // 32
     steps = ceil_div(ceil_div(n_cols, BK), n_splits * tile.n_groups) + _BEGIN_STEPS
     resident, an_sm = resident_blocks(tile, tile.registers), ceil_div(n_blocks, n_sms)
     share = _share_of_slots(min(an_sm, resident) * n_warps)
     busiest = an_sm * n_warps * steps * TILES[tile] / 4 / share
     if n_splits == 1:
         return busiest
-    n_floats = n_blocks * tile.n_tokens * tile.n_rows
+    n_floats = tile.shared_floats(n_splits, n_tokens, n_rows)
     return busiest + _SPLIT_CYCLES + n_floats * _SPLIT_FLOAT_CYCLES * _H100_SMS / n_sms
 
 
@@ -83,7 +84,7 @@ def _choices(n_tokens: int, n_rows: int, n_cols: int, n_sms: int) -> list[Choice
     for tile in TILES:
         if tile.n_groups > 1 and n_tokens > FEW_TOKENS:
             continue
-        n_tiles = ceil_div(n_tokens, tile.n_tokens) * ceil_div(n_rows, tile.n_rows)
+        n_tiles = math.prod(tile.grid(n_tokens, n_rows))
         n_steps = ceil_div(n_cols, BK) // tile.n_groups
         slots = WAVES * n_sms * resident_blocks(tile, tile.registers)
         for n_splits in SPLITS:

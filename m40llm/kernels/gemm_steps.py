@@ -54,7 +54,7 @@ def add_steps_of(type: GGMLType, tile: Tile, x_is_half: bool) -> Any:
     """add_steps(quants, highs, scales, x, n_tokens, n_rows, first_token, first_row, pool, group, t,
     token_at, row_at, acc): the products of the group's steps, into acc."""
     n_threads, n_groups, n_buffers = tile.group_threads, tile.n_groups, tile.n_buffers
-    n_quads, n_eights = 4 * tile.n_tokens // n_threads, 2 * tile.n_rows // n_threads
+    n_quads, n_eights = tile.x_quads, tile.w_eights
     x_floats, w_floats, group_floats = tile.x_floats, tile.w_floats, tile.group_floats
     w_first, rows_apart = tile.n_buffers * tile.x_floats, n_threads // 2
     load_x, load_w, find_x_rows = load_x_of(tile, x_is_half), load_w_of(type, tile), x_rows_of(tile)

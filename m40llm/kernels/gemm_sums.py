@@ -24,6 +24,7 @@ from m40llm.kernels.intrinsics import (
     store_float4,
     store_float4_shared,
 )
+from m40llm.kernels.last_block import comes_last
 
 
 @cuda.jit(device=True, forceinline=True)
@@ -89,16 +90,8 @@ def add_splits_of(tile: Tile) -> Any:
                     here = at + (2 * i + j) * 4 * n_threads
                     a, b, c, d = _quad_of(acc, i, j)
                     store_float4(sums, here, a, b, c, d)
-        cuda.threadfence()  # what this thread wrote, before the block's ticket
-        cuda.syncthreads()
-        if cuda.threadIdx.x == 0:
-            ticket[0] = cuda.atomic.add(arrived, which, 1)
-        cuda.syncthreads()
-        if ticket[0] != int32(n_splits - uint32(1)):
+        if not comes_last(arrived, which, n_splits, ticket):
             return False
-        cuda.threadfence()
-        if cuda.threadIdx.x == 0:
-            arrived[which] = 0  # for the next launch
         if is_first_group:
             for i in range(8):
                 for j in range(8):

@@ -10,6 +10,7 @@ transposed, two lanes to a bank. (An XOR swizzle frees these too, but its addres
 instructions than they save.)
 """
 
+import math
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -17,6 +18,7 @@ from typing import Any, Final
 from gguf import GGMLQuantizationType as GGMLType
 from numba import cuda, float32, int32, int64, uint32, uint64
 
+from m40llm.kernels.contract import ceil_div
 from m40llm.kernels.dequantize import convert, fetch
 from m40llm.kernels.intrinsics import (
     half2_to_float2,
@@ -56,6 +58,24 @@ class Tile:
     @property
     def n_threads(self) -> int:
         return self.n_groups * self.group_threads
+
+    @property
+    def x_quads(self) -> int:
+        """Quads of x that a thread loads in a step."""
+        return 4 * self.n_tokens // self.group_threads
+
+    @property
+    def w_eights(self) -> int:
+        """Eights of weights that it loads."""
+        return 2 * self.n_rows // self.group_threads
+
+    def grid(self, n_tokens: int, n_rows: int) -> tuple[int, int]:
+        """Tiles of an out of this size: along its rows, along its tokens."""
+        return ceil_div(n_rows, self.n_rows), ceil_div(n_tokens, self.n_tokens)
+
+    def shared_floats(self, n_splits: int, n_tokens: int, n_rows: int) -> int:
+        """Of a workspace, where so many blocks share each tile of such an out."""
+        return n_splits * math.prod(self.grid(n_tokens, n_rows)) * self.n_tokens * self.n_rows
 
     @property
     def registers(self) -> int:
@@ -128,7 +148,7 @@ def place_of(tile: Tile) -> Any:
 def load_x_of(tile: Tile, is_half: bool) -> Any:
     """load_x(x, quads_at, col, n_here, quads): the thread's quads of x, columns col to col + n_here
     of a step; zeros beyond. quads_at: where its rows begin, in quads; see x_rows_of."""
-    n_quads = 4 * tile.n_tokens // tile.group_threads
+    n_quads = tile.x_quads
 
     @cuda.jit(device=True, forceinline=True)
     def load_x(x: Any, quads_at: Any, t: Any, col: Any, n_here: Any, quads: Any) -> None:
@@ -152,7 +172,7 @@ def load_x_of(tile: Tile, is_half: bool) -> Any:
 def x_rows_of(tile: Tile) -> Any:
     """find_x_rows(first_token, n_tokens, n_cols, t, quads_at): rows beyond the last are the last
     one: computed, not stored."""
-    n_quads, apart = 4 * tile.n_tokens // tile.group_threads, tile.group_threads // 4
+    n_quads, apart = tile.x_quads, tile.group_threads // 4
 
     @cuda.jit(device=True, forceinline=True)
     def find_x_rows(
@@ -172,7 +192,7 @@ def x_rows_of(tile: Tile) -> Any:
 def load_w_of(type: GGMLType, tile: Tile) -> Any:
     """load_w(quants, highs, scales, rows, t, col, n_here, n_cols, raw): what the thread's eights of
     weights are made of, raw[i]; nothing beyond n_here."""
-    fetch_weights, n_eights = fetch(type), 2 * tile.n_rows // tile.group_threads
+    fetch_weights, n_eights = fetch(type), tile.w_eights
 
     @cuda.jit(device=True, forceinline=True)
     def load_w(
@@ -196,10 +216,7 @@ def load_w_of(type: GGMLType, tile: Tile) -> Any:
 @cache
 def store_tiles_of(type: GGMLType, tile: Tile) -> Any:
     """store_tiles(quads, raw, t, col, pool, x_at, w_at): what was loaded, into shared memory."""
-    n_quads, n_eights = (
-        4 * tile.n_tokens // tile.group_threads,
-        2 * tile.n_rows // tile.group_threads,
-    )
+    n_quads, n_eights = tile.x_quads, tile.w_eights
     x_pitch, w_pitch = tile.n_tokens + PADDING, tile.n_rows + PADDING
     x_apart, w_apart = tile.group_threads // 4, tile.group_threads // 2
     convert_weights = convert(type)

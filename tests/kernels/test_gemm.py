@@ -49,8 +49,7 @@ QUANTISED_FORMS = [
 def workspace_for(
     launcher: Any, n_tokens: int, n_rows: int, tile: Tile, n_splits: int
 ) -> Workspace:
-    n_tiles = ceil_div(n_tokens, tile.n_tokens) * ceil_div(n_rows, tile.n_rows)
-    sums = launcher.poisoned((n_splits * n_tiles * tile.n_tokens * tile.n_rows,))
+    sums = launcher.poisoned((tile.shared_floats(n_splits, n_tokens, n_rows),))
     return Workspace(sums, launcher.upload(np.zeros(MAX_TILES, np.int32)))
 
 
@@ -61,7 +60,7 @@ def workspace_for(
 @example(n_tokens=1, n_rows=1, n_quads=1, seed=0)
 @example(n_tokens=64, n_rows=128, n_quads=4, seed=0)
 @example(n_tokens=129, n_rows=65, n_quads=5, seed=0)
-@settings(max_examples=8)
+@settings(max_examples=12)
 def test_integers_are_exact(
     launcher: Any,
     ggml_type: GGMLType,
@@ -134,7 +133,7 @@ def test_bias_and_residual(launcher: Any, has_bias: bool, accumulate: bool) -> N
 
 @pytest.mark.parametrize("tile", TILES, ids=str)
 @given(seed=st.integers(0, 2**31))
-@settings(max_examples=4)
+@settings(max_examples=6)
 def test_any_order_of_threads(launcher: Any, tile: Tile, seed: int) -> None:
     rng, shuffled = np.random.default_rng(seed), launcher.reordered(seed)
     data, x = integer_blocks(rng, GGMLType.Q4_1, 70, 96), integers(rng, 71, 96)

@@ -8,7 +8,6 @@ from m40llm.fuzz.definition import target
 from m40llm.fuzz.strategies import choices, flags, seeds, sizes
 from m40llm.fuzz.targets.matmul_forms import drawn, extras, row_cols
 from m40llm.kernels import gemm as kernels
-from m40llm.kernels.contract import ceil_div
 from m40llm.kernels.gemm_tiles import Tile
 
 SMALL, WIDE, BIG = Tile(64, 64), Tile(64, 128), Tile(128, 128)
@@ -56,8 +55,7 @@ def gemm(
     shape = (n_tokens, n_rows)
     out = card.guarded(shape) if before is None else card.upload(before, read_only=False)
     x_on = card.upload(case.x.astype(np.float16 if x_is_half else np.float32))
-    n_tiles = ceil_div(n_tokens, tile.n_tokens) * ceil_div(n_rows, tile.n_rows)
-    sums = card.poisoned((n_splits * n_tiles * tile.n_tokens * tile.n_rows,))
+    sums = card.poisoned((tile.shared_floats(n_splits, n_tokens, n_rows),))
     arrived = card.upload(np.zeros(ops.MAX_TILES, np.int32), read_only=False)
     workspace = ops.Workspace(sums, arrived)
     ops.gemm(
