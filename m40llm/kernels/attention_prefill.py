@@ -8,26 +8,25 @@ k_cache, v_cache  float16[n_seqs, n_kv_heads, max_seq_len, head_dim]   one layer
 seq, pos          int32[n_tokens]   read on the device; the rows of one sequence stand together
                   and ascend in pos
 
-grid     (token tiles, n_kv_heads), 128 threads (256 for head_dim 256); the last tiles, which see
-         most keys, begin first
-FLOPs    4 * n_heads * head_dim for every key that a row sees, FP32; beside it, a tile of 64 x 64
-         loads its q from the L2 (256 * head_dim bytes) and K and V (as many)
-sm_52    head_dim             32    64    80    96   128   256
-         registers, at most  168   168   208   208   208   184
-         shared KiB         25.8  25.8  25.8  25.8  25.8  34.3
-         warps an SM          12    12     8     8     8     8
+grid     (token tiles, n_kv_heads), 128 threads; the last tiles, which see most keys, begin first
+FLOPs    4 * n_heads * head_dim for every key that a row sees, FP32; beside it, a tile of 64 x 128
+         loads its q from the L2 (256 * head_dim bytes) and K and V (as many each)
+sm_52    255 registers, 8 warps an SM; shared 25.3 KiB (head_dim 32, 64, 256) to 33.3 KiB (128)
+         FFMA share of the loops: scores 88 %; weights x V 75, 86, 81, 84, 90, 85 % by head_dim
 
 The 64 rows of a tile are tokens x the heads of a group, so that all share each K and V. Per tile
-of 64 keys: scores 8 x 4 a thread, from chunks of q and K transposed in shared memory; the row's
-softmax over the 16 threads that hold it, by shuffles; weights to shared memory, weights x V, 8 x
-head_dim/16 a thread. Tiles beyond the causal edge or before the window are never visited. A tile
-of rows that holds several sequences is done one sequence after another, the others' rows masked.
+of 128 keys (64 for head_dim 256): scores 8 x 8 a thread, like a matrix product (products.py); the
+row's softmax over the 16 threads that hold it, by shuffles; weights of 64 keys at a time to shared
+memory, weights x V, 8 x head_dim/16 a thread. Tiles beyond the causal edge or before the window
+are never visited. A tile of rows that holds several sequences is done one sequence after another,
+the others' rows masked.
 """
 
 from functools import cache
-from typing import Any
+from typing import Any, Final
 
-from numba import cuda, float32, int32, int64
+import numpy as np
+from numba import cuda, float32, int32, int64, uint32
 
 from m40llm.errors import KernelContractError
 from m40llm.kernels.attention_common import (
@@ -37,46 +36,47 @@ from m40llm.kernels.attention_common import (
     score_factors,
     window_keys,
 )
+from m40llm.kernels.attention_scores import add_scores
 from m40llm.kernels.attention_tiles import (
     BM,
-    BN,
     COLUMNS,
-    STRIDE,
-    TN,
-    add_scores,
-    add_values,
+    HALF_KEYS,
+    N_THREADS,
+    TM,
+    WEIGHTS_SIZE,
+    key_halves,
+    place,
+    pool_size,
+    put_weights,
+    row_of,
     row_sum_and_max,
-    stage_size,
-    thread_count,
-    thread_rows,
+    tile_keys,
+    value_loads,
     weigh,
 )
+from m40llm.kernels.attention_values import add_values, load_values, store_values
 from m40llm.kernels.contract import Kernel, Launcher, ceil_div
 from m40llm.kernels.intrinsics import store_float2, store_float4
 
-
-def registers_of(head_dim: int) -> int:
-    """What a thread may take so that nothing spills; `mixed` takes head_dim / 2, 64 at 256."""
-    if head_dim <= 64:
-        return 168
-    return 208 if thread_count(head_dim) == 128 else 184
+REGISTERS: Final = 255  # 64 scores and head_dim / 2 of `mixed`: all that there are
 
 
 @cache
 def _store(head_dim: int) -> Any:
     """store(total, mixed, out, first_token, end_token, group_size): the rows' sums, divided."""
-    tm, n_quads, rest = thread_rows(head_dim), head_dim // 64, head_dim % 64 // COLUMNS
+    n_quads, rest = head_dim // 64, head_dim % 64 // COLUMNS
     row_sum, _ = row_sum_and_max()
 
     @cuda.jit(device=True, forceinline=True)
     def store(
         total: Any, mixed: Any, out: Any, first_token: Any, end_token: Any, group_size: Any
     ) -> None:
-        first_row, column = cuda.threadIdx.x // COLUMNS * tm, cuda.threadIdx.x % COLUMNS
-        for i in range(tm):
+        first_row, column = place()
+        for i in range(TM):
             whole = row_sum(total[i])
-            token = first_token + (first_row + i) // group_size
-            head = cuda.blockIdx.y * group_size + (first_row + i) % group_size
+            row = row_of(first_row, i)
+            token = first_token + row // group_size
+            head = cuda.blockIdx.y * group_size + row % group_size
             if token < end_token:
                 at = (int64(token) * out.shape[1] + head) * head_dim
                 for d in range(0, 4 * n_quads, 4):
@@ -98,79 +98,97 @@ def _store(head_dim: int) -> Any:
 @cache
 def _attend_run(head_dim: int, has_softcap: bool) -> Any:
     """attend_run(...): the rows of one sequence, `run` to `run_end`, against all keys they see."""
-    tm = thread_rows(head_dim)
-    scores, values = add_scores(head_dim), add_values(head_dim)
-    weigh_tile = weigh(head_dim, has_softcap)
+    n_halves, bn = key_halves(head_dim), tile_keys(head_dim)
+    scores, weigh_tile = add_scores(head_dim), weigh(head_dim, has_softcap)
+    load, store, values = load_values(head_dim), store_values(head_dim), add_values(head_dim)
+    n_loads, n_keys = value_loads(head_dim), bn // COLUMNS
 
     @cuda.jit(device=True, forceinline=True)
     def attend_run(
         q: Any, q_at: Any, k_cache: Any, v_cache: Any, seq: Any, pos: Any, run: Any, run_end: Any,
-        inner: Any, outer: Any, window: Any, stage: Any, weights: Any, row_last: Any,
+        is_whole: Any, inner: Any, outer: Any, window: Any, pool: Any, row_last: Any,
         highest: Any, total: Any, mixed: Any,
     ) -> None:  # fmt: skip
-        score = cuda.local.array((tm, TN), float32)
+        score = cuda.local.array((TM, n_keys), float32)
+        raw = cuda.local.array((n_loads, 4), uint32)
+        k_at = cuda.local.array(n_halves, int64)
         row = int64(seq[run]) * k_cache.shape[1] + cuda.blockIdx.y
         base = row * k_cache.shape[2] * head_dim
-        my_d = cuda.threadIdx.x // BM * HALVES_PER_LOAD
-        last_key = pos[run_end - 1]
-        for first_key in range(max(pos[run] + 1 - window, 0), last_key + 1, BN):
-            my_key = min(first_key + cuda.threadIdx.x % BM, last_key)
-            k_at = base + int64(my_key) * head_dim + my_d
-            for i in range(tm):
-                for j in range(TN):
+        first_pos, last_key = int32(pos[run]), int32(pos[run_end - 1])
+        first_key = int32(max(int32(first_pos + 1) - window, 0))
+        while first_key <= last_key:
+            for i in range(n_halves):
+                key = min(int32(first_key + cuda.threadIdx.x // 2 + HALF_KEYS * i), last_key)
+                d = int32(cuda.threadIdx.x % 2 * HALVES_PER_LOAD)
+                k_at[i] = base + int64(key) * head_dim + d
+            for i in range(TM):
+                for j in range(n_keys):
                     score[i, j] = float32(0)
-            scores(score, stage, q, q_at, k_cache, k_at, inner)
-            weigh_tile(score, row_last, first_key, window, outer, highest, total, mixed, weights)
-            values(weights, stage, v_cache, base, first_key, last_key, mixed)
+            scores(score, pool, q, q_at, k_cache, k_at)
+            load(v_cache, base, first_key, last_key, raw)
+            is_edge = not is_whole or first_key + bn > first_pos + 1 or window <= last_key
+            weigh_tile(
+                score, row_last, first_key, is_edge, window, inner, outer, highest, total, mixed
+            )
+            put_weights(score, 0, pool)
+            store(raw, pool, uint32(WEIGHTS_SIZE))
+            cuda.syncthreads()
+            values(pool, v_cache, base, first_key, last_key, raw, mixed)
+            if n_halves == 2 and first_key + HALF_KEYS <= last_key:
+                put_weights(score, 1, pool)
+                cuda.syncthreads()
+                next_key = int32(first_key + HALF_KEYS)
+                values(pool, v_cache, base, next_key, last_key, raw, mixed)
+            first_key = int32(first_key + bn)
 
     return attend_run
 
 
 @cache
 def _compile(head_dim: int, has_softcap: bool) -> Kernel:
-    tm, td = thread_rows(head_dim), head_dim // COLUMNS
+    td, n_pool = head_dim // COLUMNS, pool_size(head_dim)
     attend_run, store = _attend_run(head_dim, has_softcap), _store(head_dim)
-    n_stage, n_weights = stage_size(head_dim), BN * STRIDE
 
     def attention_prefill(
         q: Any, k_cache: Any, v_cache: Any, seq: Any, pos: Any, inner: Any, outer: Any,
-        window: Any, out: Any,
+        window: Any, group_size: Any, out: Any,
     ) -> None:  # fmt: skip
-        stage = cuda.shared.array(n_stage, float32, alignment=16)
-        weights = cuda.shared.array(n_weights, float32, alignment=16)
+        pool = cuda.shared.array(n_pool, float32, alignment=16)
         row_last = cuda.shared.array(BM, int32)
-        highest, total = cuda.local.array(tm, float32), cuda.local.array(tm, float32)
-        mixed = cuda.local.array((tm, td), float32)
-        for i in range(tm):
+        highest, total = cuda.local.array(TM, float32), cuda.local.array(TM, float32)
+        mixed, q_at = cuda.local.array((TM, td), float32), cuda.local.array(2, uint32)
+        for i in range(TM):
             highest[i], total[i] = LOWEST, float32(0)
             for d in range(td):
                 mixed[i, d] = float32(0)
 
-        group_size = q.shape[1] // k_cache.shape[1]
-        tile_tokens = BM // group_size
-        first_token = (cuda.gridDim.x - 1 - cuda.blockIdx.x) * tile_tokens
-        end_token = min(first_token + tile_tokens, q.shape[0])
-        thread = cuda.threadIdx.x
-        my_token = first_token + thread % BM // group_size
-        my_head = cuda.blockIdx.y * group_size + thread % BM % group_size
-        q_row = int64(min(my_token, end_token - 1)) * q.shape[1] + my_head
-        q_at = q_row * head_dim + thread // BM * HALVES_PER_LOAD
+        tile_tokens = int32(BM // group_size)
+        first_token = int32((cuda.gridDim.x - 1 - cuda.blockIdx.x) * tile_tokens)
+        end_token = min(int32(first_token + tile_tokens), int32(q.shape[0]))
+        thread = int32(cuda.threadIdx.x)
+        for i in range(2):
+            row = int32(thread // 4 + BM // 2 * i)
+            token = min(int32(first_token + row // group_size), int32(end_token - 1))
+            head = cuda.blockIdx.y * group_size + row % group_size
+            quads = (int64(token) * q.shape[1] + head) * (head_dim // 4) + thread % 4
+            q_at[i] = uint32(quads)
 
-        run = first_token
+        run, my_token = first_token, int32(first_token + thread % BM // group_size)
         while run < end_token:
-            run_end = run + 1
+            run_end = int32(run + 1)
             while run_end < end_token and seq[run_end] == seq[run]:
-                run_end += 1
+                run_end = int32(run_end + 1)
             if thread < BM:
                 row_last[thread] = pos[my_token] if run <= my_token < run_end else -1
             attend_run(
-                q, q_at, k_cache, v_cache, seq, pos, run, run_end, inner, outer, window,
-                stage, weights, row_last, highest, total, mixed,
+                q, q_at, k_cache, v_cache, seq, pos, run, run_end,
+                run == first_token and run_end == end_token,
+                inner, outer, window, pool, row_last, highest, total, mixed,
             )  # fmt: skip
             run = run_end
         store(total, mixed, out, first_token, end_token, group_size)
 
-    return Kernel(attention_prefill, registers=registers_of(head_dim))
+    return Kernel(attention_prefill, registers=REGISTERS)
 
 
 def attention_prefill(
@@ -201,6 +219,7 @@ def attention_prefill(
         return
     stream.launch(
         _compile(head_dim, bool(softcap)),
-        (ceil_div(n_tokens, BM // group_size), n_kv_heads), thread_count(head_dim),
-        q, k_cache, v_cache, seq, pos, *score_factors(scale, softcap), window_keys(window), out,
+        (ceil_div(n_tokens, BM // group_size), n_kv_heads), N_THREADS,
+        q, k_cache, v_cache, seq, pos, *score_factors(scale, softcap), window_keys(window),
+        np.int32(group_size), out,
     )  # fmt: skip

@@ -26,6 +26,7 @@ from m40llm.kernels.intrinsics import (
     load_float4_shared,
     load_uint2_readonly,
 )
+from m40llm.kernels.products import multiply_quarter
 from m40llm.kernels.reduce import WARP_SIZE
 
 BK: Final = 16  # columns of a step
@@ -257,39 +258,8 @@ def load_column_of(tile: Tile) -> Any:
     return load_column
 
 
-@cuda.jit(device=True, forceinline=True)
-def _add_products(x: Any, w: Any, acc: Any) -> None:
-    """Of one column: to and fro, so that each product has a factor in common with the one before,
-    which spares the registers a read (the assembler's `.reuse`)."""
-    for i in range(8):
-        for j in range(8):
-            k = 7 - j if i & 1 else j
-            acc[i, k] += x[i] * w[k]
-
-
 @cache
 def multiply_of(tile: Tile) -> Any:
-    """multiply(pool, x_at, w_at, acc, x, w, quarter): four columns of a step, of which the thread's
-    quads begin at x_at and w_at, int64: an offset that is added to an index of 64 bits is part of
-    the instruction that loads. x and w hold the first column, and then the next quarter's.
-
-    Written out, because LLVM leaves a loop over bodies of this size as it is: 3 % more FFMA.
-    """
-    load_column = load_column_of(tile)
-    x_pitch, w_pitch = tile.n_tokens + PADDING, tile.n_rows + PADDING
-
-    @cuda.jit(device=True, forceinline=True)
-    def multiply(pool: Any, x_at: Any, w_at: Any, acc: Any, x: Any, w: Any, quarter: Any) -> None:
-        x_then, w_then = cuda.local.array(8, float32), cuda.local.array(8, float32)
-        x_first, w_first = x_at + 4 * quarter * x_pitch, w_at + 4 * quarter * w_pitch
-        load_column(pool, x_first + x_pitch, w_first + w_pitch, x_then, w_then)
-        _add_products(x, w, acc)
-        load_column(pool, x_first + 2 * x_pitch, w_first + 2 * w_pitch, x, w)
-        _add_products(x_then, w_then, acc)
-        load_column(pool, x_first + 3 * x_pitch, w_first + 3 * w_pitch, x_then, w_then)
-        _add_products(x, w, acc)
-        if quarter < 3:
-            load_column(pool, x_first + 4 * x_pitch, w_first + 4 * w_pitch, x, w)
-        _add_products(x_then, w_then, acc)
-
-    return multiply
+    """multiply(pool, x_at, w_at, acc, x, w, quarter), see products.py: quarters of a step."""
+    pitches = (tile.n_tokens + PADDING, tile.n_rows + PADDING)
+    return multiply_quarter(load_column_of(tile), 8, 8, *pitches, 4)

@@ -21,8 +21,8 @@ SIGNATURES = [
 ] + [
     Signature(
         attention_prefill._compile(head_dim, has_softcap),
-        (*_INPUTS, F32_3),
-        attention_tiles.thread_count(head_dim),
+        (*_INPUTS, I32, F32_3),
+        attention_tiles.N_THREADS,
         f"{head_dim}-{'cap' if has_softcap else 'plain'}",
     )
     for head_dim in HEAD_DIMS

@@ -20,7 +20,7 @@ from m40llm.errors import KernelContractError
 from m40llm.kernels.attention_common import HEAD_DIMS
 from m40llm.kernels.attention_decode import attention_decode, partial_shape
 from m40llm.kernels.attention_prefill import attention_prefill
-from m40llm.kernels.attention_tiles import BM, BN
+from m40llm.kernels.attention_tiles import BM, tile_keys
 
 Run = tuple[int, int]  # how many new tokens, and how many were cached before them
 
@@ -76,7 +76,7 @@ RUNS = st.lists(
     seed=st.integers(0, 2**32 - 1),
 )
 @example([(1, 0)], 1, 1, (32, 0.0), 0, 0)
-@example([(BM, 0), (1, 5), (BM + 1, BN)], 1, 3, (64, 30.0), 7, 1)
+@example([(BM, 0), (1, 5), (BM + 1, 128)], 1, 3, (64, 30.0), 7, 1)
 @example([(1, 0)] * 30, 1, 4, (80, 0.0), 0, 2)
 def test_matches_the_reference(
     launcher: Any,
@@ -98,9 +98,12 @@ def test_matches_the_reference(
 def test_parity_grid(launcher: Any, head_dim: int, group_size: int) -> None:
     """Runs whose lengths and starts lie around every edge of a tile."""
     rng = np.random.default_rng(head_dim + group_size)
-    tile_tokens = BM // group_size
+    tile_tokens, bn = BM // group_size, tile_keys(head_dim)
     runs = [(n, 0) for n in (1, tile_tokens - 1, tile_tokens, tile_tokens + 1) if n]
-    runs += [(2, n_before) for n_before in (1, 15, 16, 17, BN - 2, BN - 1, BN, 2 * BN - 1, 2 * BN)]
+    runs += [
+        (2, n_before)
+        for n_before in (1, 15, 16, 17, 63, 64, bn - 2, bn - 1, bn, 2 * bn - 1, 2 * bn)
+    ]
     case = drawn(rng, runs, 2 if group_size == 1 else 1, group_size, head_dim)
     case.check(attend(launcher, case))
 

@@ -9,7 +9,7 @@ from m40llm.fuzz.contents import normals
 from m40llm.fuzz.definition import target
 from m40llm.fuzz.strategies import choices, lengths, seeds, sizes
 from m40llm.kernels import attention_prefill as kernels
-from m40llm.kernels.attention_tiles import BM, BN
+from m40llm.kernels.attention_tiles import BM, HALF_KEYS
 
 # head_dim, heads of a group, soft cap: a kernel each but for the group.
 FORMS = choices([(32, 1, 0.0), (32, 5, 0.0), (64, 3, 0.0), (80, 2, 30.0), (256, 2, 0.0)])
@@ -20,7 +20,7 @@ WINDOWS = choices([0, 0, 1, 7, 30])
     ops=kernels,
     form=FORMS,
     run_lens=lengths(BM // 2, 3, BM // 2 + 8),
-    n_before=choices([0, 1, 15, 16, BN - 2, BN - 1, BN]),
+    n_before=choices([0, 1, 15, 16, HALF_KEYS - 2, HALF_KEYS - 1, HALF_KEYS]),
     n_kv_heads=sizes(2, 2),
     window=WINDOWS,
     seed=seeds(),
