@@ -13,9 +13,9 @@ from m40llm.kernels.attention_tiles import (
     BM,
     COLUMNS,
     HALF_KEYS,
-    PADDING,
-    PITCH,
+    ROWS,
     TM,
+    key_columns,
     key_halves,
     load_rows,
     place,
@@ -67,16 +67,17 @@ def load_step(head_dim: int) -> Any:
 @cache
 def store_step(head_dim: int) -> Any:
     """store(quads, raw, pool, q_at, k_at): what was loaded, to the buffers that begin there."""
-    n_halves, k_pitch = key_halves(head_dim), tile_keys(head_dim) + PADDING
+    n_halves, of_k = key_halves(head_dim), key_columns(head_dim)
+    q_quad, k_pitch, k_eight = ROWS.offset(4), of_k.pitch, of_k.offset(8)
 
     @cuda.jit(device=True, forceinline=True)
     def store(quads: Any, raw: Any, pool: Any, q_at: Any, k_at: Any) -> None:
         t = uint32(cuda.threadIdx.x)
-        q_first = uint64(q_at + (t & uint32(3)) * uint32(4 * PITCH) + (t >> uint32(2)))
+        q_first = uint64(q_at + (t & uint32(3)) * uint32(q_quad) + (t >> uint32(2)))
         for i in range(2):
             for k in range(4):
-                pool[uint64(q_first + uint64(k * PITCH + i * (BM // 2)))] = quads[i, k]
-        k_first = uint64(k_at + (t & uint32(1)) * uint32(8 * k_pitch) + (t >> uint32(1)))
+                pool[uint64(q_first + uint64(k * BM + i * (BM // 2)))] = quads[i, k]
+        k_first = uint64(k_at + (t & uint32(1)) * uint32(k_eight) + (t >> uint32(1)))
         for i in range(n_halves):
             for k in range(4):
                 low, high = half2_to_float2(raw[i, k])
@@ -95,11 +96,11 @@ def add_scores(head_dim: int) -> Any:
     """
     n_halves, n_steps = key_halves(head_dim), head_dim // BK
     n_keys = tile_keys(head_dim) // COLUMNS
-    q_floats, k_pitch = BK * PITCH, tile_keys(head_dim) + PADDING
-    k_floats, k_begin = BK * k_pitch, 2 * q_floats
+    q_floats, k_floats = ROWS.offset(BK), key_columns(head_dim).offset(BK)
+    k_begin = 2 * q_floats
     load, store = load_step(head_dim), store_step(head_dim)
     load_column = _load_scores_column(n_halves)
-    multiply = multiply_quarter(load_column, TM, n_keys, PITCH, k_pitch, BK // 4)
+    multiply = multiply_quarter(load_column, TM, n_keys, ROWS, key_columns(head_dim), BK // 4)
 
     @cuda.jit(device=True, forceinline=True)
     def add(score: Any, pool: Any, q: Any, q_at: Any, k_cache: Any, k_at: Any) -> None:

@@ -33,6 +33,7 @@ from m40llm.kernels.intrinsics import (
     load_float4_shared,
     store_float4_shared,
 )
+from m40llm.kernels.products import Columns
 from m40llm.kernels.reduce import FULL_MASK
 
 BM: Final = 64  # rows of a tile: tokens x heads of a group
@@ -41,9 +42,9 @@ TM: Final = 8  # rows of a thread
 COLUMNS: Final = 16  # threads that share a row
 N_THREADS: Final = BM // TM * COLUMNS
 HALF_KEYS: Final = 64  # keys whose weights are in shared memory at a time
-PADDING: Final = 4  # floats after a column in shared memory
-PITCH: Final = BM + PADDING  # of q and of weights
-WEIGHTS_SIZE: Final = HALF_KEYS * PITCH
+ROWS: Final = Columns(BM, gap=8, gap_columns=4)  # q and weights in shared memory, in floats
+FOUR_ROWS: Final = ROWS.offset(4)
+WEIGHTS_SIZE: Final = ROWS.offset(HALF_KEYS)
 
 
 def key_halves(head_dim: int) -> int:
@@ -54,6 +55,11 @@ def key_halves(head_dim: int) -> int:
 def tile_keys(head_dim: int) -> int:
     """BN: keys of a tile."""
     return HALF_KEYS * key_halves(head_dim)
+
+
+def key_columns(head_dim: int) -> Columns:
+    """Where K's elements lie in shared memory."""
+    return Columns(tile_keys(head_dim), gap=16, gap_columns=8)
 
 
 def value_keys(head_dim: int) -> int:
@@ -68,7 +74,7 @@ def value_loads(head_dim: int) -> int:
 
 def pool_size(head_dim: int) -> int:
     """Floats of `pool`."""
-    scores = 2 * BK * (PITCH + tile_keys(head_dim) + PADDING)
+    scores = 2 * (ROWS.offset(BK) + key_columns(head_dim).offset(BK))
     return max(scores, WEIGHTS_SIZE + 2 * value_keys(head_dim) * head_dim)
 
 
@@ -162,7 +168,7 @@ def put_weights(score: Any, half: Any, pool: Any) -> None:
     """The tile's weights of 64 keys, to the front of the pool, [key][row]."""
     row, column = place()
     for j in range(4):
-        at, k = (4 * column + j) * PITCH + row, 4 * half + j
+        at, k = column * FOUR_ROWS + j * BM + row, 4 * half + j
         store_float4_shared(pool, at, score[0, k], score[1, k], score[2, k], score[3, k])
         store_float4_shared(
             pool, at + BM // 2, score[4, k], score[5, k], score[6, k], score[7, k]

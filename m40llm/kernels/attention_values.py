@@ -13,7 +13,7 @@ from m40llm.kernels.attention_tiles import (
     COLUMNS,
     HALF_KEYS,
     N_THREADS,
-    PITCH,
+    ROWS,
     TM,
     WEIGHTS_SIZE,
     load_rows,
@@ -28,7 +28,7 @@ from m40llm.kernels.intrinsics import (
     load_uint4_readonly,
     store_float4_shared,
 )
-from m40llm.kernels.products import multiply_quarter
+from m40llm.kernels.products import Columns, multiply_quarter
 
 
 @cache
@@ -103,11 +103,11 @@ def add_values(head_dim: int) -> Any:
     The first of V's buffers holds what belongs to the first of them, and in the end to the next 64.
     """
     td, n_keys = head_dim // COLUMNS, value_keys(head_dim)
-    n_quarters, v_floats = n_keys // 4, n_keys * head_dim
+    n_quarters, v_floats, four_keys = n_keys // 4, n_keys * head_dim, ROWS.offset(4)
     load, store, load_column = (
         load_values(head_dim), store_values(head_dim), _load_values_column(head_dim)
     )  # fmt: skip
-    multiply = multiply_quarter(load_column, TM, td, PITCH, head_dim, n_quarters)
+    multiply = multiply_quarter(load_column, TM, td, ROWS, Columns(head_dim), n_quarters)
 
     @cuda.jit(device=True, forceinline=True)
     def add(
@@ -117,7 +117,7 @@ def add_values(head_dim: int) -> Any:
         row, _ = place()
         chunk, buffer = int32(0), int32(WEIGHTS_SIZE)
         while chunk < HALF_KEYS:
-            weights_at, v_at = int64(chunk * PITCH + row), int64(buffer)
+            weights_at, v_at = int64(chunk // 4 * four_keys + row), int64(buffer)
             chunk = int32(chunk + n_keys)
             load(v_cache, base, int32(first_key + chunk), last_key, raw)
             load_column(pool, weights_at, v_at, rows, values)

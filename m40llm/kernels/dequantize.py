@@ -1,8 +1,9 @@
 """Eight weights of a row at a time, from planes or dense: bit for bit as gguf.quants has them.
 
     raw, weights = cuda.local.array(8, uint32), cuda.local.array(8, float32)
-    fetch(type)(quants, highs, scales, row, col, n_cols, raw)    loads alone, to be issued early
-    convert(type)(raw, col, weights)                             W[row, col : col + 8]
+    row_at = row_start(type)(quants, row)                   where the row begins; once for a row
+    fetch(type)(quants, highs, scales, row, row_at, col, n_cols, raw)   loads, to be issued early
+    convert(type)(raw, col, weights)                        W[row, col : col + 8]
 
 col is a multiple of 8 and below n_cols, the columns of the matrix. F32 may end after four: the
 others are then 0. A quant becomes a float by its place in the mantissa of 2^23 + quant, exactly.
@@ -27,20 +28,31 @@ from m40llm.kernels.scales import BIAS, SCALES
 _EXPONENT: Final = 0x4B000000  # of 2^23, where the last bit of the mantissa is worth 1
 
 
+@cache
+def row_start(type: GGMLType) -> Any:
+    """row_start(quants, row): in loads of 16 bytes for dense types (up to 64 GB), 8 for quants."""
+    shift = 2 if type in DENSE else 1
+
+    @cuda.jit(device=True, forceinline=True)
+    def start(quants: Any, row: Any) -> Any:
+        return uint32(uint32(row) * uint32(uint32(quants.shape[1]) >> uint32(shift)))
+
+    return start
+
+
 @cuda.jit(device=True, forceinline=True)
 def _fetch_f16(
-    quants: Any, highs: Any, scales: Any, row: Any, col: Any, n_cols: Any, raw: Any
+    quants: Any, highs: Any, scales: Any, row: Any, row_at: Any, col: Any, n_cols: Any, raw: Any
 ) -> None:
-    row_eights = uint32(uint32(quants.shape[1]) >> uint32(2))
-    at = uint32(uint32(row) * row_eights + (uint32(col) >> uint32(3)))  # of 16 bytes: up to 64 GB
+    at = uint32(row_at + (uint32(col) >> uint32(3)))
     raw[0], raw[1], raw[2], raw[3] = load_uint4_readonly(quants, int64(at) * 4)
 
 
 @cuda.jit(device=True, forceinline=True)
 def _fetch_f32(
-    quants: Any, highs: Any, scales: Any, row: Any, col: Any, n_cols: Any, raw: Any
+    quants: Any, highs: Any, scales: Any, row: Any, row_at: Any, col: Any, n_cols: Any, raw: Any
 ) -> None:
-    at = int64(row) * quants.shape[1] + col
+    at = int64(uint32(row_at + (uint32(col) >> uint32(2)))) * 4
     raw[0], raw[1], raw[2], raw[3] = load_uint4_readonly(quants, at)
     raw[4], raw[5], raw[6], raw[7] = uint32(0), uint32(0), uint32(0), uint32(0)
     if col + 4 < n_cols:
@@ -57,13 +69,12 @@ def fetch(type: GGMLType) -> Any:
 
     @cuda.jit(device=True, forceinline=True)
     def fetch_quants(
-        quants: Any, highs: Any, scales: Any, row: Any, col: Any, n_cols: Any, raw: Any
-    ) -> None:
+        quants: Any, highs: Any, scales: Any, row: Any, row_at: Any, col: Any, n_cols: Any, raw: Any
+    ) -> None:  # fmt: skip
         unit = uint32(uint32(col) >> uint32(5))
         word = uint32(uint32(col) >> uint32(2)) & uint32(7 if n_bits == 8 else 3)
-        row_eights = uint32(uint32(quants.shape[1]) >> uint32(1))
-        at = uint32(uint32(row) * row_eights + unit * uint32(unit_words // 2) + (word >> uint32(1)))
-        raw[0], raw[1] = load_uint2_readonly(quants, int64(at) * 2)  # at: in 8 bytes, up to 32 GB
+        at = uint32(row_at + unit * uint32(unit_words // 2) + (word >> uint32(1)))
+        raw[0], raw[1] = load_uint2_readonly(quants, int64(at) * 2)
         if n_highs > 0:
             high = unit * n_highs + (word >> 1) * (n_highs - 1)
             raw[2] = highs[uint64(row), uint32(high)]

@@ -1,6 +1,6 @@
 """Matrix product: out[m, n] = sum_k x[m, k] * W[n, k]  (+ bias[n]) (+ out[m, n] as it was).
 
-x      float32 or float16[n_tokens, n_cols]   any n_tokens >= 1
+x      float32 or float16[n_tokens, n_cols]   any n_tokens >= 1; less than 4 GiB
 W      Planes[n_rows, n_cols]                 F32, F16 or quantised; any n_rows; n_cols as planes.py
                                               has it (multiples of the block; F16 8, F32 4)
 bias   float32[n_rows]
@@ -21,7 +21,6 @@ card, blocks share the columns of a tile, and the last of them adds up what all 
 workspace (gemm_sums.py). Which tile, and how many blocks share one, says gemm_choice.py.
 """
 
-import math
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -36,9 +35,11 @@ from m40llm.kernels.gemm_choice import choose
 from m40llm.kernels.gemm_steps import add_steps_of
 from m40llm.kernels.gemm_sums import add_groups_of, add_splits_of, store_sums_of
 from m40llm.kernels.gemm_tiles import Tile, place_of
+from m40llm.kernels.intrinsics import as_bytes
 from m40llm.kernels.planes import Planes, check_planes
 from m40llm.kernels.unpack import LANES
 
+MAX_X_BYTES: Final = 2**32  # offsets of x have 32 bits
 MAX_TILES: Final = 4096  # of out, that blocks may share the columns of
 
 
@@ -60,10 +61,12 @@ def workspace_floats(n_sms: int) -> int:
 
 
 def _registers(type: GGMLType, tile: Tile) -> int:
-    """More where high bits of quants would spill."""
-    if not LANES[type].n_highs:
-        return tile.registers
-    return 208 if tile.n_groups > 1 else 168
+    """More than the tile's where quants, and what scales them, would spill."""
+    if LANES[type].n_highs:
+        return 208 if tile.n_groups > 1 else 168
+    if type == GGMLType.Q4_K and tile.w_eights > 1:
+        return 208 if tile.w_eights > 4 else 168
+    return tile.registers
 
 
 @cache
@@ -91,7 +94,7 @@ def _compile(
         token_at, row_at = place(t)
         add_steps(
             quants, highs, scales, x, int32(out.shape[0]), int32(out.shape[1]),
-            first_token, first_row, pool, group, t, token_at, row_at, acc,
+            first_token, first_row, as_bytes(pool), group, t, token_at, row_at, acc,
         )  # fmt: skip
         if n_groups > 1:
             add_groups(pool, group, t, acc)
@@ -124,6 +127,9 @@ def gemm(
     if n_tokens < 1:
         raise KernelContractError("x: expected at least one row, got none")
     check_planes(w)
+    n_bytes = n_tokens * w.n_cols * np.dtype(x.dtype).itemsize
+    if n_bytes >= MAX_X_BYTES:
+        raise KernelContractError(f"x: expected less than 4 GiB, got {n_bytes:,} bytes")
     check_array("x", x, np.float16 if x_is_half else np.float32, (n_tokens, w.n_cols))
     check_array("out", out, np.float32, (n_tokens, w.n_rows))
     check_array("bias", bias, np.float32, (w.n_rows,), optional=True)
@@ -132,7 +138,8 @@ def gemm(
         tile, best = choose(n_tokens, w.n_rows, w.n_cols, stream.n_sms)
         splits = n_splits or best
     if splits > 1:
-        splits = _fitting(splits, n_tokens, w.n_rows, tile, workspace, n_splits is not None)
+        n_tiles = tile.n_tiles(n_tokens, w.n_rows)
+        splits = _fitting(splits, n_tiles, tile, workspace, n_splits is not None)
     given_bias, sums, arrived = (out if bias is None else bias), out, out
     if splits > 1 and workspace is not None:
         sums, arrived = workspace.sums, workspace.arrived
@@ -145,18 +152,17 @@ def gemm(
 
 
 def _fitting(
-    n_splits: int, n_tokens: int, n_rows: int, tile: Tile, workspace: Workspace | None,
-    is_asked: bool,
-) -> int:  # fmt: skip
-    """As many of the splits as the workspace has room for; KernelContractError if they were asked
-    for and it has not."""
-    n_tiles, room = math.prod(tile.grid(n_tokens, n_rows)), 0
+    n_splits: int, n_tiles: int, tile: Tile, workspace: Workspace | None, is_asked: bool
+) -> int:
+    """As many of the splits as the workspace has room for, of so many tiles; KernelContractError if
+    they were asked for and it has not."""
+    room = 0
     if workspace is not None and n_tiles <= MAX_TILES:
         check_array("workspace.sums", workspace.sums, np.float32, (None,))
         check_array("workspace.arrived", workspace.arrived, np.int32, (MAX_TILES,))
-        room = int(workspace.sums.shape[0]) // tile.shared_floats(1, n_tokens, n_rows)
+        room = int(workspace.sums.shape[0]) // (n_tiles * tile.n_outputs)
     if is_asked and room < n_splits:
-        wanted = tile.shared_floats(n_splits, n_tokens, n_rows)
+        wanted = n_splits * n_tiles * tile.n_outputs
         raise KernelContractError(
             f"workspace: expected room for {wanted:,} sums in {n_tiles:,} tiles, got less"
         )

@@ -2,36 +2,37 @@
 
     tile, n_splits = choose(n_tokens, n_rows, n_cols, n_sms)
 
-The time of the busiest SM, in cycles: its blocks, each so many steps of 16 columns, each so many
-instructions of each warp, of which four schedulers issue one a cycle if there are warps enough;
-and what the sharing of a tile costs. Instructions are counted in the code for sm_52; the other
-numbers were fitted to 831 times of 55 products on an H100, where the choice takes 1.1 % longer than
-the best of all that were timed, on the average. Nothing here was measured on an M40.
+The time of the busiest SM, in cycles: its blocks, as many at a time as it holds, each so many steps
+of 16 columns, each so many instructions of each warp, of which four schedulers issue one a cycle if
+there are warps enough; and what the sharing of a tile costs. Instructions are counted in the code
+for sm_52; the other numbers were fitted to the times of 55 products on an H100, where the choice
+takes 1.0 % longer than the best of all that were timed, on the average. Nothing here was measured
+on an M40. `m40llm bench tune` measures, and replaces the choice on the card where it ran.
 """
 
-import math
 from functools import cache
 from typing import Final, NamedTuple
 
 from m40llm.kernels.contract import ceil_div
 from m40llm.kernels.gemm_tiles import BK, Tile
+from m40llm.kernels.reduce import WARP_SIZE
 
 TILES: Final = {  # instructions of a warp a step (F16)
-    Tile(128, 128): 1147,
-    Tile(64, 128): 1174,
-    Tile(64, 64): 1240,
-    Tile(32, 128): 1240,
-    Tile(32, 64, 4): 1236,
-    Tile(16, 128, 4): 1292,
+    Tile(128, 128): 1140,
+    Tile(64, 128): 1173,
+    Tile(64, 64): 1178,
+    Tile(32, 128): 1205,
+    Tile(32, 64, 4): 1217,
+    Tile(16, 128, 4): 1288,
 }
 SPLITS: Final = (1, 2, 3, 4, 6, 8, 12, 16)
 FEW_TOKENS: Final = 128  # up to here tiles of groups were timed
 MIN_STEPS: Final = 3  # of a group of threads: with fewer, its start and its end are all there is
 WAVES: Final = 2.2  # blocks that share tiles, in blocks that a card holds
-_BEGIN_STEPS: Final = 2.1  # a block's begin and end, in steps
-_SHARE: Final = ((4, 0.6), (8, 0.93), (12, 0.93))  # of the slots that so many warps can use
-_SPLIT_CYCLES: Final = 3850.0  # of the last block, which adds up what all have left,
-_SPLIT_FLOAT_CYCLES: Final = 1.56e-3  # and of each float of a workspace, over all SMs of an H100
+_BEGIN_STEPS: Final = 0.95  # a block's begin and end, in steps
+_SHARE: Final = ((4, 0.6), (8, 0.95), (12, 0.965))  # of the slots that so many warps can use
+_SPLIT_CYCLES: Final = 829.0  # of the last block, which adds up what all have left,
+_SPLIT_FLOAT_CYCLES: Final = 2.38e-3  # and of each float of a workspace, over all SMs of an H100
 _H100_SMS: Final = 132
 
 
@@ -41,8 +42,9 @@ class Choice(NamedTuple):
 
 
 def resident_blocks(tile: Tile, registers: int) -> int:
-    """Of this tile, on an SM with 65,536 registers."""
-    return 65536 // (registers * tile.n_threads)
+    """Of this tile, on an SM: each of its four schedulers has 16,384 registers for its warps."""
+    n_warps = 4 * (16384 // (registers * WARP_SIZE))
+    return n_warps * WARP_SIZE // tile.n_threads
 
 
 def _share_of_slots(n_warps: int) -> float:
@@ -58,15 +60,18 @@ def _share_of_slots(n_warps: int) -> float:
 
 def cycles(tile: Tile, n_splits: int, n_tokens: int, n_rows: int, n_cols: int, n_sms: int) -> float:
     """The model's time of a product."""
-    n_blocks = n_splits * math.prod(tile.grid(n_tokens, n_rows))
+    n_blocks = n_splits * tile.n_tiles(n_tokens, n_rows)
     n_warps = tile.n_threads // 32
     steps = ceil_div(ceil_div(n_cols, BK), n_splits * tile.n_groups) + _BEGIN_STEPS
-    resident, an_sm = resident_blocks(tile, tile.registers), ceil_div(n_blocks, n_sms)
-    share = _share_of_slots(min(an_sm, resident) * n_warps)
-    busiest = an_sm * n_warps * steps * TILES[tile] / 4 / share
+    resident = resident_blocks(tile, tile.registers)
+    rounds, rest = divmod(ceil_div(n_blocks, n_sms), resident)
+    slots = rounds * resident * n_warps / _share_of_slots(resident * n_warps)
+    if rest:
+        slots += rest * n_warps / _share_of_slots(rest * n_warps)
+    busiest = slots * steps * TILES[tile] / 4
     if n_splits == 1:
         return busiest
-    n_floats = tile.shared_floats(n_splits, n_tokens, n_rows)
+    n_floats = n_blocks * tile.n_outputs
     return busiest + _SPLIT_CYCLES + n_floats * _SPLIT_FLOAT_CYCLES * _H100_SMS / n_sms
 
 
@@ -84,7 +89,7 @@ def _choices(n_tokens: int, n_rows: int, n_cols: int, n_sms: int) -> list[Choice
     for tile in TILES:
         if tile.n_groups > 1 and n_tokens > FEW_TOKENS:
             continue
-        n_tiles = math.prod(tile.grid(n_tokens, n_rows))
+        n_tiles = tile.n_tiles(n_tokens, n_rows)
         n_steps = ceil_div(n_cols, BK) // tile.n_groups
         slots = WAVES * n_sms * resident_blocks(tile, tile.registers)
         for n_splits in SPLITS:

@@ -11,17 +11,17 @@ from typing import Any, NamedTuple
 from gguf import GGMLQuantizationType as GGMLType
 from numba import cuda, float32, int32, int64, uint32
 
-from m40llm.kernels.gemm_tiles import (
-    BK,
-    Tile,
-    load_column_of,
+from m40llm.kernels.gemm_loads import (
     load_w_of,
     load_x_of,
-    multiply_of,
+    puts_of,
     store_tiles_of,
-    sync_of,
+    w_rows_of,
     x_rows_of,
 )
+from m40llm.kernels.gemm_tiles import BK, Tile, load_column_of, multiply_of, sync_of
+from m40llm.kernels.hints import pinned
+from m40llm.kernels.intrinsics import as_bytes
 
 
 class Steps(NamedTuple):
@@ -51,15 +51,22 @@ def steps_of(n_groups: int) -> Any:
 
 @cache
 def add_steps_of(type: GGMLType, tile: Tile, x_is_half: bool) -> Any:
-    """add_steps(quants, highs, scales, x, n_tokens, n_rows, first_token, first_row, pool, group, t,
-    token_at, row_at, acc): the products of the group's steps, into acc."""
-    n_threads, n_groups, n_buffers = tile.group_threads, tile.n_groups, tile.n_buffers
-    n_quads, n_eights = tile.x_quads, tile.w_eights
-    x_floats, w_floats, group_floats = tile.x_floats, tile.w_floats, tile.group_floats
-    w_first, rows_apart = tile.n_buffers * tile.x_floats, n_threads // 2
-    load_x, load_w, find_x_rows = load_x_of(tile, x_is_half), load_w_of(type, tile), x_rows_of(tile)
-    store_tiles, multiply, steps = store_tiles_of(type, tile), multiply_of(tile), steps_of(n_groups)
-    load_column, sync = load_column_of(tile), sync_of(tile)
+    """add_steps(quants, highs, scales, x, n_tokens, n_rows, first_token, first_row, pool,
+    group, t, token_at, row_at, acc): the products of the group's steps, into acc."""
+    n_groups, n_buffers, group_bytes = tile.n_groups, tile.n_buffers, tile.group_bytes
+    col_shift = 1 if x_is_half else 2
+    col_bytes = 1 << col_shift
+    n_quads, n_eights, w_begin = tile.x_quads, tile.w_eights, tile.w_begin
+    load_x, load_w, store_tiles = (
+        load_x_of(tile, x_is_half), load_w_of(type, tile), store_tiles_of(type, tile)
+    )  # fmt: skip
+    find_x_rows, find_w_rows, find_puts = (
+        x_rows_of(tile, x_is_half),
+        w_rows_of(type, tile),
+        puts_of(tile),
+    )
+    load_column, multiply = load_column_of(tile), multiply_of(tile)
+    steps, sync, buffer_bytes = steps_of(n_groups), sync_of(tile), tile.buffer_bytes
 
     @cuda.jit(device=True, forceinline=True)
     def add_steps(
@@ -70,45 +77,56 @@ def add_steps_of(type: GGMLType, tile: Tile, x_is_half: bool) -> Any:
         x_column, w_column = cuda.local.array(8, float32), cuda.local.array(8, float32)
         quads = cuda.local.array((n_quads, 4), float32)
         raw = cuda.local.array((n_eights, 8), uint32)
-        quads_at = cuda.local.array(n_quads, uint32)
+        x_rows_at = cuda.local.array(n_quads, uint32)
         rows = cuda.local.array(n_eights, int32)
-        n_cols = int32(x.shape[1])
-        find_x_rows(first_token, n_tokens, n_cols, t, quads_at)
-        for i in range(n_eights):
-            row = int32(first_row + int32((t >> uint32(1)) + uint32(i * rows_apart)))
-            rows[i] = min(row, int32(n_rows - 1))  # beyond: computed, not stored
-        x_at = int32(group * group_floats)
-        w_at = int32(x_at + w_first)
+        rows_at = cuda.local.array(n_eights, uint32)
+        n_cols, x_bytes = int32(x.shape[1]), as_bytes(x)
+        find_x_rows(first_token, n_tokens, n_cols, t, x_rows_at)
+        first_col = find_w_rows(quants, first_row, n_rows, n_cols, t, rows, rows_at)
         step, end, n_first = steps(n_cols, group)
         if step >= end:
             return
         n_here, col = n_first, int32(0)
         if step > 0:
             n_here, col = int32(BK), int32(n_first + int32(BK * int32(step - 1)))
-        load_x(x, quads_at, t, col, n_here, quads)
-        load_w(quants, highs, scales, rows, t, col, n_here, n_cols, raw)
-        store_tiles(quads, raw, t, col, pool, uint32(x_at), uint32(w_at))
+        load_x(x_bytes, x_rows_at, t, int32(col << col_shift), n_here, quads)
+        w_col = uint32(col + first_col)
+        load_w(quants, highs, scales, rows, rows_at, t, w_col, n_here, n_cols, raw)
+        first = int32(group * group_bytes)
+        x_at = int32(first + int32(4 * token_at))
+        w_at = int32(first + w_begin + int32(4 * row_at))
+        x_put, w_put = find_puts(t)
+        x_put, w_put = int32(x_put + first), int32(w_put + first)
+        store_tiles(quads, raw, w_col, pool, x_put, w_put)
         sync()
-        last_col = int32(n_first + int32(BK * int32(end - 2)))
-        col = int32(n_first + int32(BK * int32(step - 1)))
-        while step < end:
-            col = min(int32(col + BK), max(last_col, int32(0)))
-            load_x(x, quads_at, t, col, BK, quads)
-            load_w(quants, highs, scales, rows, t, col, BK, n_cols, raw)
-            x_mine, w_mine = int64(x_at + token_at), int64(w_at + row_at)
+        other = int32(buffer_bytes)  # from the buffer that is multiplied to the one that is filled
+        if n_buffers == 2:
+            x_put, w_put = int32(x_put + other), int32(w_put + other)
+        # Counted in bytes of x, which spares a shift.
+        last = pinned(int32(col_bytes * int32(n_first + int32(BK * int32(end - 2)))))
+        last_load = pinned(max(last, int32(0)))
+        w_first = pinned(int32(first_col << col_shift))
+        now = int32(col_bytes * int32(n_first + int32(BK * int32(step - 1))))
+        while now <= last:
+            now = int32(now + col_bytes * BK)
+            here = min(now, last_load)
+            load_x(x_bytes, x_rows_at, t, here, BK, quads)
+            here = uint32(uint32(here + w_first) >> uint32(col_shift))
+            load_w(quants, highs, scales, rows, rows_at, t, here, BK, n_cols, raw)
+            x_mine, w_mine = int64(x_at), int64(w_at)
             load_column(pool, x_mine, w_mine, x_column, w_column)
             multiply(pool, x_mine, w_mine, acc, x_column, w_column, 0)
             multiply(pool, x_mine, w_mine, acc, x_column, w_column, 1)
             multiply(pool, x_mine, w_mine, acc, x_column, w_column, 2)
             if n_buffers == 2:  # into the other one, while there are products to make
-                x_at, w_at = int32(x_floats - x_at), int32(2 * w_first + w_floats - w_at)
-                store_tiles(quads, raw, t, col, pool, uint32(x_at), uint32(w_at))
+                store_tiles(quads, raw, here, pool, x_put, w_put)
+                x_at, w_at = int32(x_at + other), int32(w_at + other)
+                x_put, w_put, other = int32(x_put - other), int32(w_put - other), int32(-other)
                 multiply(pool, x_mine, w_mine, acc, x_column, w_column, 3)
             else:
                 multiply(pool, x_mine, w_mine, acc, x_column, w_column, 3)
                 sync()
-                store_tiles(quads, raw, t, col, pool, uint32(x_at), uint32(w_at))
+                store_tiles(quads, raw, here, pool, x_put, w_put)
             sync()
-            step = int32(step + 1)
 
     return add_steps

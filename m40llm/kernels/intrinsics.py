@@ -1,7 +1,6 @@
-"""What Numba CUDA lacks: wide loads and stores, half2, bit casts, volatile access, prefetch.
+"""What Numba CUDA lacks: wide loads and stores, half2, bit casts, volatile access.
 
-Each is one LLVM instruction or two, so that the emulator runs it as it stands; the prefetch alone
-is assembly, which LLVM 7 has no name for, and nothing on the emulator. An index counts
+Each is one LLVM instruction or two, so that the emulator runs it as it stands. An index counts
 elements from the array's first, whatever its shape (C order); the address must be a multiple of
 the bytes moved.
 
@@ -9,6 +8,8 @@ the bytes moved.
     x, y, z, w = load_float4(x, i)                    ld.global.v4.f32
     store_float4(y, i, a, b, c, d)                    st.global.v4.f32
     ... the same for uint2, float2, and with _shared for shared arrays
+    store_float_shared(bytes, i, x)                   st.shared.f32
+    bytes = as_bytes(shared)                          the same memory, so that an index counts bytes
     low, high = half2_to_float2(a)                    cvt.f32.f16, twice
     a = float2_to_half2(low, high)                    cvt.rn.f16.f32, twice; low goes to bits 0..15
     u = float_as_uint(f); f = uint_as_float(u)        mov.b32
@@ -18,7 +19,6 @@ the bytes moved.
     a, b, c, d = load_uint4_streaming(weights, i)     ld.global.cs.nc.v4.u32
     ... and load_uint4_volatile, store_uint4_volatile, store_uint2_volatile: of which each aligned
         8 bytes come and go as a whole
-    prefetch(address)                                 prefetch.global.L2
 
 A `_readonly` load goes through the read-only cache: nothing may write to the array during the
 launch. LLVM neither hoists nor merges a volatile load: a spin on one sees the change.
@@ -34,7 +34,6 @@ GLOBAL: Final = 1  # NVPTX address spaces
 SHARED: Final = 3
 _HALF2: Final = ir.VectorType(ir.HalfType(), 2)
 _INT32: Final = ir.IntType(32)
-PREFETCH: Final = "prefetch.global.L2 [$0];"
 _STREAM: Final = "ld.global.cs.nc.v4.u32 {$0,$1,$2,$3}, [$4];"
 
 
@@ -213,25 +212,18 @@ def uint_as_float(typing_context: Any, bits: Any) -> Any:
     return types.float32(types.uint32), generate
 
 
-def _volatile_load(space: int) -> Any:
-    """An intrinsic `(array, index) -> element`, as it is now."""
+@intrinsic
+def load_volatile(typing_context: Any, array: Any, index: Any) -> Any:
+    """An element of a global array, as it is now."""
 
-    @intrinsic
-    def load(typing_context: Any, array: Any, index: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            kind = context.get_data_type(signature.return_type)
-            pointer = _element_pointer(context, builder, signature.args[0], args, kind, space)
-            value = _VolatileLoad(builder.block, pointer)
-            builder._insert(value)
-            return value
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = context.get_data_type(signature.return_type)
+        pointer = _element_pointer(context, builder, signature.args[0], args, kind, GLOBAL)
+        value = _VolatileLoad(builder.block, pointer)
+        builder._insert(value)
+        return value
 
-        return array.dtype(array, types.int64), generate
-
-    return load
-
-
-load_volatile = _volatile_load(GLOBAL)
-load_volatile_shared = _volatile_load(SHARED)
+    return array.dtype(array, types.int64), generate
 
 
 @intrinsic
@@ -264,12 +256,27 @@ def store_volatile(typing_context: Any, array: Any, index: Any, value: Any) -> A
 
 
 @intrinsic
-def prefetch(typing_context: Any, address: Any) -> Any:
-    """Ask for the line of global memory at this address, an int64, to be brought into the L2."""
+def as_bytes(typing_context: Any, array: Any) -> Any:
+    """A shared array's memory as one of uint8, for the intrinsics of this file alone: an index that
+    counts bytes is an address, where one that counts floats must be shifted first."""
+    kind = types.Array(types.uint8, 1, "C")
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(64)])
-        builder.asm(kind, PREFETCH, "l,~{memory}", [args[0]], True)
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        view = context.make_array(kind)(context, builder)
+        view.data = builder.bitcast(data, view.data.type)
+        return view._getvalue()
+
+    return kind(array), generate
+
+
+@intrinsic
+def store_float_shared(typing_context: Any, array: Any, index: Any, value: Any) -> Any:
+    """Write a float to a shared array of any type, at element `index` of that."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = _element_pointer(context, builder, signature.args[0], args, args[2].type, SHARED)
+        builder.store(args[2], pointer, align=4)
         return context.get_dummy_value()
 
-    return types.void(types.int64), generate
+    return types.void(array, types.int64, types.float32), generate

@@ -11,6 +11,7 @@ from m40llm.device.emulator import Emulator
 from m40llm.device.emulator.errors import OutOfBoundsError
 from m40llm.device.emulator.frontend import no_driver_needed
 from m40llm.kernels import intrinsics as it
+from m40llm.kernels.hints import pinned
 from m40llm.kernels.reduce import warp_max, warp_sum
 
 load_float2, load_float4 = it.load_float2, it.load_float4
@@ -26,7 +27,8 @@ store_uint2_shared, store_uint4_shared = it.store_uint2_shared, it.store_uint4_s
 half2_to_float2, float2_to_half2 = it.half2_to_float2, it.float2_to_half2
 float_as_uint, uint_as_float = it.float_as_uint, it.uint_as_float
 load_volatile, store_volatile = it.load_volatile, it.store_volatile
-load_volatile_shared, load_uint4_streaming = it.load_volatile_shared, it.load_uint4_streaming
+load_uint4_streaming = it.load_uint4_streaming
+as_bytes, store_float_shared = it.as_bytes, it.store_float_shared
 
 
 def wide_floats(x, y):
@@ -153,18 +155,34 @@ def streamed(x, y):
     a, b, c, d = load_uint4_streaming(x, 4 * t)
     s[t] = a + b + c + d
     cuda.syncthreads()
-    y[t] = load_volatile_shared(s, t ^ 1)
+    y[t] = s[t ^ 1]
 
 
 def test_a_streaming_load_is_a_load(emulator: Emulator) -> None:
     x, y = np.arange(128, dtype=np.uint32), np.zeros(32, np.uint32)
     emulator.launch(streamed, 1, 32, (x, y))
     np.testing.assert_array_equal(y, x.reshape(32, 4).sum(1)[np.arange(32) ^ 1])
-    wanted = {"ld.global.cs.nc.v4.u32", "ld.volatile.shared.u32"}
-    assert wanted <= instructions(streamed, (types.uint32, 1), (types.uint32, 1))
+    found = instructions(streamed, (types.uint32, 1), (types.uint32, 1))
+    assert "ld.global.cs.nc.v4.u32" in found
 
 
 def test_a_streaming_load_is_checked() -> None:
     x, y = np.arange(124, dtype=np.uint32), np.zeros(32, np.uint32)
     with pytest.raises(OutOfBoundsError):
         Emulator(time_limit_s=60).launch(streamed, 1, 32, (x, y))
+
+
+def through_bytes(x, y, stride):
+    s = cuda.shared.array(32, float32)
+    t = pinned(cuda.threadIdx.x)
+    store_float_shared(as_bytes(s), stride * t, x[t])
+    cuda.syncthreads()
+    y[t] = s[t ^ 1]
+
+
+def test_bytes_of_a_shared_array_are_its_memory(emulator: Emulator) -> None:
+    x, y = np.arange(32, dtype=np.float32), np.zeros(32, np.float32)
+    emulator.launch(through_bytes, 1, 32, (x, y, np.int32(4)))
+    np.testing.assert_array_equal(y, x[np.arange(32) ^ 1])
+    with pytest.raises(OutOfBoundsError):
+        Emulator(time_limit_s=60).launch(through_bytes, 1, 32, (x, y, np.int32(8)))

@@ -19,7 +19,6 @@ from matmul_cases import (
 from m40llm import reference
 from m40llm.errors import KernelContractError
 from m40llm.gguf.blocks import FORMATS
-from m40llm.kernels.contract import ceil_div
 from m40llm.kernels.gemm import MAX_TILES, Workspace, gemm, workspace_floats
 from m40llm.kernels.gemm_choice import TILES, choose
 from m40llm.kernels.gemm_tiles import Tile
@@ -49,7 +48,7 @@ QUANTISED_FORMS = [
 def workspace_for(
     launcher: Any, n_tokens: int, n_rows: int, tile: Tile, n_splits: int
 ) -> Workspace:
-    sums = launcher.poisoned((tile.shared_floats(n_splits, n_tokens, n_rows),))
+    sums = launcher.poisoned((n_splits * tile.n_tiles(n_tokens, n_rows) * tile.n_outputs,))
     return Workspace(sums, launcher.upload(np.zeros(MAX_TILES, np.int32)))
 
 
@@ -162,25 +161,33 @@ def test_a_workspace_too_small_is_refused(launcher: Any) -> None:
         gemm(w, x, out, stream=launcher, tile=SMALL, n_splits=2)
 
 
+def test_an_x_of_4_gib_is_refused(launcher: Any) -> None:
+    w, _ = planes_and_weights(launcher, GGMLType.F16, np.zeros((4, 2048), np.uint8), 1024)
+    x, out = np.empty((1 << 20, 1024), np.float32), np.zeros((2, 4), np.float32)
+    with pytest.raises(KernelContractError, match="x: expected less than 4 GiB, got 4,294,967,296"):
+        gemm(w, x, out, stream=launcher)
+
+
 @given(
     n_tokens=st.integers(9, 4096), n_rows=st.integers(1, 130_000), n_eights=st.integers(1, 2000),
     n_sms=st.sampled_from([2, 24, 132]),
 )  # fmt: skip
 def test_the_choice_finds_room(n_tokens: int, n_rows: int, n_eights: int, n_sms: int) -> None:
     tile, n_splits = choose(n_tokens, n_rows, 8 * n_eights, n_sms)
-    n_tiles = ceil_div(n_tokens, tile.n_tokens) * ceil_div(n_rows, tile.n_rows)
+    n_tiles = tile.n_tiles(n_tokens, n_rows)
     if n_splits > 1:
-        assert n_tiles * n_splits * tile.n_tokens * tile.n_rows <= workspace_floats(n_sms)
+        assert n_tiles * n_splits * tile.n_outputs <= workspace_floats(n_sms)
         assert n_tiles <= MAX_TILES
 
 
 def test_choices_that_were_measured() -> None:
     """Of those that were timed on an H100 (132 SMs), the fastest or within 3 % of it."""
     for size, measured in {
-        (16, 4096, 4096): (Tile(16, 128, 4), 8),
-        (128, 4096, 4096): (Tile(128, 128), 8),
+        (16, 28672, 4096): (Tile(16, 128, 4), 1),
+        (32, 2048, 2048): (Tile(32, 64, 4), 8),
+        (64, 28672, 4096): (Tile(64, 128), 4),
+        (512, 1536, 576): (Tile(64, 128), 4),
         (512, 4096, 4096): (Tile(128, 128), 2),
         (4096, 4096, 4096): (Tile(128, 128), 1),
-        (32, 128256, 2048): (Tile(32, 128), 1),
     }.items():
         assert choose(*size, 132) == measured, size

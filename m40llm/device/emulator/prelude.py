@@ -16,7 +16,7 @@ from m40llm.device.emulator.records import (
     VOTE_ALL,
     WARP_SYNC,
 )
-from m40llm.kernels.intrinsics import PREFETCH
+from m40llm.kernels.hints import PINNED, PREFETCH
 
 SREGS: Final = tuple(f"{n}.{d}" for n in ("tid", "ntid", "ctaid", "nctaid") for d in "xyz")
 
@@ -118,6 +118,7 @@ ASSEMBLY_TWINS: Final = {
     "cvt.rn.f16.f64 $0, $1;": "asm.cvt.f16.f64",
     "ld.volatile.global.u32 $0, [$1];": "asm.load_volatile",
     PREFETCH: "asm.prefetch",
+    PINNED: "asm.pinned",
 }
 for _bits in (8, 16, 32, 64):
     for _sign in "su":
@@ -150,6 +151,7 @@ def _half_conversions() -> str:
 def _loads() -> str:
     volatile = " %p = inttoptr i64 %a to ptr\n %v = load volatile i32, ptr %p\n ret i32 %v"
     text = _function("i32 @asm.load_volatile(i64 %a)", volatile)
+    text += _function("i32 @asm.pinned(i32 %x)", " ret i32 %x")
     return text + _function("void @asm.prefetch(i64 %a)", " ret void")  # a hint, not an access
 
 

@@ -55,7 +55,7 @@ def gemm(
     shape = (n_tokens, n_rows)
     out = card.guarded(shape) if before is None else card.upload(before, read_only=False)
     x_on = card.upload(case.x.astype(np.float16 if x_is_half else np.float32))
-    sums = card.poisoned((tile.shared_floats(n_splits, n_tokens, n_rows),))
+    sums = card.poisoned((n_splits * tile.n_tiles(n_tokens, n_rows) * tile.n_outputs,))
     arrived = card.upload(np.zeros(ops.MAX_TILES, np.int32), read_only=False)
     workspace = ops.Workspace(sums, arrived)
     ops.gemm(

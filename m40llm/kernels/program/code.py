@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from numba import cuda, int32, int64, uint32
 
-from m40llm.kernels.intrinsics import prefetch
+from m40llm.kernels.hints import prefetch
 from m40llm.kernels.program import words
 from m40llm.kernels.program.exchange import writing_of
 from m40llm.kernels.program.form import N_THREADS

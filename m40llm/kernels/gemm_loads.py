@@ -1,0 +1,155 @@
+"""How a step of a matrix product comes into shared memory: each thread's share of x and of W.
+
+    find_x_rows, find_w_rows   once: where the rows begin of which the thread loads
+    load_x, load_w             a step's quads of x and eights of weights, into registers: early
+    store_tiles                weights dequantised, both transposed, into a buffer: late
+
+In between, the block multiplies the step before (gemm_steps.py).
+"""
+
+from functools import cache
+from typing import Any
+
+from gguf import GGMLQuantizationType as GGMLType
+from numba import cuda, float32, int32, int64, uint32
+
+from m40llm.kernels.dequantize import convert, fetch, row_start
+from m40llm.kernels.gemm_tiles import Tile
+from m40llm.kernels.hints import pinned
+from m40llm.kernels.intrinsics import (
+    half2_to_float2,
+    load_float4_readonly,
+    load_uint2_readonly,
+    store_float_shared,
+)
+
+
+@cache
+def x_rows_of(tile: Tile, is_half: bool) -> Any:
+    """find_x_rows(first_token, n_tokens, n_cols, t, x_at): where in x the thread's quads begin, in
+    bytes. Rows beyond the last are the last one: computed, not stored."""
+    n_quads, apart, quad_bytes = tile.x_quads, tile.group_threads // 4, 8 if is_half else 16
+
+    @cuda.jit(device=True, forceinline=True)
+    def find_x_rows(first_token: Any, n_tokens: Any, n_cols: Any, t: Any, x_at: Any) -> None:
+        row_quads = uint32(uint32(n_cols) >> uint32(2))
+        mine = min(uint32(t & uint32(3)), uint32(row_quads - uint32(1)))  # what is loaded in vain
+        for i in range(n_quads):
+            token = int32(first_token + int32((t >> uint32(2)) + uint32(i * apart)))
+            token = min(token, int32(n_tokens - 1))
+            quad = uint32(uint32(token) * row_quads + mine)
+            x_at[i] = pinned(uint32(quad * uint32(quad_bytes)))
+
+    return find_x_rows
+
+
+@cache
+def load_x_of(tile: Tile, is_half: bool) -> Any:
+    """load_x(x, x_at, t, col_at, n_here, quads): the thread's quads of n_here columns of a step;
+    zeros beyond. x and col_at, where the step begins in a row, count bytes; x_at: see x_rows_of. An
+    offset of 32 bits that need not be shifted is added in two instructions, one less."""
+    n_quads = tile.x_quads
+
+    @cuda.jit(device=True, forceinline=True)
+    def load_x(x: Any, x_at: Any, t: Any, col_at: Any, n_here: Any, quads: Any) -> None:
+        mine = int32(uint32(t & uint32(3)) * uint32(4))
+        for i in range(n_quads):
+            x0, x1, x2, x3 = float32(0), float32(0), float32(0), float32(0)
+            if mine < n_here:
+                at = int64(uint32(x_at[i] + uint32(col_at)))
+                if is_half:
+                    low, high = load_uint2_readonly(x, at)
+                    x0, x1 = half2_to_float2(low)
+                    x2, x3 = half2_to_float2(high)
+                else:
+                    x0, x1, x2, x3 = load_float4_readonly(x, at)
+            quads[i, 0], quads[i, 1], quads[i, 2], quads[i, 3] = x0, x1, x2, x3
+
+    return load_x
+
+
+@cache
+def w_rows_of(type: GGMLType, tile: Tile) -> Any:
+    """find_w_rows(quants, first_row, n_rows, n_cols, t, rows, rows_at) -> the first of the thread's
+    columns of a step: its rows and where they begin. Those beyond the last are the last one."""
+    n_eights, apart, start = tile.w_eights, tile.group_threads // 2, row_start(type)
+
+    @cuda.jit(device=True, forceinline=True)
+    def find_w_rows(
+        quants: Any, first_row: Any, n_rows: Any, n_cols: Any, t: Any, rows: Any, rows_at: Any
+    ) -> Any:
+        for i in range(n_eights):
+            row = int32(first_row + int32((t >> uint32(1)) + uint32(i * apart)))
+            rows[i] = min(row, int32(n_rows - 1))
+            rows_at[i] = pinned(start(quants, rows[i]))
+        mine = int32(uint32(t & uint32(1)) * uint32(8))
+        mine = min(mine, int32(int32(n_cols - 4) & ~7))  # what is loaded in vain is inside
+        return pinned(mine)
+
+    return find_w_rows
+
+
+@cache
+def load_w_of(type: GGMLType, tile: Tile) -> Any:
+    """load_w(quants, highs, scales, rows, rows_at, t, col, n_here, n_cols, raw): what the thread's
+    eights of weights, from its column on, are made of, raw[i]; nothing beyond n_here of the step.
+    See w_rows_of."""
+    fetch_weights, n_eights = fetch(type), tile.w_eights
+
+    @cuda.jit(device=True, forceinline=True)
+    def load_w(
+        quants: Any, highs: Any, scales: Any, rows: Any, rows_at: Any, t: Any, col: Any,
+        n_here: Any, n_cols: Any, raw: Any,
+    ) -> None:  # fmt: skip
+        mine = int32(uint32(t & uint32(1)) * uint32(8))
+        one = cuda.local.array(8, uint32)
+        for i in range(n_eights):
+            for k in range(8):
+                one[k] = uint32(0)
+            if mine < n_here:
+                fetch_weights(quants, highs, scales, rows[i], rows_at[i], col, n_cols, one)
+            for k in range(8):
+                raw[i, k] = one[k]
+
+    return load_w
+
+
+@cache
+def puts_of(tile: Tile) -> Any:
+    """find_puts(t) -> (x_put, w_put): where in a buffer a thread's first elements go, in bytes."""
+    x_quad, w_eight = tile.x_columns.offset(4), tile.w_columns.offset(8)
+    w_begin = tile.w_begin
+
+    @cuda.jit(device=True, forceinline=True)
+    def find_puts(t: Any) -> Any:
+        x_put = (t & uint32(3)) * uint32(x_quad) + (t >> uint32(2)) * uint32(4)
+        w_put = (t & uint32(1)) * uint32(w_eight) + (t >> uint32(1)) * uint32(4)
+        return int32(x_put), int32(w_put + uint32(w_begin))
+
+    return find_puts
+
+
+@cache
+def store_tiles_of(type: GGMLType, tile: Tile) -> Any:
+    """store_tiles(quads, raw, col, pool, x_put, w_put): what was loaded, into shared memory, where
+    pool counts bytes. col: of the thread's weights."""
+    n_quads, n_eights = tile.x_quads, tile.w_eights
+    x_pitch, w_pitch = tile.x_columns.pitch, tile.w_columns.pitch
+    x_apart, w_apart = tile.group_threads, 2 * tile.group_threads
+    convert_weights = convert(type)
+
+    @cuda.jit(device=True, forceinline=True)
+    def store_tiles(quads: Any, raw: Any, col: Any, pool: Any, x_put: Any, w_put: Any) -> None:
+        weights, one = cuda.local.array(8, float32), cuda.local.array(8, uint32)
+        x_first, w_first = int64(x_put), int64(w_put)
+        for i in range(n_quads):
+            for k in range(4):
+                store_float_shared(pool, x_first + (k * x_pitch + i * x_apart), quads[i, k])
+        for i in range(n_eights):
+            for k in range(8):
+                one[k] = raw[i, k]
+            convert_weights(one, int32(col), weights)
+            for k in range(8):
+                store_float_shared(pool, w_first + (k * w_pitch + i * w_apart), weights[k])
+
+    return store_tiles
