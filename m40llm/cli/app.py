@@ -16,6 +16,7 @@ from m40llm.cli.logits import logits
 from m40llm.cli.perplexity import perplexity
 from m40llm.cli.pull import pull
 from m40llm.cli.tokenize import tokenize
+from m40llm.cli.tune import tune
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,6 +39,7 @@ VERBS: dict[Callable[..., None], str] = {
 }
 for verb, summary in VERBS.items():
     app.command(short_help=summary)(verb)
+bench_app.command(short_help="Pick the tiles of matrix products by measurement.")(tune)
 app.add_typer(bench_app, name="bench", short_help="Measure this card with a model.")
 
 

@@ -1,20 +1,18 @@
 """`m40llm bench`: what this card does with a model, verified before it is timed."""
 
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from m40llm.cli import options as opt
+from m40llm.cli.bench_arguments import gpu_ops, names, numbers
 from m40llm.cli.guard import guarded
 from m40llm.cli.output import print_json, progress_bar, status, table
 from m40llm.errors import RequestError
 
 if TYPE_CHECKING:
     from m40llm.bench.decode import Row
-    from m40llm.device.gpu.ops import GpuOps
     from m40llm.model.transformer import Transformer
     from m40llm.progress import Progress
 
@@ -30,19 +28,14 @@ _MARGIN = 8  # tokens of context beyond those that are timed
 
 @bench_app.callback()
 def root() -> None:
-    """Measure this card: decode.
+    """Measure this card: decode, or the tiles of its matrix products.
 
     \b
     Examples:
       m40llm bench decode --shape 1b --type Q4_0
+      m40llm bench tune --shape 1b --type Q4_K_M
       m40llm bench decode --help
     """
-
-
-def _numbers(name: str, text: str, least: int) -> list[int]:
-    if not re.fullmatch(r"\d+(,\d+)*", text) or any(int(n) < least for n in text.split(",")):
-        raise RequestError(f"{name}: expected numbers from {least}, with commas, got {text!r}")
-    return [int(n) for n in text.split(",")]
 
 
 @bench_app.command(short_help="Tokens a second, of a real shape with drawn weights.")
@@ -106,7 +99,7 @@ def decode(
     """
     from m40llm.device.decoder import FORMS
 
-    what = _What(_names("form", form, FORMS), _numbers("kv", kv, 0), tokens)
+    what = _What(names("form", form, FORMS), numbers("kv", kv, 0), tokens)
     drawn = {"shape": shape, "type": type, "batch": batch}
     given = {name: text for name, text in drawn.items() if text is not None}
     if model is None:
@@ -121,19 +114,12 @@ def decode(
         print(_shown(rows))
 
 
-def _names(name: str, text: str, known: Sequence[str]) -> list[str]:
-    for one in text.split(","):
-        if one not in known:
-            raise RequestError(f"{name}: expected some of {', '.join(known)}, got {one!r}")
-    return text.split(",")
-
-
 def _checked(shape: str, type: str, batch: str) -> tuple[str, list[str], list[int]]:
     """What is to be drawn: the shape, and the types and numbers of sequences."""
     from m40llm.bench.shapes import TYPES, shape_of
 
     shape_of(shape)
-    types, batches = _names("type", type, TYPES), _numbers("batch", batch, 1)
+    types, batches = names("type", type, TYPES), numbers("batch", batch, 1)
     if odd := [n for n in batches if n not in (1, 2, 4, 8)]:
         raise RequestError(f"batch: expected some of 1, 2, 4, 8, got {odd[0]}")
     return shape, types, batches
@@ -160,7 +146,7 @@ def _rows(
 
     rows = []
     with progress_bar() as progress:
-        ops = _gpu_ops(device, progress)
+        ops = gpu_ops(device, progress)
         rate = _read_rate(ops)
         for kind in types:
             for n_seqs in batches:
@@ -190,13 +176,13 @@ def _rows_of_model(name: str, what: _What, device: str) -> "list[Row]":
         model = llm.transformer
         fill_cache(model, np.random.default_rng(0))
         rate = _read_rate(model.ops)
-        names = llm.path.name, model.weights.layers[0].ffn_down.type.name
-        return _timed(model, names, what, rate, progress)
+        of_model = llm.path.name, model.weights.layers[0].ffn_down.type.name
+        return _timed(model, of_model, what, rate, progress)
 
 
 def _timed(
     model: "Transformer",
-    names: tuple[str, str],
+    of_model: tuple[str, str],
     what: _What,
     rate: float | None,
     progress: "Progress",
@@ -204,7 +190,7 @@ def _timed(
     from m40llm.bench.decode import time_decode
 
     return [
-        time_decode(model, names, form, kv, what.tokens, rate, progress)
+        time_decode(model, of_model, form, kv, what.tokens, rate, progress)
         for kv in what.lengths
         for form in what.forms
     ]
@@ -217,17 +203,6 @@ def _read_rate(ops: Any) -> float | None:
     rate = None if ops.name == "emulator" else read_bytes_per_s(ops.card)
     status(f"device: {ops.name}" + (f", reads {rate / 1e9:.0f} GB/s" if rate else ""))
     return rate
-
-
-def _gpu_ops(device: str, progress: "Progress") -> "GpuOps":
-    from m40llm.device import open_device
-    from m40llm.device.gpu.ops import GpuOps
-
-    ops, _ = open_device(device, cublas=False if device not in ("cpu", "emulator") else None)
-    if not isinstance(ops, GpuOps):
-        raise RequestError(f"device: expected a CUDA card or the emulator, got {ops.name!r}")
-    ops.prepare(progress)
-    return ops
 
 
 def _shown(rows: "list[Row]") -> str:

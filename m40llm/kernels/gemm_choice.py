@@ -78,7 +78,12 @@ def cycles(tile: Tile, n_splits: int, n_tokens: int, n_rows: int, n_cols: int, n
 @cache
 def choose(n_tokens: int, n_rows: int, n_cols: int, n_sms: int) -> Choice:
     """What the model says is fastest."""
-    return min(
+    return candidates(n_tokens, n_rows, n_cols, n_sms)[0]
+
+
+def candidates(n_tokens: int, n_rows: int, n_cols: int, n_sms: int) -> list[Choice]:
+    """All that are worth a thought, the fastest by the model first."""
+    return sorted(
         _choices(n_tokens, n_rows, n_cols, n_sms),
         key=lambda c: cycles(c.tile, c.n_splits, n_tokens, n_rows, n_cols, n_sms),
     )

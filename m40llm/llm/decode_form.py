@@ -9,11 +9,11 @@ cannot be read, or is another key's, is measured and written again.
 import hashlib
 import json
 from collections import Counter
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from m40llm import __version__
+from m40llm.device.gpu.code_digest import code_digest
 from m40llm.device.gpu.disk_cache import write_whole
 from m40llm.engine.decode_step import DecodeChoice, DecodeForm
 from m40llm.engine.decode_timing import time_forms
@@ -61,7 +61,7 @@ def key_of(engine: Engine, device: str, file: GGUFFile) -> Key:
     types = Counter(tensor.type.name for tensor in file.tensors.values())
     return {
         "device": device,
-        "m40llm": f"{__version__}, {_code_digest()}",
+        "m40llm": f"{__version__}, {code_digest()}",
         "hparams": str(model.hp),
         "tensors": dict(sorted(types.items())),
         "max_seq_len": model.kv.max_seq_len,
@@ -83,15 +83,6 @@ def remembered(path: Path, key: Key, forms: tuple[DecodeForm, ...]) -> DecodeFor
 def remember(path: Path, entry: dict[str, Any]) -> None:
     """A reader sees all of it or nothing; a full or read-only disk is no error."""
     write_whole(path, json.dumps(entry, indent=1).encode())
-
-
-@cache
-def _code_digest() -> str:
-    """Of the kernels and of what launches them: the version does not tell two checkouts apart."""
-    root = Path(__file__).parents[1]
-    paths = [*root.joinpath("kernels").rglob("*.py"), *root.joinpath("device").rglob("*.py")]
-    parts = (f"{path.relative_to(root)}\0".encode() + path.read_bytes() for path in sorted(paths))
-    return _digest(b"\0".join(parts))
 
 
 def _digest(data: bytes) -> str:

@@ -49,3 +49,36 @@ def test_a_model_on_the_emulator(tmp_path: Path) -> None:
     assert row["tokens_per_s"] > 0
     assert "device: emulator\n" in done.stderr
     assert row["read_share"] is None
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--shape", "7b"], "shape: expected one of 135m, 1b, 8b, got '7b'"),
+        (["--type", "Q4"], "type: expected some of F32, F16"),
+        (["--tokens", "8"], "tokens: expected numbers from 9, with commas, got '8'"),
+        (["--tokens", "16,"], "tokens: expected numbers from 9"),
+        (["--device", "cpu"], "device: expected a CUDA card or the emulator, got 'cpu'"),
+        (["no-such-file.gguf"], "no-such-file.gguf"),
+        (["m.gguf", "--shape", "1b"], "shape: not beside MODEL, whose own shapes and types"),
+    ],
+)
+def test_refusals_of_tune(args: list[str], words: str) -> None:
+    done = runner.invoke(app, ["bench", "tune", *args])
+    assert done.exit_code == 1
+    assert words in done.stderr.replace("--", "")
+    assert "Traceback" not in done.output
+
+
+def test_tuning_for_a_model_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("M40LLM_HOME", str(tmp_path))
+    monkeypatch.setattr("m40llm.bench.tune.N_CANDIDATES", 1)
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", head_dim=64, context_length=64)
+    args = ["bench", "tune", str(path), "--device", "emulator", "--tokens", "16", "--json"]
+    done = runner.invoke(app, args)
+    assert done.exit_code == 0, done.output
+    rows = json.loads(done.stdout)["rows"]
+    assert rows
+    assert all(row["tuned"] == row["choice"] for row in rows)
+    [kept] = tmp_path.glob("tuned/*.kernel")
+    assert f"kept {len(rows)} choices for this card: {kept}" in done.stderr

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from m40llm.device.decoder import ModelParts
 from m40llm.device.gpu.card import Card
+from m40llm.device.gpu.tuned import Tuned
 from m40llm.device.instructions import Instruction
 from m40llm.device.ops import MatrixData, RopeTable
 from m40llm.gguf.blocks import dequantize, row_bytes
@@ -65,6 +67,11 @@ class GpuOps:
         self.name = card.name
         self._workspaces: dict[tuple[int, ...], tuple[Buffer, Buffer]] = {}
         self._shared_sums: Workspace | None = None
+
+    @cached_property
+    def tuned(self) -> Tuned:
+        """Tiles that were measured on this card."""
+        return Tuned(self.card.about)
 
     def decoder(self, program: Sequence[Instruction], parts: ModelParts) -> "CardDecoder | str":
         from m40llm.device.gpu.decoder import CardDecoder, why_not
@@ -159,12 +166,15 @@ class GpuOps:
         if x.shape[0] <= MAX_TOKENS:
             gemv(w, x, out, bias=bias, accumulate=accumulate, stream=self.card)
             return
+        tuned = self.tuned.choice(w.type, w.n_rows, w.n_cols, x.shape[0])
+        tile, n_splits = (None, None) if tuned is None else tuned
         gemm(
-            w, x, out, bias=bias, accumulate=accumulate, workspace=self._gemm_workspace(),
-            stream=self.card,
+            w, x, out, bias=bias, accumulate=accumulate, tile=tile, n_splits=n_splits,
+            workspace=self.gemm_workspace(), stream=self.card,
         )  # fmt: skip
 
-    def _gemm_workspace(self) -> Workspace:
+    def gemm_workspace(self) -> Workspace:
+        """What blocks that share a tile need, made at the first call."""
         if self._shared_sums is None:
             sums = self.empty((workspace_floats(self.card.n_sms),))
             arrived = self.empty((MAX_TILES,), np.int32)
