@@ -71,6 +71,14 @@ def case_of(
         )
         return lambda: torch.mm(x, w.T, out=out)
 
+    def make_half(torch: Any) -> Any:
+        x, w, out = (
+            randn(torch, *shape, dtype="float16")
+            for shape in ((n_tokens, n_cols), (n_rows, n_cols), (n_tokens, n_rows))
+        )
+        return lambda: torch.mm(x, w.T, out=out)
+
+    half = Rival("torch.mm float16 (cuBLAS, tensor cores)", make_half)
     return Case(
         name=f"{type.name} {n_tokens}x{n_rows}x{n_cols}, {x_type} x",
         shape={
@@ -90,6 +98,7 @@ def case_of(
         bytes_written=4 * n_tokens * n_rows,
         n_flops=2 * n_tokens * n_rows * n_cols,
         rival=Rival("torch.mm float32 (cuBLAS, no TF32)", make),
+        others=(half,) if type == F16 else (),
     )  # fmt: skip
 
 

@@ -41,6 +41,7 @@ class Case:
     check    (arrays before, outputs after) -> the largest error as a share of its bound
     stacked  names whose first axis is the set: set i has array[i % n] (rows to gather, say)
     shared   names of which one buffer serves all sets
+    others   timed for orientation alone: they do other work, in FP16 on tensor cores, say
     """
 
     name: str
@@ -55,6 +56,7 @@ class Case:
     rival: Rival | None = None
     stacked: tuple[str, ...] = ()
     shared: tuple[str, ...] = ()
+    others: tuple[Rival, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Row:
     rival_p80: float | None = None
     rival_note: str | None = None
     speedup: float | None = None
+    others: dict[str, float] | None = None
     counters: dict[str, float] | None = None
     error: str | None = None
 

@@ -117,8 +117,16 @@ class Bench:
         del graph, buffers
         rival_times, note = time_rival(case.rival, n_sets, self.n_samples)
         row = _row(stem, case, times, ceilings, rival_times, note)
+        timed = {r.name: time_rival(r, n_sets, self.n_samples)[0] for r in case.others}
+        others = {name: found.median for name, found in timed.items() if found is not None}
         cold = touched > 2 * l2_size(card)
-        return replace(row, verified_to=max(verified_to, again), n_sets=n_sets, cold=cold)
+        return replace(
+            row,
+            verified_to=max(verified_to, again),
+            n_sets=n_sets,
+            cold=cold,
+            others=others or None,
+        )
 
     def _verified(self, case: Case, arrays: Arrays, buffers: Buffers, at: int) -> float:
         outputs = {name: self.card.read(buffers[name]) for name in case.outputs}
