@@ -6,7 +6,7 @@ The time of the busiest SM, in cycles: its blocks, as many at a time as it holds
 of 16 columns, each so many instructions of each warp, of which four schedulers issue one a cycle if
 there are warps enough; and what the sharing of a tile costs. Instructions are counted in the code
 for sm_52; the other numbers were fitted to the times of 55 products on an H100, where the choice
-takes 1.0 % longer than the best of all that were timed, on the average. Nothing here was measured
+takes 0.8 % longer than the best of all that were timed, on the average. Nothing here was measured
 on an M40. `m40llm bench tune` measures, and replaces the choice on the card where it ran.
 """
 
@@ -29,10 +29,11 @@ SPLITS: Final = (1, 2, 3, 4, 6, 8, 12, 16)
 FEW_TOKENS: Final = 128  # up to here tiles of groups were timed
 MIN_STEPS: Final = 3  # of a group of threads: with fewer, its start and its end are all there is
 WAVES: Final = 2.2  # blocks that share tiles, in blocks that a card holds
-_BEGIN_STEPS: Final = 0.95  # a block's begin and end, in steps
-_SHARE: Final = ((4, 0.6), (8, 0.95), (12, 0.965))  # of the slots that so many warps can use
-_SPLIT_CYCLES: Final = 829.0  # of the last block, which adds up what all have left,
-_SPLIT_FLOAT_CYCLES: Final = 2.38e-3  # and of each float of a workspace, over all SMs of an H100
+_BEGIN_STEPS: Final = 1.2  # a block's begin and end, in steps
+_SHARE: Final = ((4, 0.455), (8, 0.9), (12, 1.0))  # of the slots that so many warps can use
+_SPLIT_CYCLES: Final = 290.0  # where tiles are shared; of the last block, which adds up what all
+_SPLIT_WARP_CYCLES: Final = 13.7  # have left, for each of them and each of its own warps;
+_SPLIT_FLOAT_CYCLES: Final = 5.95e-3  # and for each float of a workspace, over all SMs of an H100
 _H100_SMS: Final = 132
 
 
@@ -72,7 +73,8 @@ def cycles(tile: Tile, n_splits: int, n_tokens: int, n_rows: int, n_cols: int, n
     if n_splits == 1:
         return busiest
     n_floats = n_blocks * tile.n_outputs
-    return busiest + _SPLIT_CYCLES + n_floats * _SPLIT_FLOAT_CYCLES * _H100_SMS / n_sms
+    adding = _SPLIT_CYCLES + n_splits * n_warps * _SPLIT_WARP_CYCLES
+    return busiest + adding + n_floats * _SPLIT_FLOAT_CYCLES * _H100_SMS / n_sms
 
 
 @cache
