@@ -70,9 +70,7 @@ def tune(
         else:
             for name, text in (("shape", shape), ("type", type)):
                 if text is not None:
-                    raise RequestError(
-                        f"{name}: not beside MODEL, {_OF_MODEL}; got {text!r}"
-                    )
+                    raise RequestError(f"{name}: not beside MODEL, {_OF_MODEL}; got {text!r}")
             rows = _rows_of_model(model, sizes, device, progress)
     if as_json:
         print_json({"rows": [row.as_json() for row in rows]})

@@ -54,6 +54,8 @@ def add_steps_of(type: GGMLType, tile: Tile, x_is_half: bool) -> Any:
     """add_steps(quants, highs, scales, x, n_tokens, n_rows, first_token, first_row, pool,
     group, t, token_at, row_at, acc): the products of the group's steps, into acc."""
     n_groups, n_buffers, group_bytes = tile.n_groups, tile.n_buffers, tile.group_bytes
+    # Into the other buffer while there are products to make: as soon as loads have had the time.
+    is_early = tile.group_threads > 128  # so many warps make half a step of it
     col_shift = 1 if x_is_half else 2
     col_bytes = 1 << col_shift
     n_quads, n_eights, w_begin = tile.x_quads, tile.w_eights, tile.w_begin
@@ -109,24 +111,26 @@ def add_steps_of(type: GGMLType, tile: Tile, x_is_half: bool) -> Any:
         now = int32(col_bytes * int32(n_first + int32(BK * int32(step - 1))))
         while now <= last:
             now = int32(now + col_bytes * BK)
-            here = min(now, last_load)
-            load_x(x_bytes, x_rows_at, t, here, BK, quads)
-            here = uint32(uint32(here + w_first) >> uint32(col_shift))
-            load_w(quants, highs, scales, rows, rows_at, t, here, BK, n_cols, raw)
+            load_at = min(now, last_load)
+            load_x(x_bytes, x_rows_at, t, load_at, BK, quads)
+            w_col = uint32(uint32(load_at + w_first) >> uint32(col_shift))
+            load_w(quants, highs, scales, rows, rows_at, t, w_col, BK, n_cols, raw)
             x_mine, w_mine = int64(x_at), int64(w_at)
             load_column(pool, x_mine, w_mine, x_column, w_column)
             multiply(pool, x_mine, w_mine, acc, x_column, w_column, 0)
             multiply(pool, x_mine, w_mine, acc, x_column, w_column, 1)
+            if is_early:
+                store_tiles(quads, raw, w_col, pool, x_put, w_put)
             multiply(pool, x_mine, w_mine, acc, x_column, w_column, 2)
-            if n_buffers == 2:  # into the other one, while there are products to make
-                store_tiles(quads, raw, here, pool, x_put, w_put)
+            if n_buffers == 2 and not is_early:
+                store_tiles(quads, raw, w_col, pool, x_put, w_put)
+            if n_buffers == 2:
                 x_at, w_at = int32(x_at + other), int32(w_at + other)
                 x_put, w_put, other = int32(x_put - other), int32(w_put - other), int32(-other)
-                multiply(pool, x_mine, w_mine, acc, x_column, w_column, 3)
-            else:
-                multiply(pool, x_mine, w_mine, acc, x_column, w_column, 3)
+            multiply(pool, x_mine, w_mine, acc, x_column, w_column, 3)
+            if n_buffers == 1:
                 sync()
-                store_tiles(quads, raw, here, pool, x_put, w_put)
+                store_tiles(quads, raw, w_col, pool, x_put, w_put)
             sync()
 
     return add_steps
