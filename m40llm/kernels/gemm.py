@@ -40,7 +40,6 @@ from m40llm.kernels.planes import Planes, check_planes
 from m40llm.kernels.unpack import LANES
 
 MAX_X_BYTES: Final = 2**32  # offsets of x have 32 bits
-BAND: Final = 8  # tiles along the tokens that blocks take in turn
 MAX_TILES: Final = 4096  # of out, that blocks may share the columns of
 
 
@@ -70,19 +69,6 @@ def _registers(type: GGMLType, tile: Tile) -> int:
     return tile.registers
 
 
-@cuda.jit(device=True, forceinline=True)
-def tile_of_block() -> Any:
-    """(along the tokens, along the rows) of the block's tile: blocks that run at the same time have
-    up to eight tiles of tokens and as few of rows as that leaves, and share what they load."""
-    n_high, n_wide = uint32(cuda.gridDim.y), uint32(cuda.gridDim.x)
-    block = uint32(cuda.blockIdx.y) * n_wide + uint32(cuda.blockIdx.x)
-    n_band = uint32(uint32(BAND) * n_wide)
-    first = uint32(uint32(block // n_band) * uint32(BAND))
-    high = min(uint32(BAND), uint32(n_high - first))
-    inside = uint32(block % n_band)
-    return uint32(first + inside % high), uint32(inside // high)
-
-
 @cache
 def _compile(
     type: GGMLType, tile: Tile, is_split: bool, x_is_half: bool, has_bias: bool, accumulate: bool
@@ -103,9 +89,8 @@ def _compile(
                 acc[i, j] = float32(0)
         thread = uint32(cuda.threadIdx.x)
         group, t = int32(thread // uint32(n_threads)), uint32(thread % uint32(n_threads))
-        of_tokens, of_rows = tile_of_block()
-        first_token = int32(int32(of_tokens) * tile_tokens)
-        first_row = int32(int32(of_rows) * tile_rows)
+        first_token = int32(int32(cuda.blockIdx.y) * tile_tokens)
+        first_row = int32(int32(cuda.blockIdx.x) * tile_rows)
         token_at, row_at = place(t)
         add_steps(
             quants, highs, scales, x, int32(out.shape[0]), int32(out.shape[1]),
