@@ -104,7 +104,8 @@ def ladder(rows: list[Row]) -> Any | None:
     if rivals := [row["flops"] / row["rival_median"] / 1e6 for row in rows if row["rival_median"]]:
         rival = sorted(rivals)[len(rivals) // 2]
         axes.axvline(rival, color="black", lw=1, label=f"cuBLAS FP32: {rival:.1f}")
-        axes.legend(loc="lower right")
+        axes.legend(loc="upper right")  # where the bars are short
+    axes.margins(x=0.12)
     axes.set_yticks(range(len(rows)), names)
     axes.invert_yaxis()
     axes.set_xlabel("TFLOP/s")
