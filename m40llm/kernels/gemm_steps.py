@@ -59,14 +59,9 @@ def add_steps_of(type: GGMLType, tile: Tile, x_is_half: bool) -> Any:
     col_shift = 1 if x_is_half else 2
     col_bytes = 1 << col_shift
     n_quads, n_eights, w_begin = tile.x_quads, tile.w_eights, tile.w_begin
-    load_x, load_w, store_tiles = (
-        load_x_of(tile, x_is_half), load_w_of(type, tile), store_tiles_of(type, tile)
-    )  # fmt: skip
-    find_x_rows, find_w_rows, find_puts = (
-        x_rows_of(tile, x_is_half),
-        w_rows_of(type, tile),
-        puts_of(tile),
-    )
+    find_x_rows, load_x = x_rows_of(tile, x_is_half), load_x_of(tile, x_is_half)
+    find_w_rows, load_w = w_rows_of(type, tile), load_w_of(type, tile)
+    find_puts, store_tiles = puts_of(tile), store_tiles_of(type, tile)
     load_column, multiply = load_column_of(tile), multiply_of(tile)
     steps, sync, buffer_bytes = steps_of(n_groups), sync_of(tile), tile.buffer_bytes
 

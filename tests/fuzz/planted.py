@@ -27,7 +27,8 @@ class Bug:
 
 BUGS = {
     "missing barrier": Bug(
-        "gemm", "gemm", "gemm_steps", "sync()\n            step = ", "step = ",
+        "gemm", "gemm", "gemm_steps",
+        "sync()\n\n    return add_steps", "pass\n\n    return add_steps",
     ),
     "off-by-one tail": Bug(
         "swiglu", "swiglu", "swiglu",
