@@ -11,8 +11,9 @@ seq, pos          int32[n_tokens]   read on the device; the rows of one sequence
 grid     (token tiles, n_kv_heads), 128 threads; the last tiles, which see most keys, begin first
 FLOPs    4 * n_heads * head_dim for every key that a row sees, FP32; beside it, a tile of 64 x 128
          loads its q from the L2 (256 * head_dim bytes) and K and V (as many each)
-sm_52    255 registers, 8 warps an SM; shared 25.3 KiB (head_dim 32, 64, 256) to 33.3 KiB (128)
-         FFMA share of the loops: scores 88 %; weights x V 75, 86, 81, 84, 90, 85 % by head_dim
+sm_52    255 registers, 8 warps an SM; shared 24.8 KiB (head_dim 32, 64, 256) to 32.8 KiB (128)
+         FFMA share of the loops: scores 88 % (83 % for head_dim 256); weights x V 75, 86, 81, 84,
+         90 and 90 % for head_dim 32, 64, 80, 96, 128 and 256
 
 The 64 rows of a tile are tokens x the heads of a group, so that all share each K and V. Per tile
 of 128 keys (64 for head_dim 256): scores 8 x 8 a thread, like a matrix product (products.py); the
