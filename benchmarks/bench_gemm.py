@@ -64,21 +64,17 @@ def case_of(
         }
         return {**planes_of(type, n_rows, n_cols), "x": x, "out": out, **shared}
 
-    def make(torch: Any) -> Any:
-        x, w, out = (
-            randn(torch, *shape)
-            for shape in ((n_tokens, n_cols), (n_rows, n_cols), (n_tokens, n_rows))
-        )
-        return lambda: torch.mm(x, w.T, out=out)
+    def torch_mm(name: str, dtype: str) -> Rival:
+        def make(torch: Any) -> Any:
+            x, w, out = (
+                randn(torch, *shape, dtype=dtype)
+                for shape in ((n_tokens, n_cols), (n_rows, n_cols), (n_tokens, n_rows))
+            )
+            return lambda: torch.mm(x, w.T, out=out)
 
-    def make_half(torch: Any) -> Any:
-        x, w, out = (
-            randn(torch, *shape, dtype="float16")
-            for shape in ((n_tokens, n_cols), (n_rows, n_cols), (n_tokens, n_rows))
-        )
-        return lambda: torch.mm(x, w.T, out=out)
+        return Rival(f"torch.mm {dtype} ({name})", make)
 
-    half = Rival("torch.mm float16 (cuBLAS, tensor cores)", make_half)
+    half = torch_mm("cuBLAS, tensor cores", "float16")
     return Case(
         name=f"{type.name} {n_tokens}x{n_rows}x{n_cols}, {x_type} x",
         shape={
@@ -97,7 +93,7 @@ def case_of(
         + np.dtype(dtype).itemsize * n_tokens * n_cols,
         bytes_written=4 * n_tokens * n_rows,
         n_flops=2 * n_tokens * n_rows * n_cols,
-        rival=Rival("torch.mm float32 (cuBLAS, no TF32)", make),
+        rival=torch_mm("cuBLAS, no TF32", "float32"),
         others=(half,) if type == F16 else (),
     )  # fmt: skip
 

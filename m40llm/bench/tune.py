@@ -28,7 +28,7 @@ N_CHECKED: Final = 32  # rows of W in a sample
 N_SAMPLES: Final = 7
 SAMPLE_S: Final = 0.004
 MAX_MATRICES: Final = 16  # of one shape that take turns: what decides is how they come from memory
-MIN_GAIN: Final = 0.01  # below it the model's choice stays, and the file short
+MIN_GAIN: Final = 0.01  # below it the model's choice stays: it may be noise
 
 
 @dataclass(frozen=True)

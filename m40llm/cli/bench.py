@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from m40llm.cli import options as opt
-from m40llm.cli.bench_arguments import gpu_ops, names, numbers
+from m40llm.cli.bench_arguments import Shape, Types, gpu_ops, names, not_beside_model, numbers
 from m40llm.cli.guard import guarded
 from m40llm.cli.output import print_json, progress_bar, status, table
 from m40llm.errors import RequestError
@@ -49,22 +49,8 @@ def decode(
             show_default=False,
         ),
     ] = None,
-    shape: Annotated[
-        str | None,
-        typer.Option(
-            metavar="135m|1b|8b",
-            help="SmolLM2, Llama 3.2 1B or Llama 3.1 8B.  [default: 1b]",
-            show_default=False,
-        ),
-    ] = None,
-    type: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TYPE,...",
-            help="Of the weights: F16, Q8_0, Q4_0, Q4_K_M, ...  [default: F16]",
-            show_default=False,
-        ),
-    ] = None,
+    shape: Shape = None,
+    type: Types = None,
     form: Annotated[
         str, typer.Option(metavar="FORM,...", help="eager, graph or persistent.")
     ] = "persistent",
@@ -101,12 +87,11 @@ def decode(
 
     what = _What(names("form", form, FORMS), numbers("kv", kv, 0), tokens)
     drawn = {"shape": shape, "type": type, "batch": batch}
-    given = {name: text for name, text in drawn.items() if text is not None}
     if model is None:
+        given = {name: text for name, text in drawn.items() if text is not None}
         rows = _rows(*_checked(**{**_DRAWN, **given}), what, device)
     else:
-        for name, text in given.items():
-            raise RequestError(f"{name}: not beside MODEL, {_OF_MODEL}; got {text!r}")
+        not_beside_model(drawn, _OF_MODEL)
         rows = _rows_of_model(model, what, device)
     if as_json:
         print_json({"rows": [row.as_json() for row in rows]})

@@ -1,14 +1,40 @@
-"""What the verbs of `m40llm bench` share: lists on the command line, and the card."""
+"""What the verbs of `m40llm bench` share: options, lists on the command line, and the card."""
 
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from m40llm.errors import RequestError
 
 if TYPE_CHECKING:
     from m40llm.device.gpu.ops import GpuOps
     from m40llm.progress import Progress
+
+Shape = Annotated[
+    str | None,
+    typer.Option(
+        metavar="135m|1b|8b",
+        help="SmolLM2, Llama 3.2 1B or Llama 3.1 8B.  [default: 1b]",
+        show_default=False,
+    ),
+]
+Types = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TYPE,...",
+        help="Of the weights: F16, Q8_0, Q4_0, Q4_K_M, ...  [default: F16]",
+        show_default=False,
+    ),
+]
+
+
+def not_beside_model(given: Mapping[str, str | None], of_model: str) -> None:
+    """RequestError for the first that is given; of_model: what the model has of its own."""
+    for name, text in given.items():
+        if text is not None:
+            raise RequestError(f"{name}: not beside MODEL, {of_model}; got {text!r}")
 
 
 def numbers(name: str, text: str, least: int) -> list[int]:
@@ -24,12 +50,19 @@ def names(name: str, text: str, known: Sequence[str]) -> list[str]:
     return text.split(",")
 
 
-def gpu_ops(device: str, progress: "Progress") -> "GpuOps":
-    from m40llm.device import open_device
+def as_gpu_ops(ops: Any) -> "GpuOps":
+    """The same; RequestError where they are no card's and not the emulator's."""
     from m40llm.device.gpu.ops import GpuOps
 
-    ops, _ = open_device(device, cublas=False if device not in ("cpu", "emulator") else None)
     if not isinstance(ops, GpuOps):
         raise RequestError(f"device: expected a CUDA card or the emulator, got {ops.name!r}")
+    return ops
+
+
+def gpu_ops(device: str, progress: "Progress") -> "GpuOps":
+    from m40llm.device import open_device
+
+    found, _ = open_device(device, cublas=False if device not in ("cpu", "emulator") else None)
+    ops = as_gpu_ops(found)
     ops.prepare(progress)
     return ops

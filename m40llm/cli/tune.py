@@ -5,10 +5,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from m40llm.cli import options as opt
-from m40llm.cli.bench_arguments import gpu_ops, names, numbers
+from m40llm.cli.bench_arguments import (
+    Shape,
+    Types,
+    as_gpu_ops,
+    gpu_ops,
+    names,
+    not_beside_model,
+    numbers,
+)
 from m40llm.cli.guard import guarded
 from m40llm.cli.output import print_json, progress_bar, status, table
-from m40llm.errors import RequestError
 
 if TYPE_CHECKING:
     from m40llm.bench.tune import TunedRow
@@ -28,22 +35,8 @@ def tune(
             show_default=False,
         ),
     ] = None,
-    shape: Annotated[
-        str | None,
-        typer.Option(
-            metavar="135m|1b|8b",
-            help="SmolLM2, Llama 3.2 1B or Llama 3.1 8B.  [default: 1b]",
-            show_default=False,
-        ),
-    ] = None,
-    type: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TYPE,...",
-            help="Of the weights: F16, Q8_0, Q4_0, Q4_K_M, ...  [default: F16]",
-            show_default=False,
-        ),
-    ] = None,
+    shape: Shape = None,
+    type: Types = None,
     tokens: Annotated[
         str, typer.Option(metavar="N,...", help="Tokens multiplied at a time, from 9.")
     ] = "16,32,64,128,256,512",
@@ -68,9 +61,7 @@ def tune(
         if model is None:
             rows = _rows(shape or "1b", type or "F16", sizes, device, progress)
         else:
-            for name, text in (("shape", shape), ("type", type)):
-                if text is not None:
-                    raise RequestError(f"{name}: not beside MODEL, {_OF_MODEL}; got {text!r}")
+            not_beside_model({"shape": shape, "type": type}, _OF_MODEL)
             rows = _rows_of_model(model, sizes, device, progress)
     if as_json:
         print_json({"rows": [row.as_json() for row in rows]})
@@ -96,24 +87,20 @@ def _rows(
 def _rows_of_model(
     name: str, tokens: list[int], device: str, progress: "Progress"
 ) -> "list[TunedRow]":
-    from m40llm.device.gpu.ops import GpuOps
     from m40llm.llm import LLM
 
     with LLM.load(
         name, device=device, cublas=False if device.startswith("cuda") else None,
         max_seq_len=16, progress=progress, decode="host",
     ) as llm:  # fmt: skip
-        if not isinstance(llm.transformer.ops, GpuOps):
-            found = llm.transformer.ops.name
-            raise RequestError(f"device: expected a CUDA card or the emulator, got {found!r}")
         return _tuned(llm.transformer, tokens, progress)
 
 
 def _tuned(model: "Transformer", tokens: list[int], progress: "Progress") -> "list[TunedRow]":
     from m40llm.bench.tune import tune as tune_products
 
+    tuned = as_gpu_ops(model.ops).tuned
     status(f"device: {model.ops.name}")
-    tuned = model.ops.tuned  # type: ignore[attr-defined]  # of GpuOps
     rows: list[TunedRow] = []
     try:
         rows.extend(tune_products(model, tokens, progress))

@@ -9,7 +9,7 @@ the bytes moved.
     store_float4(y, i, a, b, c, d)                    st.global.v4.f32
     ... the same for uint2, float2, and with _shared for shared arrays
     store_float_shared(bytes, i, x)                   st.shared.f32
-    bytes = as_bytes(shared)                          the same memory, so that an index counts bytes
+    bytes = as_bytes(array)                           the same memory, so that an index counts bytes
     low, high = half2_to_float2(a)                    cvt.f32.f16, twice
     a = float2_to_half2(low, high)                    cvt.rn.f16.f32, twice; low goes to bits 0..15
     u = float_as_uint(f); f = uint_as_float(u)        mov.b32
@@ -257,7 +257,7 @@ def store_volatile(typing_context: Any, array: Any, index: Any, value: Any) -> A
 
 @intrinsic
 def as_bytes(typing_context: Any, array: Any) -> Any:
-    """A shared array's memory as one of uint8, for the intrinsics of this file alone: an index that
+    """An array's memory as one of uint8, for the intrinsics of this file alone: an index that
     counts bytes is an address, where one that counts floats must be shifted first."""
     kind = types.Array(types.uint8, 1, "C")
 

@@ -12,6 +12,13 @@ from m40llm.testing import write_tiny_gguf
 runner = CliRunner()
 
 
+def assert_refused(verb: str, args: list[str], words: str) -> None:
+    done = runner.invoke(app, ["bench", verb, *args])
+    assert done.exit_code == 1
+    assert words in done.stderr.replace("--", "")
+    assert "Traceback" not in done.output
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -33,10 +40,7 @@ runner = CliRunner()
     ],
 )
 def test_refusals(args: list[str], words: str) -> None:
-    done = runner.invoke(app, ["bench", "decode", *args])
-    assert done.exit_code == 1
-    assert words in done.stderr.replace("--", "")
-    assert "Traceback" not in done.output
+    assert_refused("decode", args, words)
 
 
 def test_a_model_on_the_emulator(tmp_path: Path) -> None:
@@ -64,10 +68,7 @@ def test_a_model_on_the_emulator(tmp_path: Path) -> None:
     ],
 )
 def test_refusals_of_tune(args: list[str], words: str) -> None:
-    done = runner.invoke(app, ["bench", "tune", *args])
-    assert done.exit_code == 1
-    assert words in done.stderr.replace("--", "")
-    assert "Traceback" not in done.output
+    assert_refused("tune", args, words)
 
 
 def test_tuning_for_a_model_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
