@@ -37,10 +37,11 @@ def assert_within(got: Array, expected: Array, bound: Any) -> None:
 
 
 def rms_norm_bound(n_embd: int, n_threads: int) -> float:
-    """Relative. A sum of squares rounds once a term of its thread, warp and block; the root
-    halves that. Then: mean, eps, root, quotient and two products, each correctly rounded.
+    """Relative. A sum of squares rounds once a term of its thread (which takes columns in fours),
+    warp and block; the root halves that. Then: mean, eps, root, quotient and two products, each
+    correctly rounded.
     """
-    n_sums = 1 + -(-n_embd // n_threads) + 5 + n_threads // 32
+    n_sums = 1 + 4 * -(-n_embd // (4 * n_threads)) + 5 + n_threads // 32
     return float((n_sums / 2 + 6) * UNIT_ROUNDOFF * 1.01)
 
 

@@ -30,7 +30,7 @@ from gguf import GGMLQuantizationType as GGMLType
 from numba import cuda, float32, int32, uint32
 
 from m40llm.errors import KernelContractError
-from m40llm.kernels.contract import Kernel, Launcher, check_array
+from m40llm.kernels.contract import Kernel, Launcher, ceil_div, check_array
 from m40llm.kernels.gemm_choice import choose
 from m40llm.kernels.gemm_steps import add_steps_of
 from m40llm.kernels.gemm_sums import add_groups_of, add_splits_of, store_sums_of
@@ -40,6 +40,7 @@ from m40llm.kernels.planes import Planes, check_planes
 from m40llm.kernels.unpack import LANES
 
 MAX_X_BYTES: Final = 2**32  # offsets of x have 32 bits
+BAND: Final = 8  # tiles along the tokens that blocks take in turn, where there are many
 MAX_TILES: Final = 4096  # of out, that blocks may share the columns of
 
 
@@ -69,10 +70,24 @@ def _registers(type: GGMLType, tile: Tile) -> int:
     return tile.registers
 
 
+@cuda.jit(device=True, forceinline=True)
+def tile_in_band() -> Any:
+    """(along the tokens, along the rows) of the block's tile: blocks that run at the same time have
+    up to BAND tiles of tokens and as few of rows as that leaves, and share what they load."""
+    n_high, n_wide = uint32(cuda.gridDim.y), uint32(cuda.gridDim.x)
+    block = uint32(cuda.blockIdx.y) * n_wide + uint32(cuda.blockIdx.x)
+    of_band = uint32(uint32(BAND) * n_wide)
+    first = uint32(uint32(block // of_band) * uint32(BAND))
+    high = min(uint32(BAND), uint32(n_high - first))
+    inside = uint32(block % of_band)
+    return uint32(first + inside % high), uint32(inside // high)
+
+
 @cache
 def _compile(
-    type: GGMLType, tile: Tile, is_split: bool, x_is_half: bool, has_bias: bool, accumulate: bool
-) -> Kernel:
+    type: GGMLType, tile: Tile, is_split: bool, x_is_half: bool, has_bias: bool, accumulate: bool,
+    in_bands: bool = False,
+) -> Kernel:  # fmt: skip
     n_threads, n_groups, n_floats = tile.group_threads, tile.n_groups, tile.n_floats
     tile_tokens, tile_rows, place = tile.n_tokens, tile.n_rows, place_of(tile)
     add_steps, add_groups = add_steps_of(type, tile, x_is_half), add_groups_of(tile)
@@ -89,8 +104,11 @@ def _compile(
                 acc[i, j] = float32(0)
         thread = uint32(cuda.threadIdx.x)
         group, t = int32(thread // uint32(n_threads)), uint32(thread % uint32(n_threads))
-        first_token = int32(int32(cuda.blockIdx.y) * tile_tokens)
-        first_row = int32(int32(cuda.blockIdx.x) * tile_rows)
+        of_tokens, of_rows = uint32(cuda.blockIdx.y), uint32(cuda.blockIdx.x)
+        if in_bands:
+            of_tokens, of_rows = tile_in_band()
+        first_token = int32(int32(of_tokens) * tile_tokens)
+        first_row = int32(int32(of_rows) * tile_rows)
         token_at, row_at = place(t)
         add_steps(
             quants, highs, scales, x, int32(out.shape[0]), int32(out.shape[1]),
@@ -143,7 +161,9 @@ def gemm(
     given_bias, sums, arrived = (out if bias is None else bias), out, out
     if splits > 1 and workspace is not None:
         sums, arrived = workspace.sums, workspace.arrived
-    kernel = _compile(w.type, tile, splits > 1, x_is_half, bias is not None, accumulate)
+    forms = (splits > 1, x_is_half, bias is not None, accumulate)
+    in_bands = ceil_div(n_tokens, tile.n_tokens) >= 2 * BAND  # with fewer, it takes what it gives
+    kernel = _compile(w.type, tile, *forms, in_bands)
     highs, scales = (w.quants if plane is None else plane for plane in (w.highs, w.scales))
     stream.launch(
         kernel, (*tile.grid(n_tokens, w.n_rows), splits), tile.n_threads,

@@ -24,11 +24,13 @@ def of_gemv(
 
 
 def of_gemm(
-    ggml_type: GGMLType, tile: Tile, *, split: bool = False, half: bool = False, bias: bool = False
-) -> Signature:
-    kernel = gemm._compile(ggml_type, tile, split, half, bias, bias)
+    ggml_type: GGMLType, tile: Tile, *, split: bool = False, half: bool = False, bias: bool = False,
+    bands: bool = False,
+) -> Signature:  # fmt: skip
+    kernel = gemm._compile(ggml_type, tile, split, half, bias, bias, bands)
     shape = f"{tile.n_tokens}x{tile.n_rows}x{tile.n_groups}"
-    label = f"{ggml_type.name}-{shape}{'-split' * split}{'-half' * half}{'-bias' * bias}"
+    marks = f"{'-split' * split}{'-half' * half}{'-bias' * bias}{'-bands' * bands}"
+    label = f"{ggml_type.name}-{shape}{marks}"
     x, shared = F16_2 if half else F32_2, (F32_1, I32_1) if split else (F32_2, F32_2)
     arg_types = (*planes_of(ggml_type), x, F32_1 if bias else F32_2, *shared, F32_2)
     return Signature(kernel, arg_types, tile.n_threads, label)
@@ -55,6 +57,7 @@ SIGNATURES = [
     *(of_gemv(ggml_type, 2, 4, bias=True) for ggml_type in SOME),
     *(of_gemm(ggml_type, Tile(128, 128)) for ggml_type in TYPES),
     *(of_gemm(GGMLType.F16, tile, split=True) for tile in TILES),
+    of_gemm(GGMLType.F16, Tile(128, 128), bands=True),
     *(of_gemm(GGMLType.Q6_K, tile) for tile in TILES),
     *(
         of_gemm(GGMLType.Q5_K, tile, half=True, bias=True)

@@ -28,6 +28,7 @@ from m40llm.kernels import (
 from m40llm.kernels.quant_blocks import WEIGHT_OF
 
 _APPEND = (F32_3, F32_3, F32_3, F16_4, F16_4, I32_1, I32_1, F32_2, F32_2)
+_NORM = (F32_2, F32_2, F32_1, F32, F32_2)
 _STATE = (F32_2, I32_1, U64_1, I32_2, F32_2, I32_2)
 
 SIGNATURES = [
@@ -38,8 +39,15 @@ SIGNATURES = [
         for kind in WEIGHT_OF
     ),
     Signature(embedding._compile_take_rows(), (F32_2, I32_1, F32_2), embedding.N_THREADS),
-    Signature(rms_norm._compile(256), (F32_2, F32_1, F32, F32_2), 256),
-    Signature(rms_norm._compile_add(256), (F32_2, F32_2, F32_1, F32, F32_2), 256),
+    *(
+        Signature(rms_norm._compile(n_quads, is_sum), _NORM, 256, f"{n_quads} {is_sum}")
+        for n_quads in (1, 4, 8)
+        for is_sum in (False, True)
+    ),
+    *(
+        Signature(rms_norm._compile_any(is_sum), _NORM, 256, str(is_sum))
+        for is_sum in (False, True)
+    ),
     Signature(rms_norm._compile_heads(), (F32_3, F32_1, F32, F32_3), 128),
     *(
         Signature(swiglu._compile(name), (F32_2, F32_2, F32_2), swiglu.N_THREADS, name)

@@ -19,7 +19,7 @@ from matmul_cases import (
 from m40llm import reference
 from m40llm.errors import KernelContractError
 from m40llm.gguf.blocks import FORMATS
-from m40llm.kernels.gemm import MAX_TILES, Workspace, gemm, workspace_floats
+from m40llm.kernels.gemm import BAND, MAX_TILES, Workspace, gemm, workspace_floats
 from m40llm.kernels.gemm_choice import TILES, choose
 from m40llm.kernels.gemm_tiles import Tile
 
@@ -141,6 +141,30 @@ def test_any_order_of_threads(launcher: Any, tile: Tile, seed: int) -> None:
     workspace = workspace_for(shuffled, 71, 70, tile, 2)
     gemm(w, shuffled.upload(x), out, stream=shuffled, tile=tile, n_splits=2, workspace=workspace)
     np.testing.assert_array_equal(shuffled.read(out), reference.matmul(weights, x))
+
+
+@given(n_tokens=st.integers(241, 420), n_rows=st.integers(1, 300), n_splits=st.integers(1, 2))
+@example(n_tokens=16 * 16, n_rows=128, n_splits=1)
+@example(n_tokens=17 * 16, n_rows=257, n_splits=2)
+@settings(max_examples=4)
+def test_many_tokens_go_in_bands(launcher: Any, n_tokens: int, n_rows: int, n_splits: int) -> None:
+    """Every tile is made, whatever is left for the last band."""
+    rng, tile = np.random.default_rng(n_tokens), Tile(16, 128, 4)
+    assert tile.grid(n_tokens, n_rows)[1] >= 2 * BAND
+    data, x = integer_blocks(rng, GGMLType.F16, n_rows, 16), integers(rng, n_tokens, 16)
+    w, weights = planes_and_weights(launcher, GGMLType.F16, data, 16)
+    out = launcher.poisoned((n_tokens, n_rows))
+    workspace = workspace_for(launcher, n_tokens, n_rows, tile, n_splits)
+    gemm(
+        w,
+        launcher.upload(x),
+        out,
+        stream=launcher,
+        tile=tile,
+        n_splits=n_splits,
+        workspace=workspace,
+    )
+    np.testing.assert_array_equal(launcher.read(out), reference.matmul(weights, x))
 
 
 def test_what_it_refuses(launcher: Any) -> None:

@@ -7,11 +7,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from m40llm.fuzz.bounds import rms_norm_bound
-from m40llm.kernels.rms_norm import N_THREADS, add_rms_norm, rms_norm, rms_norm_heads
+from m40llm.kernels.rms_norm import MAX_QUADS, N_THREADS, add_rms_norm, rms_norm, rms_norm_heads
 from m40llm.reference import rms_norm as reference
 
 SEEDS = st.integers(0, 2**32 - 1)
+EDGES = [4 * N_THREADS * n + more for n in (1, 2, MAX_QUADS) for more in (-4, 0, 1, 4)]
 SIZES = st.one_of(st.integers(1, 80), st.integers(N_THREADS - 2, N_THREADS + 2), st.just(1100))
+SIZES = st.one_of(SIZES, st.sampled_from(EDGES))
 
 
 def inputs(n_rows: int, n_embd: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -27,6 +29,8 @@ def check(got: np.ndarray, expected: np.ndarray, bound: float) -> None:
 @given(n_tokens=st.integers(1, 4), n_embd=SIZES, in_place=st.booleans(), seed=SEEDS)
 @example(n_tokens=1, n_embd=1, in_place=True, seed=0)
 @example(n_tokens=2, n_embd=257, in_place=False, seed=1)
+@example(n_tokens=2, n_embd=8192, in_place=True, seed=2)
+@example(n_tokens=2, n_embd=8196, in_place=True, seed=3)
 def test_rms_norm(launcher: Any, n_tokens: int, n_embd: int, in_place: bool, seed: int) -> None:
     x, weight = inputs(n_tokens, n_embd, seed)
     on_device = launcher.upload(x)

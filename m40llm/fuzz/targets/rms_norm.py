@@ -21,7 +21,9 @@ def inputs(rng: np.random.Generator, *shape: int) -> tuple[Any, Any]:
     return x, (1 + normals(rng, shape[-1], spread=0.5)).astype(np.float32)
 
 
-@target(ops=kernels, n_tokens=sizes(2, 4), n_embd=sizes(N_THREADS), in_place=flags(), seed=seeds())
+@target(
+    ops=kernels, n_tokens=sizes(2, 4), n_embd=sizes(4 * N_THREADS), in_place=flags(), seed=seeds()
+)
 def rms_norm(card: Any, ops: Any, n_tokens: int, n_embd: int, in_place: bool, seed: int) -> None:
     x, weight = inputs(np.random.default_rng(seed), n_tokens, n_embd)
     x_on = card.upload(x, read_only=not in_place)
@@ -30,7 +32,9 @@ def rms_norm(card: Any, ops: Any, n_tokens: int, n_embd: int, in_place: bool, se
     check(card.read(out), reference.rms_norm(x, weight, EPS), n_embd, N_THREADS)
 
 
-@target(ops=kernels, n_tokens=sizes(2, 4), n_embd=sizes(N_THREADS), in_place=flags(), seed=seeds())
+@target(
+    ops=kernels, n_tokens=sizes(2, 4), n_embd=sizes(4 * N_THREADS), in_place=flags(), seed=seeds()
+)
 def add_rms_norm(
     card: Any, ops: Any, n_tokens: int, n_embd: int, in_place: bool, seed: int
 ) -> None:
