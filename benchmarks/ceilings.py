@@ -153,7 +153,7 @@ def _best(found: list[tuple[int, float]], n_bytes: int) -> tuple[float, str]:
 
 
 def _or_torch(ours: Ceiling, rival: Rival, n_bytes: int, n_samples: int) -> Ceiling:
-    times, _ = time_rival(rival, 1, n_samples)
+    times = time_rival(rival, 1, n_samples)
     if times is None or 1e6 * n_bytes / times.median <= ours.rate:
         return ours
     return Ceiling(ours.kind, 1e6 * n_bytes / times.median, rival.name)

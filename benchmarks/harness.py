@@ -25,9 +25,9 @@ from ceilings import Ceilings, measure_ceilings
 from environment import environment
 from numba import cuda
 from numpy.typing import NDArray
-from rivals import time_rival
+from rivals import captured, release, time_rival
 from table import Table
-from timing import Times, time_graph
+from timing import Times, Work, time_in_turn
 
 from m40llm.errors import M40LLMError
 from m40llm.kernels.contract import Kernel
@@ -111,13 +111,16 @@ class Bench:
                 case.launch(buffers, card)
         graph.replay()
         again = self._verified(case, arrays, sets[-1], n_sets - 1)
-        times = time_graph(card, graph, n_sets, self.n_samples)
+        rival, note = captured(case.rival, n_sets)
+        works = [Work(card, graph), *([rival] if rival else [])]
+        times, *rivals = time_in_turn(works, n_sets, self.n_samples)
         touched = n_sets * (case.bytes_read + case.bytes_written)
         sets.clear()
-        del graph, buffers
-        rival_times, note = time_rival(case.rival, n_sets, self.n_samples)
-        row = _row(stem, case, times, ceilings, rival_times, note)
-        timed = {r.name: time_rival(r, n_sets, self.n_samples)[0] for r in case.others}
+        works.clear()
+        del graph, buffers, rival
+        release()
+        row = _row(stem, case, times, ceilings, rivals[0] if rivals else None, note)
+        timed = {r.name: time_rival(r, n_sets, self.n_samples) for r in case.others}
         others = {name: found.median for name, found in timed.items() if found is not None}
         cold = touched > 2 * l2_size(card)
         return replace(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from timing import Times, time_graph
+from timing import Times, Work, time_in_turn
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,9 @@ def torch_or_reason() -> tuple[Any, str]:
     return torch, ""
 
 
-def time_rival(rival: Rival | None, n_sets: int, n_samples: int) -> tuple[Times | None, str]:
-    """(times, "") or (None, why there are none). A rival's failure is no failure of ours."""
+def captured(rival: Rival | None, n_sets: int) -> tuple[Work | None, str]:
+    """(one launch a set, "") or (None, why there is none). A rival's failure is no failure of
+    ours."""
     if rival is None:
         return None, "torch has no such operation"
     torch, reason = torch_or_reason()
@@ -58,14 +59,28 @@ def time_rival(rival: Rival | None, n_sets: int, n_samples: int) -> tuple[Times 
         return None, reason
     try:
         with torch.inference_mode():
-            return _timed(torch, rival, n_sets, n_samples), ""
+            return Work(TorchClock(torch), _graph(torch, rival, n_sets)), ""
     except Exception as error:  # whatever a library raises on a card it may not support
         return None, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-    finally:
+
+
+def time_rival(rival: Rival, n_sets: int, n_samples: int) -> Times | None:
+    """By itself; None where it cannot be."""
+    work, _ = captured(rival, n_sets)
+    times = time_in_turn([work], n_sets, n_samples)[0] if work else None
+    del work
+    release()
+    return times
+
+
+def release() -> None:
+    """Memory of rivals that nobody holds any more goes back to the card."""
+    torch, _ = torch_or_reason()
+    if torch is not None:
         torch.cuda.empty_cache()
 
 
-def _timed(torch: Any, rival: Rival, n_sets: int, n_samples: int) -> Times:
+def _graph(torch: Any, rival: Rival, n_sets: int) -> Any:
     runs = [rival.make(torch) for _ in range(n_sets)]
     torch.cuda.synchronize()
     side = torch.cuda.Stream()  # libraries set themselves up before a capture, off the main stream
@@ -78,7 +93,18 @@ def _timed(torch: Any, rival: Rival, n_sets: int, n_samples: int) -> Times:
         for run in runs:
             run()
     graph.replay()
-    return time_graph(TorchClock(torch), graph, n_sets, n_samples)
+    return _Replayable(graph, runs)
+
+
+@dataclass(frozen=True)
+class _Replayable:
+    """A graph and the tensors that it reads and writes, which it does not keep alive."""
+
+    graph: Any
+    runs: list[Callable[[], Any]]
+
+    def replay(self) -> None:
+        self.graph.replay()
 
 
 def randn(torch: Any, *shape: int, dtype: str = "float32") -> Any:

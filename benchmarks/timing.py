@@ -1,7 +1,7 @@
 """Time on a card without the cost of launches: graphs of launches, replayed between two events."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -40,20 +40,37 @@ class Clock(Protocol):
     def elapsed_ms(self, start: Any, stop: Any) -> float: ...
 
 
-def time_graph(clock: Clock, graph: Graph, n_launches: int, n_samples: int) -> Times:
-    """Times of one of the graph's `n_launches`; the graph has been replayed before."""
-    once_ms = min(_replayed_ms(clock, graph, 1) for _ in range(2))
-    n_replays = min(max(1, math.ceil(MIN_SAMPLE_MS / max(once_ms, 1e-4))), MAX_REPLAYS)
-    _replayed_ms(clock, graph, n_replays)  # at the clock rate that the card will keep
-    samples = [_replayed_ms(clock, graph, n_replays) for _ in range(n_samples)]
-    return times_of([1e3 * ms / (n_replays * n_launches) for ms in samples])
+@dataclass(frozen=True)
+class Work:
+    """What is timed: a graph that has been replayed before, on its clock."""
+
+    clock: Clock
+    graph: Graph
 
 
-def _replayed_ms(clock: Clock, graph: Graph, n_replays: int) -> float:
-    start = clock.event()
+def time_in_turn(works: Sequence[Work], n_launches: int, n_samples: int) -> list[Times]:
+    """Times of one of each graph's `n_launches`. Each gives a sample in turn: a card that slows
+    down as it grows warm does it to all."""
+    n_replays = [_replays_of_a_sample(work) for work in works]
+    for work, n in zip(works, n_replays, strict=True):
+        _replayed_ms(work, n)  # at the clock rate that the card will keep
+    samples: list[list[float]] = [[] for _ in works]
+    for _ in range(n_samples):
+        for work, n, found in zip(works, n_replays, samples, strict=True):
+            found.append(1e3 * _replayed_ms(work, n) / (n * n_launches))
+    return [times_of(found) for found in samples]
+
+
+def _replays_of_a_sample(work: Work) -> int:
+    once_ms = min(_replayed_ms(work, 1) for _ in range(2))
+    return min(max(1, math.ceil(MIN_SAMPLE_MS / max(once_ms, 1e-4))), MAX_REPLAYS)
+
+
+def _replayed_ms(work: Work, n_replays: int) -> float:
+    start = work.clock.event()
     for _ in range(n_replays):
-        graph.replay()
-    return clock.elapsed_ms(start, clock.event())
+        work.graph.replay()
+    return work.clock.elapsed_ms(start, work.clock.event())
 
 
 def time_launches(card: Any, launches: list[Callable[[], None]], n_samples: int) -> Times:
@@ -62,4 +79,4 @@ def time_launches(card: Any, launches: list[Callable[[], None]], n_samples: int)
         for launch in launches:
             launch()
     graph.replay()
-    return time_graph(card, graph, len(launches), n_samples)
+    return time_in_turn([Work(card, graph)], len(launches), n_samples)[0]

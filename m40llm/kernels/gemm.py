@@ -70,17 +70,41 @@ def _registers(type: GGMLType, tile: Tile) -> int:
     return tile.registers
 
 
-@cuda.jit(device=True, forceinline=True)
-def tile_in_band() -> Any:
-    """(along the tokens, along the rows) of the block's tile: blocks that run at the same time have
-    up to BAND tiles of tokens and as few of rows as that leaves, and share what they load."""
-    n_high, n_wide = uint32(cuda.gridDim.y), uint32(cuda.gridDim.x)
-    block = uint32(cuda.blockIdx.y) * n_wide + uint32(cuda.blockIdx.x)
-    of_band = uint32(uint32(BAND) * n_wide)
-    first = uint32(uint32(block // of_band) * uint32(BAND))
-    high = min(uint32(BAND), uint32(n_high - first))
-    inside = uint32(block % of_band)
-    return uint32(first + inside % high), uint32(inside // high)
+@cache
+def corner_of(tile: Tile, in_bands: bool) -> tuple[Any, Any]:
+    """(find_corner(kept), corner_again(kept)) -> the block's first token and row.
+
+    in_bands   blocks that run at the same time have up to BAND tiles of tokens and as few of rows
+               as that leaves, and share what they load. What took a division to find is kept in
+               shared memory: the loop in between needs all registers
+    """
+    tile_tokens, tile_rows = tile.n_tokens, tile.n_rows
+
+    @cuda.jit(device=True, forceinline=True)
+    def corner(kept: Any) -> Any:
+        return int32(int32(cuda.blockIdx.y) * tile_tokens), int32(
+            int32(cuda.blockIdx.x) * tile_rows
+        )
+
+    @cuda.jit(device=True, forceinline=True)
+    def kept_corner(kept: Any) -> Any:
+        return kept[0], kept[1]
+
+    @cuda.jit(device=True, forceinline=True)
+    def find_in_band(kept: Any) -> Any:
+        if cuda.threadIdx.x == 0:
+            n_high, n_wide = uint32(cuda.gridDim.y), uint32(cuda.gridDim.x)
+            block = uint32(cuda.blockIdx.y) * n_wide + uint32(cuda.blockIdx.x)
+            of_band = uint32(uint32(BAND) * n_wide)
+            first = uint32(uint32(block // of_band) * uint32(BAND))
+            high = min(uint32(BAND), uint32(n_high - first))
+            inside = uint32(block % of_band)
+            kept[0] = int32(uint32(first + inside % high) * uint32(tile_tokens))
+            kept[1] = int32(uint32(inside // high) * uint32(tile_rows))
+        cuda.syncthreads()
+        return kept[0], kept[1]
+
+    return (find_in_band, kept_corner) if in_bands else (corner, corner)
 
 
 @cache
@@ -92,33 +116,31 @@ def _compile(
     tile_tokens, tile_rows, place = tile.n_tokens, tile.n_rows, place_of(tile)
     add_steps, add_groups = add_steps_of(type, tile, x_is_half), add_groups_of(tile)
     add_splits, store_sums = add_splits_of(tile), store_sums_of(tile, has_bias, accumulate)
+    find_corner, corner_again = corner_of(tile, in_bands)
 
     def gemm(
         quants: Any, highs: Any, scales: Any, x: Any, bias: Any, sums: Any, arrived: Any, out: Any
     ) -> None:
         pool = cuda.shared.array(n_floats, float32, alignment=16)
-        ticket = cuda.shared.array(1, int32)
+        ticket, kept = cuda.shared.array(1, int32), cuda.shared.array(2, int32)
         acc = cuda.local.array((8, 8), float32)
         for i in range(8):
             for j in range(8):
                 acc[i, j] = float32(0)
         thread = uint32(cuda.threadIdx.x)
         group, t = int32(thread // uint32(n_threads)), uint32(thread % uint32(n_threads))
-        of_tokens, of_rows = uint32(cuda.blockIdx.y), uint32(cuda.blockIdx.x)
-        if in_bands:
-            of_tokens, of_rows = tile_in_band()
-        first_token = int32(int32(of_tokens) * tile_tokens)
-        first_row = int32(int32(of_rows) * tile_rows)
+        corner = find_corner(kept)
         token_at, row_at = place(t)
         add_steps(
             quants, highs, scales, x, int32(out.shape[0]), int32(out.shape[1]),
-            first_token, first_row, as_bytes(pool), group, t, token_at, row_at, acc,
+            corner[0], corner[1], as_bytes(pool), group, t, token_at, row_at, acc,
         )  # fmt: skip
         if n_groups > 1:
             add_groups(pool, group, t, acc)
         if is_split and not add_splits(sums, arrived, ticket, group == 0, t, acc):
             return
-        store_sums(acc, pool, group == 0, token_at, row_at, first_token, first_row, bias, out)
+        corner = corner_again(kept)
+        store_sums(acc, pool, group == 0, token_at, row_at, corner[0], corner[1], bias, out)
 
     return Kernel(gemm, registers=_registers(type, tile))
 
