@@ -6,7 +6,8 @@ W      Planes[n_rows, n_cols]                 F32, F16 or quantised; any n_rows;
 bias   float32[n_rows]
 out    float32[n_tokens, n_rows]              aliases nothing
 
-grid     (ceil(n_rows / tile.n_rows), ceil(n_tokens / tile.n_tokens), n_splits)
+grid     (ceil(n_rows / tile.n_rows), ceil(n_tokens / tile.n_tokens), n_splits); of more tiles than
+         the card holds blocks, one dimension, in bands (gemm_parts.py)
 FLOPs    2 * n_tokens * n_rows * n_cols, in FP32 (compute-bound from about 16 tokens on)
 shared   2 buffers of 16 columns of both tiles (gemm_tiles.py): 32 KiB for 128 x 128
 sm_52    registers at most 128, 16 warps on an SM (25 %); 168 (12 warps) for tiles of groups and of
@@ -18,29 +19,31 @@ While a block multiplies one step of 16 columns from shared memory, 8 x 8 sums a
 of the next are under way; weights are dequantised on the way into shared memory. The columns that
 are no full step come first, so that the loop has no bounds. Where out has too few tiles for the
 card, blocks share the columns of a tile, and the last of them adds up what all have left in a
-workspace (gemm_sums.py). Which tile, and how many blocks share one, says gemm_choice.py.
+workspace (gemm_sums.py); where it has many, they share the last ones. Which tile, and how many
+blocks share one, says gemm_choice.py.
 """
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from gguf import GGMLQuantizationType as GGMLType
 from numba import cuda, float32, int32, uint32
 
 from m40llm.errors import KernelContractError
-from m40llm.kernels.contract import Kernel, Launcher, ceil_div, check_array
-from m40llm.kernels.gemm_choice import choose
+from m40llm.kernels.contract import Kernel, Launcher, check_array
+from m40llm.kernels.gemm_choice import block_slots, choose, tail
+from m40llm.kernels.gemm_parts import N_KEPT, part_of
 from m40llm.kernels.gemm_steps import add_steps_of
 from m40llm.kernels.gemm_sums import add_groups_of, add_splits_of, store_sums_of
 from m40llm.kernels.gemm_tiles import Tile, place_of
+from m40llm.kernels.hints import pinned
 from m40llm.kernels.intrinsics import as_bytes
 from m40llm.kernels.planes import Planes, check_planes
 from m40llm.kernels.unpack import LANES
 
 MAX_X_BYTES: Final = 2**32  # offsets of x have 32 bits
-BAND: Final = 8  # tiles along the tokens that blocks take in turn, where there are many
 MAX_TILES: Final = 4096  # of out, that blocks may share the columns of
 
 
@@ -71,76 +74,46 @@ def _registers(type: GGMLType, tile: Tile) -> int:
 
 
 @cache
-def corner_of(tile: Tile, in_bands: bool) -> tuple[Any, Any]:
-    """(find_corner(kept), corner_again(kept)) -> the block's first token and row.
-
-    in_bands   blocks that run at the same time have up to BAND tiles of tokens and as few of rows
-               as that leaves, and share what they load. What took a division to find is kept in
-               shared memory: the loop in between needs all registers
-    """
-    tile_tokens, tile_rows = tile.n_tokens, tile.n_rows
-
-    @cuda.jit(device=True, forceinline=True)
-    def corner(kept: Any) -> Any:
-        return int32(int32(cuda.blockIdx.y) * tile_tokens), int32(
-            int32(cuda.blockIdx.x) * tile_rows
-        )
-
-    @cuda.jit(device=True, forceinline=True)
-    def kept_corner(kept: Any) -> Any:
-        return kept[0], kept[1]
-
-    @cuda.jit(device=True, forceinline=True)
-    def find_in_band(kept: Any) -> Any:
-        if cuda.threadIdx.x == 0:
-            n_high, n_wide = uint32(cuda.gridDim.y), uint32(cuda.gridDim.x)
-            block = uint32(cuda.blockIdx.y) * n_wide + uint32(cuda.blockIdx.x)
-            of_band = uint32(uint32(BAND) * n_wide)
-            first = uint32(uint32(block // of_band) * uint32(BAND))
-            high = min(uint32(BAND), uint32(n_high - first))
-            inside = uint32(block % of_band)
-            kept[0] = int32(uint32(first + inside % high) * uint32(tile_tokens))
-            kept[1] = int32(uint32(inside // high) * uint32(tile_rows))
-        cuda.syncthreads()
-        return kept[0], kept[1]
-
-    return (find_in_band, kept_corner) if in_bands else (corner, corner)
-
-
-@cache
 def _compile(
     type: GGMLType, tile: Tile, is_split: bool, x_is_half: bool, has_bias: bool, accumulate: bool,
     in_bands: bool = False,
 ) -> Kernel:  # fmt: skip
     n_threads, n_groups, n_floats = tile.group_threads, tile.n_groups, tile.n_floats
-    tile_tokens, tile_rows, place = tile.n_tokens, tile.n_rows, place_of(tile)
+    place = place_of(tile)
     add_steps, add_groups = add_steps_of(type, tile, x_is_half), add_groups_of(tile)
     add_splits, store_sums = add_splits_of(tile), store_sums_of(tile, has_bias, accumulate)
-    find_corner, corner_again = corner_of(tile, in_bands)
+    find_part, part_again = part_of(tile, in_bands)
 
     def gemm(
-        quants: Any, highs: Any, scales: Any, x: Any, bias: Any, sums: Any, arrived: Any, out: Any
-    ) -> None:
+        quants: Any, highs: Any, scales: Any, x: Any, bias: Any, sums: Any, arrived: Any, out: Any,
+        n_whole: Any, n_splits: Any,
+    ) -> None:  # fmt: skip
         pool = cuda.shared.array(n_floats, float32, alignment=16)
-        ticket, kept = cuda.shared.array(1, int32), cuda.shared.array(2, int32)
+        ticket, kept = cuda.shared.array(1, int32), cuda.shared.array(N_KEPT, int32)
         acc = cuda.local.array((8, 8), float32)
         for i in range(8):
             for j in range(8):
                 acc[i, j] = float32(0)
         thread = uint32(cuda.threadIdx.x)
         group, t = int32(thread // uint32(n_threads)), uint32(thread % uint32(n_threads))
-        corner = find_corner(kept)
+        n_tokens, n_rows = int32(out.shape[0]), int32(out.shape[1])
+        part = find_part(kept, n_tokens, n_rows, n_whole, n_splits)
         token_at, row_at = place(t)
         add_steps(
-            quants, highs, scales, x, int32(out.shape[0]), int32(out.shape[1]),
-            corner[0], corner[1], as_bytes(pool), group, t, token_at, row_at, acc,
+            quants, highs, scales, x, n_tokens, n_rows, part,
+            as_bytes(pool), group, t, token_at, row_at, acc,
         )  # fmt: skip
         if n_groups > 1:
             add_groups(pool, group, t, acc)
-        if is_split and not add_splits(sums, arrived, ticket, group == 0, t, acc):
+        # Found again: what the loop does not need has no register in it.
+        part, t = part_again(kept), uint32(pinned(t))
+        token_at, row_at = place(t)
+        is_shared = is_split and part.n_splits > 1
+        if is_shared and not add_splits(sums, arrived, ticket, part, group == 0, t, acc):
             return
-        corner = corner_again(kept)
-        store_sums(acc, pool, group == 0, token_at, row_at, corner[0], corner[1], bias, out)
+        store_sums(
+            acc, pool, group == 0, token_at, row_at, part.first_token, part.first_row, bias, out
+        )
 
     return Kernel(gemm, registers=_registers(type, tile))
 
@@ -160,7 +133,8 @@ def gemm(
     """out (+)= x W^T (+ bias).
 
     tile            None: as gemm_choice.py says
-    n_splits        blocks that share a tile; None: as it says, or 1 if a tile is given
+    n_splits        blocks that share a tile; None: as it says, or 1 if a tile is given. With 1, of
+                    many tiles the last may still be shared
     workspace       without one, no tile is shared
     """
     n_tokens, x_is_half = int(x.shape[0]), np.dtype(x.dtype) == np.float16
@@ -173,24 +147,51 @@ def gemm(
     check_array("x", x, np.float16 if x_is_half else np.float32, (n_tokens, w.n_cols))
     check_array("out", out, np.float32, (n_tokens, w.n_rows))
     check_array("bias", bias, np.float32, (w.n_rows,), optional=True)
-    splits = n_splits or 1
-    if tile is None:
-        tile, best = choose(n_tokens, w.n_rows, w.n_cols, stream.n_sms)
-        splits = n_splits or best
-    if splits > 1:
-        n_tiles = tile.n_tiles(n_tokens, w.n_rows)
-        splits = _fitting(splits, n_tiles, tile, workspace, n_splits is not None)
+    plan = _plan(n_tokens, w, tile, n_splits, workspace, stream.n_sms)
     given_bias, sums, arrived = (out if bias is None else bias), out, out
-    if splits > 1 and workspace is not None:
+    if plan.n_splits > 1 and workspace is not None:
         sums, arrived = workspace.sums, workspace.arrived
-    forms = (splits > 1, x_is_half, bias is not None, accumulate)
-    in_bands = ceil_div(n_tokens, tile.n_tokens) >= 2 * BAND  # with fewer, it takes what it gives
-    kernel = _compile(w.type, tile, *forms, in_bands)
+    forms = (plan.n_splits > 1, x_is_half, bias is not None, accumulate)
+    kernel = _compile(w.type, plan.tile, *forms, plan.in_bands)
     highs, scales = (w.quants if plane is None else plane for plane in (w.highs, w.scales))
     stream.launch(
-        kernel, (*tile.grid(n_tokens, w.n_rows), splits), tile.n_threads,
+        kernel, plan.grid, plan.tile.n_threads,
         w.quants, highs, scales, x, given_bias, sums, arrived, out,
+        np.int32(plan.n_whole), np.int32(plan.n_splits),
     )  # fmt: skip
+
+
+class _Plan(NamedTuple):
+    """How a product is launched: see gemm_parts.py."""
+
+    tile: Tile
+    in_bands: bool
+    n_whole: int
+    n_splits: int
+    grid: tuple[int, int, int]
+
+
+def _plan(
+    n_tokens: int,
+    w: Planes,
+    tile: Tile | None,
+    n_splits: int | None,
+    workspace: Workspace | None,
+    n_sms: int,
+) -> _Plan:
+    splits, is_asked = n_splits or 1, n_splits is not None
+    if tile is None:
+        tile, best = choose(n_tokens, w.n_rows, w.n_cols, n_sms)
+        splits = n_splits or best
+    n_tiles = tile.n_tiles(n_tokens, w.n_rows)
+    if splits == 1 and n_tiles > block_slots(tile, n_sms):
+        n_whole, splits = tail(tile, n_tiles, w.n_cols, n_sms)
+        if splits > 1:
+            splits = _fitting(splits, n_tiles - n_whole, tile, workspace, is_asked=False)
+        return _Plan(tile, True, n_whole, splits, (n_whole + splits * (n_tiles - n_whole), 1, 1))
+    if splits > 1:
+        splits = _fitting(splits, n_tiles, tile, workspace, is_asked)
+    return _Plan(tile, False, 0, splits, (*tile.grid(n_tokens, w.n_rows), splits))
 
 
 def _fitting(

@@ -26,6 +26,7 @@ TILES: Final = {  # instructions of a warp a step (F16)
     Tile(16, 128, 4): 1288,
 }
 SPLITS: Final = (1, 2, 3, 4, 6, 8, 12, 16)
+TAIL_SPLITS: Final = 6  # with 5 some products are 0.5 % faster, others 2.5 % slower (H100)
 FEW_TOKENS: Final = 128  # up to here tiles of groups were timed
 MIN_STEPS: Final = 3  # of a group of threads: with fewer, its start and its end are all there is
 WAVES: Final = 2.2  # blocks that share tiles, in blocks that a card holds
@@ -46,6 +47,21 @@ def resident_blocks(tile: Tile, registers: int) -> int:
     """Of this tile, on an SM: each of its four schedulers has 16,384 registers for its warps."""
     n_warps = 4 * (16384 // (registers * WARP_SIZE))
     return n_warps * WARP_SIZE // tile.n_threads
+
+
+def block_slots(tile: Tile, n_sms: int) -> int:
+    """Blocks of this tile that a card holds at a time."""
+    return n_sms * resident_blocks(tile, tile.registers)
+
+
+def tail(tile: Tile, n_tiles: int, n_cols: int, n_sms: int) -> tuple[int, int]:
+    """(n_whole, n_splits): of more tiles than the card holds blocks, those from n_whole on are
+    shared by so many blocks each, so that no multiprocessor waits long for the last."""
+    n_whole = n_tiles // n_sms * n_sms
+    n_steps = ceil_div(n_cols, BK) // tile.n_groups
+    if n_whole == n_tiles or n_steps < MIN_STEPS * TAIL_SPLITS:
+        return n_tiles, 1
+    return n_whole, TAIL_SPLITS
 
 
 def _share_of_slots(n_warps: int) -> float:

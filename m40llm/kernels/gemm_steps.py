@@ -34,14 +34,14 @@ class Steps(NamedTuple):
 
 @cache
 def steps_of(n_groups: int) -> Any:
-    """steps(n_cols, group) -> Steps: groups and blocks that share a tile have equal parts."""
+    """steps(n_cols, part, group) -> Steps: groups and blocks that share a tile have equal parts."""
 
     @cuda.jit(device=True, forceinline=True)
-    def steps(n_cols: Any, group: Any) -> Any:
+    def steps(n_cols: Any, part: Any, group: Any) -> Any:
         n_steps = uint32(uint32(n_cols + BK - 1) // uint32(BK))
         n_first = int32(n_cols - int32(BK * int32(n_steps - uint32(1))))
-        n_slices = uint32(uint32(cuda.gridDim.z) * uint32(n_groups))
-        slice = uint32(uint32(cuda.blockIdx.z) * uint32(n_groups) + uint32(group))
+        n_slices = uint32(uint32(part.n_splits) * uint32(n_groups))
+        slice = uint32(uint32(part.split) * uint32(n_groups) + uint32(group))
         begin = int32(uint32(n_steps * slice) // n_slices)
         end = int32(uint32(n_steps * uint32(slice + uint32(1))) // n_slices)
         return Steps(begin, end, n_first)
@@ -51,8 +51,8 @@ def steps_of(n_groups: int) -> Any:
 
 @cache
 def add_steps_of(type: GGMLType, tile: Tile, x_is_half: bool) -> Any:
-    """add_steps(quants, highs, scales, x, n_tokens, n_rows, first_token, first_row, pool,
-    group, t, token_at, row_at, acc): the products of the group's steps, into acc."""
+    """add_steps(quants, highs, scales, x, n_tokens, n_rows, part, pool, group, t, token_at, row_at,
+    acc): the products of the group's steps of the block's part, into acc."""
     n_groups, n_buffers, group_bytes = tile.n_groups, tile.n_buffers, tile.group_bytes
     # Into the other buffer while there are products to make: as soon as loads have had the time.
     is_early = tile.group_threads > 128  # so many warps make half a step of it
@@ -68,8 +68,7 @@ def add_steps_of(type: GGMLType, tile: Tile, x_is_half: bool) -> Any:
     @cuda.jit(device=True, forceinline=True)
     def add_steps(
         quants: Any, highs: Any, scales: Any, x: Any, n_tokens: Any, n_rows: Any,
-        first_token: Any, first_row: Any, pool: Any, group: Any, t: Any,
-        token_at: Any, row_at: Any, acc: Any,
+        part: Any, pool: Any, group: Any, t: Any, token_at: Any, row_at: Any, acc: Any,
     ) -> None:  # fmt: skip
         x_column, w_column = cuda.local.array(8, float32), cuda.local.array(8, float32)
         quads = cuda.local.array((n_quads, 4), float32)
@@ -78,9 +77,9 @@ def add_steps_of(type: GGMLType, tile: Tile, x_is_half: bool) -> Any:
         rows = cuda.local.array(n_eights, int32)
         rows_at = cuda.local.array(n_eights, uint32)
         n_cols, x_bytes = int32(x.shape[1]), as_bytes(x)
-        find_x_rows(first_token, n_tokens, n_cols, t, x_rows_at)
-        first_col = find_w_rows(quants, first_row, n_rows, n_cols, t, rows, rows_at)
-        step, end, n_first = steps(n_cols, group)
+        find_x_rows(part.first_token, n_tokens, n_cols, t, x_rows_at)
+        first_col = find_w_rows(quants, part.first_row, n_rows, n_cols, t, rows, rows_at)
+        step, end, n_first = steps(n_cols, part, group)
         if step >= end:
             return
         n_here, col = n_first, int32(0)
@@ -99,14 +98,14 @@ def add_steps_of(type: GGMLType, tile: Tile, x_is_half: bool) -> Any:
         other = int32(buffer_bytes)  # from the buffer that is multiplied to the one that is filled
         if n_buffers == 2:
             x_put, w_put = int32(x_put + other), int32(w_put + other)
-        # Counted in bytes of x, which spares a shift.
-        last = pinned(int32(col_bytes * int32(n_first + int32(BK * int32(end - 2)))))
-        last_load = pinned(max(last, int32(0)))
+        # Counted in bytes of x, which spares a shift. If step 0 is all, it is loaded twice.
+        last = int32(col_bytes * int32(n_first + int32(BK * int32(end - 2))))
+        last = pinned(max(last, int32(0)))
         w_first = pinned(int32(first_col << col_shift))
         now = int32(col_bytes * int32(n_first + int32(BK * int32(step - 1))))
         while now <= last:
             now = int32(now + col_bytes * BK)
-            load_at = min(now, last_load)
+            load_at = min(now, last)
             load_x(x_bytes, x_rows_at, t, load_at, BK, quads)
             w_col = uint32(uint32(load_at + w_first) >> uint32(col_shift))
             load_w(quants, highs, scales, rows, rows_at, t, w_col, BK, n_cols, raw)

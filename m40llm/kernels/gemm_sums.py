@@ -71,20 +71,20 @@ def add_groups_of(tile: Tile) -> Any:
 
 @cache
 def add_splits_of(tile: Tile) -> Any:
-    """add_splits(sums, arrived, ticket, is_first_group, t, acc) -> whether this block is the last
-    of those that share the tile: then acc has the sums of all, in the order of their columns."""
+    """add_splits(sums, arrived, ticket, part, is_first_group, t, acc) -> whether this block is the
+    last of those that share the tile: then acc has the sums of all, in the order of their columns.
+    """
     n_threads = tile.group_threads
     n_sums = N_SUMS * n_threads
 
     @cuda.jit(device=True, forceinline=True)
     def add_splits(
-        sums: Any, arrived: Any, ticket: Any, is_first_group: Any, t: Any, acc: Any
-    ) -> Any:  # fmt: skip
-        which = uint32(cuda.blockIdx.y) * uint32(cuda.gridDim.x) + uint32(cuda.blockIdx.x)
-        n_splits = uint32(cuda.gridDim.z)
+        sums: Any, arrived: Any, ticket: Any, part: Any, is_first_group: Any, t: Any, acc: Any
+    ) -> Any:
+        which, n_splits = uint32(part.shared), uint32(part.n_splits)
         first = int64(which * n_splits * uint32(n_sums) + uint32(4) * t)
         if is_first_group:
-            at = first + int64(uint32(cuda.blockIdx.z) * uint32(n_sums))
+            at = first + int64(uint32(part.split) * uint32(n_sums))
             for i in range(8):
                 for j in range(2):
                     here = at + (2 * i + j) * 4 * n_threads

@@ -212,18 +212,25 @@ def uint_as_float(typing_context: Any, bits: Any) -> Any:
     return types.float32(types.uint32), generate
 
 
-@intrinsic
-def load_volatile(typing_context: Any, array: Any, index: Any) -> Any:
-    """An element of a global array, as it is now."""
+def _volatile_load(space: int) -> Any:
+    """An intrinsic `(array, index) -> the element, as it is now`."""
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = context.get_data_type(signature.return_type)
-        pointer = _element_pointer(context, builder, signature.args[0], args, kind, GLOBAL)
-        value = _VolatileLoad(builder.block, pointer)
-        builder._insert(value)
-        return value
+    @intrinsic
+    def load(typing_context: Any, array: Any, index: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            kind = context.get_data_type(signature.return_type)
+            pointer = _element_pointer(context, builder, signature.args[0], args, kind, space)
+            value = _VolatileLoad(builder.block, pointer)
+            builder._insert(value)
+            return value
 
-    return array.dtype(array, types.int64), generate
+        return array.dtype(array, types.int64), generate
+
+    return load
+
+
+load_volatile = _volatile_load(GLOBAL)
+load_volatile_shared = _volatile_load(SHARED)
 
 
 @intrinsic

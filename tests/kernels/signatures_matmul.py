@@ -2,7 +2,7 @@
 
 from gguf import GGMLQuantizationType as GGMLType
 from numba import types
-from sm52_assembly import F16_2, F32_1, F32_2, I32_1, I64, Signature
+from sm52_assembly import F16_2, F32_1, F32_2, I32, I32_1, I64, Signature
 
 from m40llm.kernels import add_bias, dequantize_rows, gemm, gemv
 from m40llm.kernels.gemm_choice import TILES
@@ -32,7 +32,7 @@ def of_gemm(
     marks = f"{'-split' * split}{'-half' * half}{'-bias' * bias}{'-bands' * bands}"
     label = f"{ggml_type.name}-{shape}{marks}"
     x, shared = F16_2 if half else F32_2, (F32_1, I32_1) if split else (F32_2, F32_2)
-    arg_types = (*planes_of(ggml_type), x, F32_1 if bias else F32_2, *shared, F32_2)
+    arg_types = (*planes_of(ggml_type), x, F32_1 if bias else F32_2, *shared, F32_2, I32, I32)
     return Signature(kernel, arg_types, tile.n_threads, label)
 
 
@@ -57,6 +57,7 @@ SIGNATURES = [
     *(of_gemv(ggml_type, 2, 4, bias=True) for ggml_type in SOME),
     *(of_gemm(ggml_type, Tile(128, 128)) for ggml_type in TYPES),
     *(of_gemm(GGMLType.F16, tile, split=True) for tile in TILES),
+    *(of_gemm(ggml_type, Tile(128, 128), split=True, bands=True) for ggml_type in TYPES),
     of_gemm(GGMLType.F16, Tile(128, 128), bands=True),
     *(of_gemm(GGMLType.Q6_K, tile) for tile in TILES),
     *(

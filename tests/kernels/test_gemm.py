@@ -19,8 +19,8 @@ from matmul_cases import (
 from m40llm import reference
 from m40llm.errors import KernelContractError
 from m40llm.gguf.blocks import FORMATS
-from m40llm.kernels.gemm import BAND, MAX_TILES, Workspace, gemm, workspace_floats
-from m40llm.kernels.gemm_choice import TILES, choose
+from m40llm.kernels.gemm import MAX_TILES, Workspace, gemm, workspace_floats
+from m40llm.kernels.gemm_choice import TAIL_SPLITS, TILES, choose, tail
 from m40llm.kernels.gemm_tiles import Tile
 
 seeds = st.integers(0, 2**32)
@@ -143,28 +143,40 @@ def test_any_order_of_threads(launcher: Any, tile: Tile, seed: int) -> None:
     np.testing.assert_array_equal(shuffled.read(out), reference.matmul(weights, x))
 
 
-@given(n_tokens=st.integers(241, 420), n_rows=st.integers(1, 300), n_splits=st.integers(1, 2))
-@example(n_tokens=16 * 16, n_rows=128, n_splits=1)
-@example(n_tokens=17 * 16, n_rows=257, n_splits=2)
-@settings(max_examples=4)
-def test_many_tokens_go_in_bands(launcher: Any, n_tokens: int, n_rows: int, n_splits: int) -> None:
-    """Every tile is made, whatever is left for the last band."""
-    rng, tile = np.random.default_rng(n_tokens), Tile(16, 128, 4)
-    assert tile.grid(n_tokens, n_rows)[1] >= 2 * BAND
-    data, x = integer_blocks(rng, GGMLType.F16, n_rows, 16), integers(rng, n_tokens, 16)
-    w, weights = planes_and_weights(launcher, GGMLType.F16, data, 16)
-    out = launcher.poisoned((n_tokens, n_rows))
-    workspace = workspace_for(launcher, n_tokens, n_rows, tile, n_splits)
-    gemm(
-        w,
-        launcher.upload(x),
-        out,
-        stream=launcher,
-        tile=tile,
-        n_splits=n_splits,
-        workspace=workspace,
-    )
-    np.testing.assert_array_equal(launcher.read(out), reference.matmul(weights, x))
+class FewMultiprocessors:
+    """A card that holds few blocks, so that a small product is a large one to it."""
+
+    def __init__(self, launcher: Any, n_sms: int) -> None:
+        self.n_sms, self.launch = n_sms, launcher.launch
+
+
+@given(
+    n_tokens=st.integers(1, 300), n_rows=st.integers(1, 300), n_cols=st.sampled_from([16, 320]),
+    n_sms=st.integers(1, 3), seed=seeds,
+)  # fmt: skip
+@example(n_tokens=16 * 16, n_rows=256, n_cols=320, n_sms=3, seed=0)
+@example(n_tokens=17 * 16, n_rows=257, n_cols=16, n_sms=2, seed=0)
+@settings(max_examples=8)
+def test_many_tiles_go_in_bands_and_share_the_last(
+    launcher: Any, n_tokens: int, n_rows: int, n_cols: int, n_sms: int, seed: int
+) -> None:
+    rng, tile = np.random.default_rng(seed), Tile(64, 64)
+    few = FewMultiprocessors(launcher.reordered(seed), n_sms)
+    data, x = integer_blocks(rng, GGMLType.F16, n_rows, n_cols), integers(rng, n_tokens, n_cols)
+    w, weights = planes_and_weights(launcher, GGMLType.F16, data, n_cols)
+    out, x_on = launcher.poisoned((n_tokens, n_rows)), launcher.upload(x)
+    workspace = workspace_for(launcher, n_tokens, n_rows, tile, TAIL_SPLITS)
+    for given_workspace in (workspace, None, workspace):
+        gemm(w, x_on, out, stream=few, tile=tile, workspace=given_workspace)
+        np.testing.assert_array_equal(launcher.read(out), reference.matmul(weights, x))
+
+
+@given(n_tiles=st.integers(1, 5000), n_cols=st.integers(1, 20_000), n_sms=st.integers(1, 132))
+def test_the_tail_has_room(n_tiles: int, n_cols: int, n_sms: int) -> None:
+    tile = Tile(128, 128)
+    n_whole, n_splits = tail(tile, n_tiles, n_cols, n_sms)
+    assert n_tiles - n_sms < n_whole <= n_tiles
+    assert (n_tiles - n_whole) * n_splits * tile.n_outputs <= workspace_floats(n_sms)
 
 
 def test_what_it_refuses(launcher: Any) -> None:
