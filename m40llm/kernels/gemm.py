@@ -38,7 +38,6 @@ from m40llm.kernels.gemm_parts import N_KEPT, part_of
 from m40llm.kernels.gemm_steps import add_steps_of
 from m40llm.kernels.gemm_sums import add_groups_of, add_splits_of, store_sums_of
 from m40llm.kernels.gemm_tiles import Tile, place_of
-from m40llm.kernels.hints import pinned
 from m40llm.kernels.intrinsics import as_bytes
 from m40llm.kernels.planes import Planes, check_planes
 from m40llm.kernels.unpack import LANES
@@ -105,8 +104,7 @@ def _compile(
         )  # fmt: skip
         if n_groups > 1:
             add_groups(pool, group, t, acc)
-        # Found again: what the loop does not need has no register in it.
-        part, t = part_again(kept), uint32(pinned(t))
+        part, t = part_again(kept, t)
         token_at, row_at = place(t)
         is_shared = is_split and part.n_splits > 1
         if is_shared and not add_splits(sums, arrived, ticket, part, group == 0, t, acc):

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 from numba import cuda, int32, uint32
 
 from m40llm.kernels.gemm_tiles import Tile
+from m40llm.kernels.hints import pinned
 from m40llm.kernels.intrinsics import load_volatile_shared
 
 BAND: Final = 8
@@ -34,15 +35,17 @@ N_KEPT: Final = len(Part._fields)
 
 @cache
 def part_of(tile: Tile, in_bands: bool) -> tuple[Any, Any]:
-    """(find_part(kept, n_tokens, n_rows, n_whole, n_splits), part_again(kept)) -> Part.
+    """find_part(kept, n_tokens, n_rows, n_whole, n_splits) -> Part
+    part_again(kept, t) -> (Part, t)
 
     kept   shared int32[N_KEPT]: what took divisions to find stays there, since the loop in between
-           needs all registers
+           needs all registers. So t is given back as a number that the compiler does not know:
+           what it made of it before the loop, it makes again
     """
     tile_tokens, tile_rows = tile.n_tokens, tile.n_rows
 
     @cuda.jit(device=True, forceinline=True)
-    def plain_again(kept: Any) -> Any:
+    def plain_part() -> Any:
         across, down = uint32(cuda.blockIdx.x), uint32(cuda.blockIdx.y)
         return Part(
             int32(int32(down) * tile_tokens),
@@ -54,10 +57,14 @@ def part_of(tile: Tile, in_bands: bool) -> tuple[Any, Any]:
 
     @cuda.jit(device=True, forceinline=True)
     def find_plain(kept: Any, n_tokens: Any, n_rows: Any, n_whole: Any, n_splits: Any) -> Any:
-        return plain_again(kept)
+        return plain_part()
 
     @cuda.jit(device=True, forceinline=True)
-    def band_again(kept: Any) -> Any:
+    def plain_again(kept: Any, t: Any) -> Any:
+        return plain_part(), t
+
+    @cuda.jit(device=True, forceinline=True)
+    def band_part(kept: Any) -> Any:
         # Volatile: LLVM would keep them in registers after all.
         return Part(
             load_volatile_shared(kept, 0),
@@ -88,6 +95,10 @@ def part_of(tile: Tile, in_bands: bool) -> tuple[Any, Any]:
             kept[3] = int32(split)
             kept[4] = int32(n_sharing)
         cuda.syncthreads()
-        return band_again(kept)
+        return band_part(kept)
+
+    @cuda.jit(device=True, forceinline=True)
+    def band_again(kept: Any, t: Any) -> Any:
+        return band_part(kept), uint32(pinned(t))
 
     return (find_in_band, band_again) if in_bands else (find_plain, plain_again)
