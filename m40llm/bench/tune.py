@@ -93,7 +93,7 @@ def _tune_product(ops: GpuOps, matrices: list[Planes], n_tokens: int) -> TunedRo
     on_card, out = ops.card.upload(x), ops.empty((n_tokens, w.n_rows))
     sample = _Sample(ops, w, x)
     times: dict[Choice, float] = {}
-    for choice in candidates(*size, ops.card.n_sms)[:N_CANDIDATES]:
+    for choice in candidates(w.type, *size, ops.card.n_sms)[:N_CANDIDATES]:
 
         def launch(matrix: Planes, choice: Choice = choice) -> None:
             gemm(

@@ -33,14 +33,13 @@ from numba import cuda, float32, int32, uint32
 
 from m40llm.errors import KernelContractError
 from m40llm.kernels.contract import Kernel, Launcher, check_array
-from m40llm.kernels.gemm_choice import block_slots, choose, tail
+from m40llm.kernels.gemm_choice import block_slots, choose, registers_of, tail
 from m40llm.kernels.gemm_parts import N_KEPT, part_of
 from m40llm.kernels.gemm_steps import add_steps_of
 from m40llm.kernels.gemm_sums import add_groups_of, add_splits_of, store_sums_of
 from m40llm.kernels.gemm_tiles import Tile, place_of
 from m40llm.kernels.intrinsics import as_bytes
 from m40llm.kernels.planes import Planes, check_planes
-from m40llm.kernels.unpack import LANES
 
 MAX_X_BYTES: Final = 2**32  # offsets of x have 32 bits
 MAX_TILES: Final = 4096  # of out, that blocks may share the columns of
@@ -61,15 +60,6 @@ class Workspace:
 def workspace_floats(n_sms: int) -> int:
     """Of all sums that blocks leave: they are not many more than a card holds at a time."""
     return 6 * 128 * 128 * n_sms
-
-
-def _registers(type: GGMLType, tile: Tile) -> int:
-    """More than the tile's where quants, and what scales them, would spill."""
-    if LANES[type].n_highs:
-        return 208 if tile.n_groups > 1 else 168
-    if type == GGMLType.Q4_K and tile.w_eights > 1:
-        return 208 if tile.w_eights > 4 else 168
-    return tile.registers
 
 
 @cache
@@ -113,7 +103,7 @@ def _compile(
             acc, pool, group == 0, token_at, row_at, part.first_token, part.first_row, bias, out
         )
 
-    return Kernel(gemm, registers=_registers(type, tile))
+    return Kernel(gemm, registers=registers_of(type, tile))
 
 
 def gemm(
@@ -179,10 +169,10 @@ def _plan(
 ) -> _Plan:
     splits, is_asked = n_splits or 1, n_splits is not None
     if tile is None:
-        tile, best = choose(n_tokens, w.n_rows, w.n_cols, n_sms)
+        tile, best = choose(w.type, n_tokens, w.n_rows, w.n_cols, n_sms)
         splits = n_splits or best
     n_tiles = tile.n_tiles(n_tokens, w.n_rows)
-    if splits == 1 and n_tiles > block_slots(tile, n_sms):
+    if splits == 1 and n_tiles > block_slots(w.type, tile, n_sms):
         n_whole, splits = tail(tile, n_tiles, w.n_cols, n_sms)
         if splits > 1:
             splits = _fitting(splits, n_tiles - n_whole, tile, workspace, is_asked=False)

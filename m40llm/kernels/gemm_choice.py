@@ -1,6 +1,6 @@
 """Which tile a matrix product takes, and how many blocks share one: by a model of its time.
 
-    tile, n_splits = choose(n_tokens, n_rows, n_cols, n_sms)
+    tile, n_splits = choose(type, n_tokens, n_rows, n_cols, n_sms)
 
 The time of the busiest SM, in cycles: its blocks, as many at a time as it holds, each so many steps
 of 16 columns, each so many instructions of each warp, of which four schedulers issue one a cycle if
@@ -13,9 +13,12 @@ on an M40. `m40llm bench tune` measures, and replaces the choice on the card whe
 from functools import cache
 from typing import Final, NamedTuple
 
+from gguf import GGMLQuantizationType as GGMLType
+
 from m40llm.kernels.contract import ceil_div
 from m40llm.kernels.gemm_tiles import BK, Tile
 from m40llm.kernels.reduce import WARP_SIZE
+from m40llm.kernels.unpack import LANES
 
 TILES: Final = {  # instructions of a warp a step (F16)
     Tile(128, 128): 1140,
@@ -25,6 +28,10 @@ TILES: Final = {  # instructions of a warp a step (F16)
     Tile(32, 64, 4): 1217,
     Tile(16, 128, 4): 1288,
 }
+QUANTS: Final = {  # instructions more than F16's, for eight weights
+    GGMLType.Q8_0: 32, GGMLType.Q4_0: 40, GGMLType.Q4_1: 41, GGMLType.Q5_0: 56, GGMLType.Q5_1: 56,
+    GGMLType.Q4_K: 55, GGMLType.Q5_K: 70, GGMLType.Q6_K: 72,
+}  # fmt: skip
 SPLITS: Final = (1, 2, 3, 4, 6, 8, 12, 16)
 TAIL_SPLITS: Final = 6  # with 5 some products are 0.5 % faster, others 2.5 % slower (H100)
 FEW_TOKENS: Final = 128  # up to here tiles of groups were timed
@@ -43,15 +50,24 @@ class Choice(NamedTuple):
     n_splits: int
 
 
-def resident_blocks(tile: Tile, registers: int) -> int:
+def registers_of(type: GGMLType, tile: Tile) -> int:
+    """More than the tile's where quants, and what scales them, would spill."""
+    if LANES[type].n_highs:
+        return 208 if tile.n_groups > 1 else 168
+    if type == GGMLType.Q4_K and tile.w_eights > 1:
+        return 208 if tile.w_eights > 4 else 168
+    return tile.registers
+
+
+def resident_blocks(type: GGMLType, tile: Tile) -> int:
     """Of this tile, on an SM: each of its four schedulers has 16,384 registers for its warps."""
-    n_warps = 4 * (16384 // (registers * WARP_SIZE))
+    n_warps = 4 * (16384 // (registers_of(type, tile) * WARP_SIZE))
     return n_warps * WARP_SIZE // tile.n_threads
 
 
-def block_slots(tile: Tile, n_sms: int) -> int:
+def block_slots(type: GGMLType, tile: Tile, n_sms: int) -> int:
     """Blocks of this tile that a card holds at a time."""
-    return n_sms * resident_blocks(tile, tile.registers)
+    return n_sms * resident_blocks(type, tile)
 
 
 def tail(tile: Tile, n_tiles: int, n_cols: int, n_sms: int) -> tuple[int, int]:
@@ -75,17 +91,20 @@ def _share_of_slots(n_warps: int) -> float:
     return 1.0
 
 
-def cycles(tile: Tile, n_splits: int, n_tokens: int, n_rows: int, n_cols: int, n_sms: int) -> float:
+def cycles(
+    choice: Choice, type: GGMLType, n_tokens: int, n_rows: int, n_cols: int, n_sms: int
+) -> float:
     """The model's time of a product."""
+    tile, n_splits = choice
     n_blocks = n_splits * tile.n_tiles(n_tokens, n_rows)
     n_warps = tile.n_threads // 32
     steps = ceil_div(ceil_div(n_cols, BK), n_splits * tile.n_groups) + _BEGIN_STEPS
-    resident = resident_blocks(tile, tile.registers)
+    resident = resident_blocks(type, tile)
     rounds, rest = divmod(ceil_div(n_blocks, n_sms), resident)
     slots = rounds * resident * n_warps / _share_of_slots(resident * n_warps)
     if rest:
         slots += rest * n_warps / _share_of_slots(rest * n_warps)
-    busiest = slots * steps * TILES[tile] / 4
+    busiest = slots * steps * (TILES[tile] + QUANTS.get(type, 0) * tile.w_eights) / 4
     if n_splits == 1:
         return busiest
     n_floats = n_blocks * tile.n_outputs
@@ -94,27 +113,27 @@ def cycles(tile: Tile, n_splits: int, n_tokens: int, n_rows: int, n_cols: int, n
 
 
 @cache
-def choose(n_tokens: int, n_rows: int, n_cols: int, n_sms: int) -> Choice:
+def choose(type: GGMLType, n_tokens: int, n_rows: int, n_cols: int, n_sms: int) -> Choice:
     """What the model says is fastest."""
-    return candidates(n_tokens, n_rows, n_cols, n_sms)[0]
+    return candidates(type, n_tokens, n_rows, n_cols, n_sms)[0]
 
 
-def candidates(n_tokens: int, n_rows: int, n_cols: int, n_sms: int) -> list[Choice]:
+def candidates(type: GGMLType, n_tokens: int, n_rows: int, n_cols: int, n_sms: int) -> list[Choice]:
     """All that are worth a thought, the fastest by the model first."""
     return sorted(
-        _choices(n_tokens, n_rows, n_cols, n_sms),
-        key=lambda c: cycles(c.tile, c.n_splits, n_tokens, n_rows, n_cols, n_sms),
+        _choices(type, n_tokens, n_rows, n_cols, n_sms),
+        key=lambda c: cycles(c, type, n_tokens, n_rows, n_cols, n_sms),
     )
 
 
-def _choices(n_tokens: int, n_rows: int, n_cols: int, n_sms: int) -> list[Choice]:
+def _choices(type: GGMLType, n_tokens: int, n_rows: int, n_cols: int, n_sms: int) -> list[Choice]:
     found = []
     for tile in TILES:
         if tile.n_groups > 1 and n_tokens > FEW_TOKENS:
             continue
         n_tiles = tile.n_tiles(n_tokens, n_rows)
         n_steps = ceil_div(n_cols, BK) // tile.n_groups
-        slots = WAVES * n_sms * resident_blocks(tile, tile.registers)
+        slots = WAVES * n_sms * resident_blocks(type, tile)
         for n_splits in SPLITS:
             is_worth = n_steps // n_splits >= MIN_STEPS and n_tiles * n_splits <= slots
             if n_splits == 1 or is_worth:

@@ -205,11 +205,14 @@ def test_an_x_of_4_gib_is_refused(launcher: Any) -> None:
 
 
 @given(
-    n_tokens=st.integers(9, 4096), n_rows=st.integers(1, 130_000), n_eights=st.integers(1, 2000),
+    ggml_type=st.sampled_from([GGMLType.F16, *QUANTISED]), n_tokens=st.integers(9, 4096),
+    n_rows=st.integers(1, 130_000), n_units=st.integers(1, 500),
     n_sms=st.sampled_from([2, 24, 132]),
 )  # fmt: skip
-def test_the_choice_finds_room(n_tokens: int, n_rows: int, n_eights: int, n_sms: int) -> None:
-    tile, n_splits = choose(n_tokens, n_rows, 8 * n_eights, n_sms)
+def test_the_choice_finds_room(
+    ggml_type: GGMLType, n_tokens: int, n_rows: int, n_units: int, n_sms: int
+) -> None:
+    tile, n_splits = choose(ggml_type, n_tokens, n_rows, 32 * n_units, n_sms)
     n_tiles = tile.n_tiles(n_tokens, n_rows)
     if n_splits > 1:
         assert n_tiles * n_splits * tile.n_outputs <= workspace_floats(n_sms)
@@ -226,4 +229,4 @@ def test_choices_that_were_measured() -> None:
         (512, 4096, 4096): (Tile(128, 128), 2),
         (4096, 4096, 4096): (Tile(128, 128), 1),
     }.items():
-        assert choose(*size, 132) == measured, size
+        assert choose(GGMLType.F16, *size, 132) == measured, size
