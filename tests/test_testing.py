@@ -87,7 +87,11 @@ def test_the_seed_decides(tmp_path: Path) -> None:
 
 IMPOSSIBLE: list[tuple[type[Exception], dict[str, Any], str]] = [
     (TypeError, {"n_layer": 2}, "unknown shape keyword 'n_layer'; known are"),
-    (ValueError, {"arch": "bert"}, "arch: expected one of llama, mistral, qwen2, got 'bert'"),
+    (
+        ValueError,
+        {"arch": "bert"},
+        "arch: expected one of llama, mistral, qwen2, qwen3, smollm3, phi3, got 'bert'",
+    ),
     (ValueError, {"tensor_type": "Q9"}, "tensor_type: expected one of F32, .*, got 'Q9'"),
     (ValueError, {"tokenizer": "wpm"}, "tokenizer: expected one of spm, bpe, got 'wpm'"),
     (ValueError, {"vocab_size": 10}, "vocab_size: expected at least 3.., got 10"),

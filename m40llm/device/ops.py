@@ -115,7 +115,8 @@ class Ops(Protocol):
         ...
 
     def rms_norm(self, x: Buffer, weight: Buffer, eps: float, *, out: Buffer) -> None:
-        """out[t, c] = weight[c] x[t, c] / sqrt(mean(x[t]^2) + eps); out may be x."""
+        """out[t, c] = weight[c] x[t, c] / sqrt(mean(x[t]^2) + eps); out may be x. Of three
+        dimensions, each x[t, head] is a row of its own."""
         ...
 
     def matmul(

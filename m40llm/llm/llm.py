@@ -25,7 +25,7 @@ from m40llm.llm.stream import TextStream
 from m40llm.model.arch import architecture_of
 from m40llm.model.hparams import HParams
 from m40llm.model.transformer import Transformer
-from m40llm.model.weights import check_tensors, load_weights, read_vector
+from m40llm.model.weights import check_tensors, load_weights, rope_factors
 from m40llm.progress import Progress
 from m40llm.text import Tokenizer, build_tokenizer
 
@@ -110,7 +110,6 @@ class LLM:
             ops, reason = open_device(device, cublas=cublas, require_sm52=require_sm52)
             plan = plan_memory(ops, file, hp, max_seq_len)
             ops.prepare(progress)
-            has_factors = "rope_freqs.weight" in file.tensors
             model = Transformer(
                 ops,
                 arch,
@@ -120,7 +119,7 @@ class LLM:
                 max_seq_len=plan.max_seq_len,
                 max_tokens=plan.max_tokens,
                 max_logits=plan.max_logits,
-                freq_factors=read_vector(file, "rope_freqs.weight") if has_factors else None,
+                freq_factors=rope_factors(file, hp, plan.max_seq_len),
             )
         finally:
             file.close()  # the mapping itself lives as long as the weights that view it

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from m40llm.device import Ops
 from m40llm.errors import DeviceError, RequestError
 from m40llm.gguf import GGUFFile
+from m40llm.model.arch import architecture_of
 from m40llm.model.hparams import HParams
 from m40llm.model.kv_cache import cache_bytes
 from m40llm.model.rope import rope_bytes
@@ -77,6 +78,7 @@ def _what_helps(plan: Plan) -> str:
 
 def _plan(ops: Ops, file: GGUFFile, hp: HParams, max_seq_len: int) -> Plan:
     max_tokens = min(MAX_TOKENS, max_seq_len)
+    n_ropes = 2 if architecture_of(file).no_rope_step else 1
     max_logits = max(1, min(128, max_tokens, MAX_LOGITS_BYTES // (4 * hp.vocab_size)))
     return Plan(
         max_seq_len=max_seq_len,
@@ -84,6 +86,7 @@ def _plan(ops: Ops, file: GGUFFile, hp: HParams, max_seq_len: int) -> Plan:
         max_logits=max_logits,
         weights=weight_bytes(ops, file),
         cache=cache_bytes(hp, 1, max_seq_len, ops.cache_dtype.itemsize),
-        workspace=workspace_bytes(hp, max_tokens, max_logits) + rope_bytes(hp.rope, max_seq_len),
+        workspace=workspace_bytes(hp, max_tokens, max_logits)
+        + n_ropes * rope_bytes(hp.rope, max_seq_len),
         free=ops.free_bytes(),
     )

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 from m40llm.device.instructions import Attend, Choose, Effect, Embed, Instruction, Project
+from m40llm.model.arch import Architecture
 from m40llm.model.weights import LayerWeights, Weights
 
 
@@ -23,8 +24,11 @@ def decode_program(weights: Weights) -> tuple[Instruction, ...]:
     return (*found, Project("logits", "output", "x", "logits", norm="output_norm"), Choose())
 
 
-def why_not(weights: Weights) -> str:
-    """Why no program can be made of these weights; empty where one can."""
+def why_not(arch: Architecture, weights: Weights) -> str:
+    """Why no program can be made of this model; empty where one can."""
+    if arch.has_head_norms or arch.no_rope_step:
+        what = "norms of Q and K" if arch.has_head_norms else "layers without RoPE"
+        return f"{arch.name} has {what}, which the device's own steps do not know yet"
     for layer, w in enumerate(weights.layers):
         if len(w.ffn_gate_up) > 1:
             return f"ffn_gate and ffn_up of layer {layer} are of different types"

@@ -42,6 +42,8 @@ def _scaled(rope: RopeParams, freq: Doubles) -> tuple[Doubles, float]:
         return _yarn(rope, freq)
     if rope.scaling == "llama3":
         return _llama3(rope, freq), 1.0
+    if rope.scaling == "longrope":  # its factors are tensors, see weights.rope_factors
+        return freq, _longrope_magnitude(rope)
     raise UnsupportedModelError(f"rope.scaling.type {rope.scaling!r}: not run by this version")
 
 
@@ -66,6 +68,13 @@ def _yarn(rope: RopeParams, freq: Doubles) -> tuple[Doubles, float]:
     return mixed, magnitude
 
 
+def _longrope_magnitude(rope: RopeParams) -> float:
+    """LongRoPE (arXiv 2402.13753): the file's attn_factor, or what it is derived from."""
+    if rope.attn_factor != 1.0 or rope.factor <= 1.0:
+        return rope.attn_factor
+    return math.sqrt(1.0 + math.log(rope.factor) / math.log(rope.original_context_length))
+
+
 def _llama3(rope: RopeParams, freq: Doubles) -> Doubles:
     """Llama 3.1's rule (transformers, modeling_rope_utils): by wavelength against the context."""
     wavelength = 2 * math.pi / freq
@@ -78,6 +87,14 @@ def _llama3(rope: RopeParams, freq: Doubles) -> Doubles:
 def rope_bytes(rope: RopeParams, max_seq_len: int) -> int:
     """Bytes of the table below."""
     return 4 * rope.rope_dim * max_seq_len
+
+
+def still_table(ops: Ops, rope: RopeParams, layout: RopeLayout, max_seq_len: int) -> RopeTable:
+    """The table of a layer that turns nothing: cosines 1, sines 0."""
+    cos, sin = (ops.empty((max_seq_len, rope.rope_dim // 2)) for _ in range(2))
+    ops.write(cos, np.ones(cos.shape, np.float32))
+    ops.write(sin, np.zeros(sin.shape, np.float32))
+    return RopeTable(cos, sin, layout)
 
 
 def rope_table(

@@ -7,14 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m40llm.device.decoder import Decoder, ModelParts
-from m40llm.device.ops import Buffer, Ops
+from m40llm.device.ops import Buffer, Ops, RopeTable
 from m40llm.errors import KernelContractError
 from m40llm.model.arch import Architecture
 from m40llm.model.batch import Batch
 from m40llm.model.hparams import HParams
 from m40llm.model.kv_cache import KVCache
 from m40llm.model.program import decode_program, weights_by_name, why_not
-from m40llm.model.rope import rope_table
+from m40llm.model.rope import rope_table, still_table
 from m40llm.model.weights import LayerWeights, Weights
 from m40llm.model.workspace import Rows, Workspace
 
@@ -38,19 +38,29 @@ class Transformer:
         self.ops, self.arch, self.hp, self.weights = ops, arch, hp, weights
         self.kv = KVCache(ops, hp, n_seqs, max_seq_len)
         self.workspace = Workspace(ops, hp, max_tokens, max_logits)
-        self._rope = rope_table(ops, hp.rope, arch.rope_layout, max_seq_len, freq_factors)
+        self._ropes = self._rope_tables(max_seq_len, freq_factors)
         self._window = (hp.sliding_window or 0) if arch.has_sliding_window else 0
+
+    def _rope_tables(
+        self, max_seq_len: int, freq_factors: NDArray[np.float32] | None
+    ) -> list[RopeTable]:
+        """Each layer's; most have the same one."""
+        how = self.hp.rope, self.arch.rope_layout, max_seq_len
+        turning = rope_table(self.ops, *how, freq_factors)
+        layers = [self.arch.has_rope(layer) for layer in range(self.hp.n_layers)]
+        still = turning if all(layers) else still_table(self.ops, *how)
+        return [turning if has_rope else still for has_rope in layers]
 
     @cached_property
     def decoder(self) -> Decoder | str:
         """What decodes on the device by itself, made at the first call; or why nothing does."""
-        if reason := why_not(self.weights):
+        if reason := why_not(self.arch, self.weights):
             return reason
         hp = self.hp
         parts = ModelParts(
             weights=weights_by_name(self.weights),
             table=self.weights.token_embd,
-            rope=self._rope,
+            rope=self._ropes[0],
             k=self.kv.k,
             v=self.kv.v,
             n_heads=hp.n_heads,
@@ -115,9 +125,11 @@ class Transformer:
         ops.matmul(w.attn_q, ws.x_norm, out=ws.q, bias=w.attn_q_bias)  # [t, q_dim]
         ops.matmul(w.attn_k, ws.x_norm, out=ws.k, bias=w.attn_k_bias)  # [t, kv_dim]
         ops.matmul(w.attn_v, ws.x_norm, out=ws.v, bias=w.attn_v_bias)  # [t, kv_dim]
-        ops.rope_append(
-            ws.q_heads, ws.k_heads, ws.v_heads, k_cache, v_cache, ws.seq, ws.pos, self._rope
-        )
+        if self.arch.has_head_norms:
+            ops.rms_norm(ws.q_heads, w.attn_q_norm, self.hp.norm_eps, out=ws.q_heads)
+            ops.rms_norm(ws.k_heads, w.attn_k_norm, self.hp.norm_eps, out=ws.k_heads)
+        rope = self._ropes[layer]
+        ops.rope_append(ws.q_heads, ws.k_heads, ws.v_heads, k_cache, v_cache, ws.seq, ws.pos, rope)
         ops.attention(
             ws.q_heads,
             k_cache,

@@ -1,6 +1,6 @@
 """The model's tensors on a device: checked against the architecture first, then uploaded once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,16 @@ from numpy.typing import NDArray
 from m40llm.device.ops import Buffer, Matrix, MatrixData, Ops
 from m40llm.errors import ModelFileError, UnsupportedModelError
 from m40llm.gguf import GGUFFile, TensorInfo
-from m40llm.gguf.blocks import can_dequantize, dequantize
-from m40llm.model.arch import Architecture, TensorSpec, layer_specs, tensor_specs
+from m40llm.gguf.blocks import can_dequantize, dequantize, row_bytes
+from m40llm.model.arch import (
+    ROPE_FACTORS,
+    Architecture,
+    RowRange,
+    TensorSpec,
+    layer_specs,
+    rows_of,
+    tensor_specs,
+)
 from m40llm.model.hparams import HParams
 from m40llm.progress import Progress
 
@@ -44,6 +52,8 @@ class LayerWeights:
     attn_qkv_bias: Buffer | None = None  # [q_dim + 2 kv_dim]
     ffn_gate_up: tuple[Matrix, ...] = ()  # of [2 n_ff, n_embd] together
     ffn_gate_up_bias: Buffer | None = None  # [2 n_ff]
+    attn_q_norm: Buffer | None = None  # [head_dim]
+    attn_k_norm: Buffer | None = None  # [head_dim]
 
 
 _STACKS = {"attn_qkv": ("attn_q", "attn_k", "attn_v"), "ffn_gate_up": ("ffn_gate", "ffn_up")}
@@ -110,9 +120,9 @@ def load_weights(
 ) -> Weights:
     """Uploads every tensor; call `check_tensors` first."""
     names = [spec.name for spec in layer_specs(arch, hp)]
-    layers = []
+    rows, layers = rows_of(arch, hp), []
     for layer in range(hp.n_layers):
-        layers.append(_layer(ops, file, f"blk.{layer}", names))
+        layers.append(_layer(ops, file, f"blk.{layer}", names, rows))
         if progress:
             progress("loading weights", (layer + 1) / hp.n_layers)
     embd = file.tensors["token_embd.weight"]
@@ -126,26 +136,30 @@ def load_weights(
     )
 
 
-def _layer(ops: Ops, file: GGUFFile, prefix: str, names: Sequence[str]) -> LayerWeights:
+def _layer(
+    ops: Ops, file: GGUFFile, prefix: str, names: Sequence[str], rows: Mapping[str, RowRange]
+) -> LayerWeights:
     tensors: dict[str, Any] = {
         _field(name): _tensor(ops, file, f"{prefix}.{name}")
         for name in names
-        if name.removesuffix(".weight") not in _STACKED
+        if name.removesuffix(".weight") not in {*_STACKED, *_STACKS}
     }
     for whole, parts in _STACKS.items():
-        matrices = [_data(file, f"{prefix}.{part}.weight") for part in parts]
+        matrices = [_rows(file, prefix, rows[part]) for part in parts]
         tensors[whole], each = ops.stack(matrices)
         tensors |= dict(zip(parts, each, strict=True))
-        tensors[f"{whole}_bias"] = _stacked_bias(ops, file, prefix, parts)
+        lengths = [rows[part].n_rows for part in parts]
+        tensors[f"{whole}_bias"] = _stacked_bias(ops, file, prefix, parts, lengths)
     return LayerWeights(**tensors)
 
 
-def _stacked_bias(ops: Ops, file: GGUFFile, prefix: str, parts: Sequence[str]) -> Buffer | None:
+def _stacked_bias(
+    ops: Ops, file: GGUFFile, prefix: str, parts: Sequence[str], lengths: Sequence[int]
+) -> Buffer | None:
     """Zeros where only some of the parts have one."""
     names = [f"{prefix}.{part}.bias" for part in parts]
     if not any(name in file.tensors for name in names):
         return None
-    lengths = [file.tensors[f"{prefix}.{part}.weight"].shape[0] for part in parts]
     values = [
         read_vector(file, name) if name in file.tensors else np.zeros(length, np.float32)
         for name, length in zip(names, lengths, strict=True)
@@ -171,10 +185,11 @@ def _matrix(ops: Ops, file: GGUFFile, name: str) -> Matrix:
     return ops.matrix(info.type, n_rows, n_cols, file.tensor_bytes(name))
 
 
-def _data(file: GGUFFile, name: str) -> MatrixData:
-    info = file.tensors[name]
-    n_rows, n_cols = info.shape
-    return MatrixData(info.type, n_rows, n_cols, file.tensor_bytes(name))
+def _rows(file: GGUFFile, prefix: str, rows: RowRange) -> MatrixData:
+    info = file.tensors[f"{prefix}.{rows.tensor}"]
+    n_cols, n_bytes = info.shape[1], row_bytes(info.type, info.shape[1])
+    data = file.tensor_bytes(info.name)[rows.first * n_bytes :][: rows.n_rows * n_bytes]
+    return MatrixData(info.type, rows.n_rows, n_cols, data)
 
 
 def _vector(ops: Ops, file: GGUFFile, name: str) -> Buffer:
@@ -192,3 +207,16 @@ def read_vector(file: GGUFFile, name: str) -> NDArray[np.float32]:
     info = file.tensors[name]
     values = dequantize(info.type, file.tensor_bytes(name))
     return values.reshape(info.n_elements)
+
+
+def rope_factors(file: GGUFFile, hp: HParams, max_seq_len: int) -> NDArray[np.float32] | None:
+    """float32[rope_dim / 2], what divides each frequency of RoPE; None: nothing.
+
+    Of longrope, by the length that is asked for (llama.cpp): the long factors in any context
+    longer than the one that the model was trained in first.
+    """
+    always, short, long = ROPE_FACTORS
+    name = always
+    if hp.rope.scaling == "longrope":
+        name = long if max_seq_len > hp.rope.original_context_length else short
+    return read_vector(file, name) if name in file.tensors else None

@@ -33,7 +33,7 @@ class NoisyOps(ReferenceOps):
 
     def rms_norm(self, x: Array, weight: Array, eps: float, *, out: Array) -> None:
         super().rms_norm(x, weight, eps, out=out)
-        self._disturb(out, gamma(x.shape[1] + 4) * np.abs(out))
+        self._disturb(out, gamma(x.shape[-1] + 4) * np.abs(out))
 
     def matmul(
         self,

@@ -38,12 +38,17 @@ class TinyArch:
     gguf_name: str  # of general.architecture
     tokenizer: str
     biases: bool  # of q, k and v
+    head_norms: bool = False  # of q and k
+    fused: bool = False  # q, k and v in one tensor, gate and up in another
 
 
 ARCHS = {
     "llama": TinyArch("llama", "spm", biases=False),
     "mistral": TinyArch("llama", "spm", biases=False),  # a llama to GGUF
     "qwen2": TinyArch("qwen2", "bpe", biases=True),
+    "qwen3": TinyArch("qwen3", "bpe", biases=False, head_norms=True),
+    "smollm3": TinyArch("smollm3", "bpe", biases=False),
+    "phi3": TinyArch("phi3", "spm", biases=False, fused=True),
 }
 
 
@@ -63,6 +68,7 @@ class TinyShape:
     rope_dim: int | None = None  # head_dim
     rope_scaling: dict[str, Any] | None = None  # {"type": "yarn", "factor": 4.0, ...}
     rope_freqs: bool = False  # a tensor rope_freqs.weight
+    rope_factors: bool = False  # rope_factors_short.weight and _long: longrope's
     tied: bool = False  # no output.weight
     biases: bool | None = None  # as the architecture has them
     tokenizer: str | None = None  # spm or bpe; as the architecture has it
@@ -95,10 +101,10 @@ def write_tiny_gguf(
 ) -> Path:
     """Writes a random model of a few hundred thousand weights, the same for the same arguments.
 
-    `arch` is llama, mistral or qwen2; `tensor_type` the GGML type of all matrices (vectors are
+    `arch` is a key of ARCHS; `tensor_type` the GGML type of all matrices (vectors are
     F32). `shape` takes the fields of `TinyShape`: n_layers, n_embd, n_heads, n_kv_heads,
     head_dim, n_ff, vocab_size, context_length, rope_theta, rope_dim, rope_scaling, rope_freqs,
-    tied, biases, tokenizer, chat_template, metadata.
+    rope_factors, tied, biases, tokenizer, chat_template, metadata.
 
     Raises TypeError for an unknown keyword, ValueError for values that make no model.
     """
@@ -209,18 +215,28 @@ def _tensors(rng: np.random.Generator, plan: _Plan) -> Iterator[_Tensor]:
     yield matrix("token_embd", plan.n_vocab, n_embd, _LOGIT_STD)
     if shape.rope_freqs:  # as Llama 3.1 has them: the slow pairs are slowed down further
         yield _vector("rope_freqs.weight", np.linspace(1.0, 8.0, plan.rope_dim // 2))
+    if shape.rope_factors:
+        yield _vector("rope_factors_short.weight", np.linspace(1.0, 1.5, plan.rope_dim // 2))
+        yield _vector("rope_factors_long.weight", np.linspace(1.0, 6.0, plan.rope_dim // 2))
     for layer in range(shape.n_layers):
         prefix = f"blk.{layer}"
         q_dim, kv_dim = shape.n_heads * plan.head_dim, shape.n_kv_heads * plan.head_dim
         yield _norm(rng, f"{prefix}.attn_norm", n_embd)
-        for name, n_out in (("attn_q", q_dim), ("attn_k", kv_dim), ("attn_v", kv_dim)):
+        qkv = [("attn_q", q_dim), ("attn_k", kv_dim), ("attn_v", kv_dim)]
+        gate_up = [("ffn_gate", plan.n_ff), ("ffn_up", plan.n_ff)]
+        if plan.arch.fused:
+            qkv, gate_up = [("attn_qkv", q_dim + 2 * kv_dim)], [("ffn_up", 2 * plan.n_ff)]
+        for name, n_out in qkv:
             yield matrix(f"{prefix}.{name}", n_out, n_embd)
             if plan.biases:
                 yield _vector(f"{prefix}.{name}.bias", rng.normal(0.0, 0.1, n_out))
+        if plan.arch.head_norms:
+            yield _norm(rng, f"{prefix}.attn_q_norm", plan.head_dim)
+            yield _norm(rng, f"{prefix}.attn_k_norm", plan.head_dim)
         yield matrix(f"{prefix}.attn_output", n_embd, q_dim)
         yield _norm(rng, f"{prefix}.ffn_norm", n_embd)
-        yield matrix(f"{prefix}.ffn_gate", plan.n_ff, n_embd)
-        yield matrix(f"{prefix}.ffn_up", plan.n_ff, n_embd)
+        for name, n_out in gate_up:
+            yield matrix(f"{prefix}.{name}", n_out, n_embd)
         yield matrix(f"{prefix}.ffn_down", n_embd, plan.n_ff)
     yield _norm(rng, "output_norm", n_embd)
     if not shape.tied:

@@ -13,6 +13,7 @@ from m40llm.testing import write_tiny_gguf
 from m40llm.testing.greedy import assert_same_greedy
 
 SHAPE = {"head_dim": 64, "context_length": 64}
+LONGROPE = {"type": "longrope", "factor": 4.0, "original_context_length": 16}
 DEVICES = [
     pytest.param("emulator"),
     pytest.param("cuda", marks=pytest.mark.gpu),
@@ -27,6 +28,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "Q4_K": {"tensor_type": "Q4_K"},
     "IQ4_XS, held as F16": {"tensor_type": "IQ4_XS"},
     "qwen2": {"arch": "qwen2", "tensor_type": "Q4_0"},
+    "qwen3": {"arch": "qwen3", "tensor_type": "Q8_0"},
+    "smollm3": {"arch": "smollm3", "n_layers": 4},
+    "phi3": {"arch": "phi3", "tensor_type": "F16", "rope_factors": True, "rope_scaling": LONGROPE},
     "head_dim 32, a KV head each": {"head_dim": 32, "n_heads": 4, "n_kv_heads": 4},
     "head_dim 80, half turned": {"head_dim": 80, "rope_dim": 40},
     "head_dim 128, groups of 7": {"head_dim": 128, "n_heads": 7, "n_kv_heads": 1},

@@ -13,7 +13,7 @@ from m40llm.gguf import open_gguf
 from m40llm.model.arch import architecture_of
 from m40llm.model.hparams import HParams
 from m40llm.model.transformer import Transformer
-from m40llm.model.weights import check_tensors, load_weights, read_vector
+from m40llm.model.weights import check_tensors, load_weights, rope_factors
 from m40llm.testing import write_tiny_gguf
 
 
@@ -22,7 +22,6 @@ def build(path: Path, ops: Ops, n_seqs: int = 1, max_tokens: int = 64) -> Transf
     with open_gguf(path) as file:
         arch, hp = architecture_of(file), HParams.from_gguf(file)
         check_tensors(file, arch, hp)
-        has_factors = "rope_freqs.weight" in file.tensors
         return Transformer(
             ops,
             arch,
@@ -32,7 +31,7 @@ def build(path: Path, ops: Ops, n_seqs: int = 1, max_tokens: int = 64) -> Transf
             max_seq_len=hp.context_length,
             max_tokens=max_tokens,
             max_logits=max_tokens,
-            freq_factors=read_vector(file, "rope_freqs.weight") if has_factors else None,
+            freq_factors=rope_factors(file, hp, hp.context_length),
         )
 
 

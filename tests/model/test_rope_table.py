@@ -1,14 +1,20 @@
 """RoPE's table: each way of stretching the context against its formula, worked by hand."""
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from m40llm.device.cpu.ops import CpuOps
-from m40llm.errors import ModelFileError, UnsupportedModelError
-from m40llm.model.hparams import RopeParams
+from m40llm.errors import ModelFileError
+from m40llm.gguf import open_gguf
+from m40llm.model.arch import architecture_of
+from m40llm.model.hparams import HParams, RopeParams
 from m40llm.model.rope import rope_angles, rope_bytes, rope_table
+from m40llm.model.weights import check_tensors, rope_factors
+from m40llm.testing import write_tiny_gguf
 
 
 def frequencies(rope: RopeParams, factors: np.ndarray | None = None) -> np.ndarray:
@@ -85,9 +91,33 @@ def test_yarn() -> None:
     assert magnitude == pytest.approx(1 + 0.1 * math.log(4))
 
 
-def test_unknown_scaling_is_refused_by_name() -> None:
-    with pytest.raises(UnsupportedModelError, match="longrope"):
-        frequencies(RopeParams(rope_dim=4, scaling="longrope"))
+def test_longrope_takes_its_magnitude_from_the_file_or_derives_it() -> None:
+    params = RopeParams(rope_dim=4, scaling="longrope", factor=32.0, original_context_length=4096)
+    _, magnitude = rope_angles(params, 2)
+    assert magnitude == pytest.approx(math.sqrt(1 + math.log(32) / math.log(4096)))
+    _, magnitude = rope_angles(replace(params, attn_factor=1.25), 2)
+    assert magnitude == 1.25
+
+
+def test_longrope_takes_the_factors_of_its_length(tmp_path: Path) -> None:
+    scaling = {"type": "longrope", "factor": 4.0, "original_context_length": 32}
+    path = write_tiny_gguf(
+        tmp_path / "tiny.gguf", arch="phi3", rope_factors=True, rope_scaling=scaling
+    )
+    with open_gguf(path) as file:
+        hp = HParams.from_gguf(file)
+        short, long = (rope_factors(file, hp, n) for n in (32, 33))
+    assert short is not None
+    assert short[-1] == 1.5
+    assert long is not None
+    assert long[-1] == 6.0
+
+
+def test_longrope_without_its_factors_is_refused(tmp_path: Path) -> None:
+    scaling = {"type": "longrope", "factor": 4.0, "original_context_length": 32}
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", arch="phi3", rope_scaling=scaling)
+    with open_gguf(path) as file, pytest.raises(ModelFileError, match="rope_factors_short"):
+        check_tensors(file, architecture_of(file), HParams.from_gguf(file))
 
 
 def test_its_bytes_are_reckoned_beforehand() -> None:

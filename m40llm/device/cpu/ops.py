@@ -85,7 +85,8 @@ class CpuOps:
         gather_rows(table, token_ids, out)
 
     def rms_norm(self, x: Floats, weight: Floats, eps: float, *, out: Floats) -> None:
-        elementwise.rms_norm(x, weight, eps, out)
+        width = weight.shape[0]
+        elementwise.rms_norm(x.reshape(-1, width), weight, eps, out.reshape(-1, width))
 
     def matmul(
         self,

@@ -24,7 +24,7 @@ from m40llm.kernels.gemm import MAX_TILES, Workspace, gemm, workspace_floats
 from m40llm.kernels.gemv import MAX_TOKENS, gemv
 from m40llm.kernels.planes import LAYOUTS, Planes, from_blocks
 from m40llm.kernels.quant_blocks import WEIGHT_OF
-from m40llm.kernels.rms_norm import rms_norm
+from m40llm.kernels.rms_norm import rms_norm, rms_norm_heads
 from m40llm.kernels.rope import rope_append
 from m40llm.kernels.swiglu import swiglu
 from m40llm.progress import Progress
@@ -149,7 +149,8 @@ class GpuOps:
         embedding(table.rows, table.type, token_ids, out, stream=self.card)
 
     def rms_norm(self, x: Buffer, weight: Buffer, eps: float, *, out: Buffer) -> None:
-        rms_norm(x, weight, eps, out, stream=self.card)
+        norm = rms_norm if len(x.shape) == 2 else rms_norm_heads
+        norm(x, weight, eps, out, stream=self.card)
 
     def matmul(
         self,

@@ -1,0 +1,197 @@
+"""Makes architectures.json: what HF transformers computes, in FP64, from our tiny random models.
+
+    pip install torch transformers gguf
+    PYTHONPATH=. python tests/goldens/make_architectures.py > tests/goldens/architectures.json
+
+Run by hand, its result stored: torch is no test dependency. Weights are read and dequantised by the
+gguf package; names and the order of rows are undone here, as llama.cpp's converter makes them, and
+share no code with m40llm's reading of them.
+"""
+
+import json
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from gguf import GGUFReader
+from gguf.quants import dequantize
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from m40llm.testing import write_tiny_gguf
+
+N_POSITIONS = 64
+N_GREEDY = 16
+COLUMNS = range(3, 259, 32)  # of the logits: those that are kept
+
+SHAPE: dict[str, Any] = {"n_layers": 3, "context_length": 128}
+LONGROPE = {
+    "type": "longrope",
+    "factor": 4.0,
+    "original_context_length": 32,
+    "attn_factor": 1.1832159757614136,  # sqrt(1 + ln 4 / ln 32)
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": {"arch": "llama", "rope_freqs": False},
+    "mistral": {"arch": "mistral", "head_dim": 24},
+    "qwen2": {"arch": "qwen2", "tied": True},
+    "qwen3": {"arch": "qwen3", "head_dim": 24},
+    "smollm3": {"arch": "smollm3", "n_layers": 5},
+    "phi3": {"arch": "phi3", "metadata": {"phi3.attention.sliding_window": 20}},
+    "phi3, longrope": {"arch": "phi3", "rope_factors": True, "rope_scaling": LONGROPE},
+    "qwen3 in Q8_0": {"arch": "qwen3", "tensor_type": "Q8_0", "tied": True},
+    "smollm3 in Q4_K": {"arch": "smollm3", "tensor_type": "Q4_K", "n_layers": 4},
+    "phi3 in Q4_0": {"arch": "phi3", "tensor_type": "Q4_0"},
+    "phi3 in Q6_K": {"arch": "phi3", "tensor_type": "Q6_K"},
+}
+NAMES = {  # of a layer
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_qkv": "self_attn.qkv_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+INTERLEAVED = ("llama", "smollm3")  # whose Q and K rows the converter permutes
+
+
+class Torch64:
+    """torch, to modules of transformers: what they would compute in FP32, they compute in FP64."""
+
+    float32 = torch.float64
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+def compute_in_fp64() -> None:
+    torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign, assignment]
+    for name, module in list(sys.modules.items()):
+        if name.startswith("transformers.") and getattr(module, "torch", None) is torch:
+            module.torch = Torch64()  # type: ignore[attr-defined]
+
+
+class Reading:
+    """A GGUF file through the gguf package alone."""
+
+    def __init__(self, path: Path) -> None:
+        reader = GGUFReader(path)
+        self.arch = str(reader.fields["general.architecture"].contents())
+        self.keys = {name: field.contents() for name, field in reader.fields.items()}
+        self.tensors = {
+            t.name: dequantize(t.data, t.tensor_type).astype(np.float64) for t in reader.tensors
+        }
+
+    def key(self, name: str, default: Any = None) -> Any:
+        return self.keys.get(f"{self.arch}.{name}", default)
+
+    def config(self) -> Any:
+        n_vocab, n_embd = self.tensors["token_embd.weight"].shape
+        n_heads = self.key("attention.head_count")
+        fields = {
+            "vocab_size": n_vocab,
+            "hidden_size": n_embd,
+            "intermediate_size": self.key("feed_forward_length"),
+            "num_hidden_layers": self.key("block_count"),
+            "num_attention_heads": n_heads,
+            "num_key_value_heads": self.key("attention.head_count_kv"),
+            "head_dim": self.key("attention.key_length", n_embd // n_heads),
+            "max_position_embeddings": self.key("context_length"),
+            "rms_norm_eps": self.key("attention.layer_norm_rms_epsilon"),
+            "rope_theta": self.key("rope.freq_base"),
+            "tie_word_embeddings": "output.weight" not in self.tensors,
+            "attn_implementation": "eager",
+            "pad_token_id": None,
+        }
+        return AutoConfig.for_model(self.arch, **fields, **self._more())
+
+    def _more(self) -> dict[str, Any]:
+        if self.arch != "phi3":
+            return {}
+        more: dict[str, Any] = {"sliding_window": self.key("attention.sliding_window")}
+        if self.key("rope.scaling.type") == "longrope":
+            more["original_max_position_embeddings"] = self.key(
+                "rope.scaling.original_context_length"
+            )
+            more["rope_scaling"] = {
+                "type": "longrope",
+                "short_factor": self.tensors["rope_factors_short.weight"].tolist(),
+                "long_factor": self.tensors["rope_factors_long.weight"].tolist(),
+            }
+        return more
+
+    def state(self) -> dict[str, torch.Tensor]:
+        found = {}
+        for name, values in self.tensors.items():
+            if name.startswith("rope_"):
+                continue
+            stem, _, kind = name.rpartition(".")
+            if stem in WHOLE:
+                found[f"{WHOLE[stem]}.{kind}"] = values
+                continue
+            _, layer, part = stem.split(".")
+            if part in ("attn_q", "attn_k") and self.arch in INTERLEAVED:
+                suffix = "" if part == "attn_q" else "_kv"
+                values = halves(values, self.key(f"attention.head_count{suffix}"))
+            theirs = "mlp.gate_up_proj" if (self.arch, part) == ("phi3", "ffn_up") else NAMES[part]
+            found[f"model.layers.{layer}.{theirs}.{kind}"] = values
+        return {name: torch.from_numpy(values.copy()) for name, values in found.items()}
+
+
+def halves(rows: Any, n_heads: int) -> Any:
+    """Rows of a head that are pairs (0, 1), (2, 3), ... as two halves."""
+    by_pair = rows.reshape(n_heads, rows.shape[0] // n_heads // 2, 2, *rows.shape[1:])
+    return by_pair.swapaxes(1, 2).reshape(rows.shape)
+
+
+@torch.no_grad()
+def golden(path: Path) -> dict[str, Any]:
+    reading = Reading(path)
+    model = AutoModelForCausalLM.from_config(reading.config(), dtype=torch.float64).eval()
+    state = reading.state()
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert not unexpected, unexpected
+    assert set(missing) <= {"lm_head.weight"}, missing
+    model.tie_weights()
+    compute_in_fp64()
+    model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
+    n_vocab = state["model.embed_tokens.weight"].shape[0]
+    ids = np.random.default_rng(7).integers(0, n_vocab, N_POSITIONS).tolist()
+    logits = model(torch.tensor([ids])).logits[0]
+    out: list[int] = []
+    gaps = []
+    for _ in range(N_GREEDY):
+        best = model(torch.tensor([ids + out])).logits[0, -1].topk(2)
+        out.append(int(best.indices[0]))
+        gaps.append(round(float(best.values[0] - best.values[1]), 6))
+    kept = logits[:, list(COLUMNS)]
+    assert kept.dtype == torch.float64
+    return {
+        "ids": ids,
+        "logits": [[round(value, 7) for value in row] for row in kept.tolist()],
+        "greedy": out,
+        "gaps": gaps,
+    }
+
+
+def main() -> None:
+    with TemporaryDirectory() as folder:
+        found = {}
+        for name, shape in MODELS.items():
+            path = write_tiny_gguf(Path(folder) / "tiny.gguf", **{**SHAPE, **shape})
+            found[name] = {"shape": {**SHAPE, **shape}, **golden(path)}
+            print(name, found[name]["greedy"], min(found[name]["gaps"]), file=sys.stderr)
+    json.dump({"columns": list(COLUMNS), "models": found}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Every architecture against HF transformers: tiny models whose logits it computed in FP64."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from m40llm.device.cpu.ops import CpuOps
+from m40llm.model.arch import ARCHITECTURES
+from m40llm.model.batch import Batch
+from m40llm.model.transformer import Transformer
+from m40llm.testing.noisy_ops import NoisyOps
+from m40llm.testing.reference_ops import ReferenceOps
+
+_PATH = Path(__file__).parents[1] / "goldens" / "architectures.json"
+_DOCUMENT = json.loads(_PATH.read_text(encoding="utf-8"))
+COLUMNS, MODELS = _DOCUMENT["columns"], _DOCUMENT["models"]
+Tiny = Callable[..., Transformer]
+
+
+class NoisyTables(NoisyOps):
+    """FP64 but for the cosines and sines, whose rounding to FP32 is what the noise of rope is."""
+
+    rms_norm = ReferenceOps.rms_norm
+    matmul = ReferenceOps.matmul
+    attention = ReferenceOps.attention
+    swiglu = ReferenceOps.swiglu
+
+
+def logits_of(model: Transformer, ids: list[int]) -> Any:
+    return model.ops.read(model.forward(Batch.of((0, 0, ids), logits="all")))
+
+
+def spread(make: Callable[[int], Transformer], ids: list[int], exact: Any) -> float:
+    """Four noisy runs show it; the true error is one more draw of it, so twice the widest."""
+    return 2 * max(float(np.abs(logits_of(make(seed), ids) - exact).max()) for seed in range(4))
+
+
+@pytest.fixture(params=MODELS)
+def golden(request: pytest.FixtureRequest) -> Any:
+    return MODELS[request.param]
+
+
+def test_each_has_a_golden() -> None:
+    assert {golden["shape"]["arch"] for golden in MODELS.values()} == set(ARCHITECTURES)
+
+
+def test_logits_of_64_positions(golden: dict[str, Any], tiny: Tiny) -> None:
+    ids, shape = golden["ids"], golden["shape"]
+    theirs = np.array(golden["logits"])
+    exact = logits_of(tiny(ReferenceOps(), **shape), ids)
+    of_tables = spread(lambda seed: tiny(NoisyTables(seed), **shape), ids, exact)
+    of_fp32 = spread(lambda seed: tiny(NoisyOps(seed), **shape), ids, exact)
+    assert np.abs(exact[:, COLUMNS] - theirs).max() <= of_tables < 0.01 * theirs.std()
+    got = logits_of(tiny(CpuOps(), **shape), ids)
+    assert np.abs(got[:, COLUMNS] - theirs).max() <= of_fp32
+
+
+def test_greedy_stream(golden: dict[str, Any], tiny: Tiny) -> None:
+    model, ids = tiny(CpuOps(), **golden["shape"]), list(golden["ids"])
+    row = logits_of(model, ids)[-1]
+    for token in golden["greedy"]:
+        assert row.argmax() == token
+        row = model.ops.read(model.forward(Batch.of((0, len(ids), [token]))))[0]
+        ids.append(token)
+
+
+def test_ragged_prefill_is_one_by_one(golden: dict[str, Any], tiny: Tiny) -> None:
+    ids, shape, lengths = golden["ids"], golden["shape"], (9, 1, 30)
+    prompts = [ids[s : s + n] for s, n in enumerate(lengths)]
+    model = tiny(CpuOps(), n_seqs=3, **shape)
+    batch = Batch.of(*((s, 0, prompt) for s, prompt in enumerate(prompts)))
+    together = model.ops.read(model.forward(batch))
+    for row, prompt in zip(together, prompts, strict=True):
+        exact = logits_of(tiny(ReferenceOps(), **shape), prompt)
+        bound = spread(lambda seed: tiny(NoisyOps(seed), **shape), prompt, exact)
+        assert np.abs(row - exact[-1]).max() <= bound
