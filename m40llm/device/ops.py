@@ -173,6 +173,18 @@ class Ops(Protocol):
         """out = silu(gate) up; out may be gate."""
         ...
 
+    def geglu(self, gate: Buffer, up: Buffer, *, out: Buffer) -> None:
+        """out = gelu_tanh(gate) up; out may be gate."""
+        ...
+
+    def scale(self, x: Buffer, factor: float) -> None:
+        """x *= factor"""
+        ...
+
+    def add_scaled(self, x: Buffer, y: Buffer, factor: float) -> None:
+        """x += factor y"""
+        ...
+
     def take_rows(self, x: Buffer, rows: Buffer, *, out: Buffer) -> None:
         """out[i] = x[rows[i]]"""
         ...

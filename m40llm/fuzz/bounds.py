@@ -68,6 +68,17 @@ def gate_bound(name: str, gate: Array, up: Array, expected: Array) -> Array:
     return np.asarray(bound + 2.0**-121 * np.abs(up) + SMALLEST_NORMAL)
 
 
+def scale_bound(x: Array, factor: float) -> Array:
+    """One product."""
+    return np.asarray(UNIT_ROUNDOFF * np.abs(x.astype(np.float64) * factor) + SMALLEST_NORMAL)
+
+
+def add_scaled_bound(x: Array, y: Array, factor: float) -> Array:
+    """A product and a sum, or one of both."""
+    product = np.abs(y.astype(np.float64) * factor)
+    return np.asarray(UNIT_ROUNDOFF * (2 * product + np.abs(x)) * 1.01 + SMALLEST_NORMAL)
+
+
 def rope_bound(x: Array) -> Array:
     """Two products and a sum: three roundings of at most |a| + |b| (|cos|, |sin| <= 1)."""
     return np.asarray(3 * UNIT_ROUNDOFF * 2 * np.abs(x).max(axis=-1, keepdims=True))

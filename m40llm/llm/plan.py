@@ -78,7 +78,8 @@ def _what_helps(plan: Plan) -> str:
 
 def _plan(ops: Ops, file: GGUFFile, hp: HParams, max_seq_len: int) -> Plan:
     max_tokens = min(MAX_TOKENS, max_seq_len)
-    n_ropes = 2 if architecture_of(file).no_rope_step else 1
+    arch = architecture_of(file)
+    n_ropes = 2 if arch.no_rope_step or arch.local_theta else 1
     max_logits = max(1, min(128, max_tokens, MAX_LOGITS_BYTES // (4 * hp.vocab_size)))
     return Plan(
         max_seq_len=max_seq_len,

@@ -5,7 +5,7 @@ Tensor names are llama.cpp's (llama-arch.cpp).
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from m40llm.device.ops import RopeLayout
 from m40llm.errors import UnsupportedModelError
@@ -21,13 +21,30 @@ class Architecture:
     rope_layout: RopeLayout  # which elements of a head RoPE pairs
     has_qkv_bias: bool = False  # attn_{q,k,v}.bias must be there; elsewhere they may be
     has_sliding_window: bool = False  # honours attention.sliding_window
-    has_head_norms: bool = False  # attn_{q,k}_norm: each head of Q and K, before it is turned
+    qk_norm: Literal["none", "head", "row"] = "none"  # attn_{q,k}_norm, before Q and K are turned
+    norms: Literal["before", "after", "both"] = "before"  # attention and feed-forward
+    activation: Literal["silu", "gelu"] = "silu"  # of the gate
+    embedding_scale: Literal["none", "sqrt"] = "none"  # sqrt(n_embd); else the file may say
     no_rope_step: int = 0  # each so many-th layer turns nothing; 0: all do
+    global_step: int = 0  # each so many-th layer sees all, the others sliding_window; 0: all do
+    local_theta: float | None = None  # of those others, which stretch no context; None: as all
     is_fused: bool = False  # Q, K and V are one tensor, and so are gate and up
 
     def has_rope(self, layer: int) -> bool:
         """Whether this layer, from 0 on, turns Q and K."""
         return self.no_rope_step == 0 or (layer + 1) % self.no_rope_step != 0
+
+    def rope_of(self, layer: int) -> Literal["all", "none", "local"]:
+        """Which table of cosines and sines this layer turns by."""
+        if not self.has_rope(layer):
+            return "none"
+        return "local" if self.local_theta and self.is_local(layer) else "all"
+
+    def is_local(self, layer: int) -> bool:
+        """Whether this layer sees the sliding window alone, where there is one."""
+        if self.global_step == 0:
+            return self.has_sliding_window
+        return (layer + 1) % self.global_step != 0
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -38,7 +55,21 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture("llama", rope_layout="interleaved"),
         Architecture("mistral", rope_layout="interleaved", has_sliding_window=True),
         Architecture("qwen2", rope_layout="half", has_qkv_bias=True),
-        Architecture("qwen3", rope_layout="half", has_head_norms=True),
+        Architecture("qwen3", rope_layout="half", qk_norm="head"),
+        Architecture("olmo2", rope_layout="half", qk_norm="row", norms="after"),
+        Architecture("granite", rope_layout="interleaved"),
+        # Step and theta are not in the file (llama-model.cpp); norms there have the +1 already.
+        Architecture(
+            "gemma3",
+            rope_layout="half",
+            has_sliding_window=True,
+            qk_norm="head",
+            norms="both",
+            activation="gelu",
+            embedding_scale="sqrt",
+            global_step=6,
+            local_theta=10000.0,
+        ),
         # The step is not in the file (llama-model.cpp: n_no_rope_layer_step).
         Architecture("smollm3", rope_layout="interleaved", no_rope_step=4),
         Architecture("phi3", rope_layout="half", has_sliding_window=True, is_fused=True),
@@ -96,7 +127,12 @@ def tensor_specs(arch: Architecture, hp: HParams) -> Iterator[TensorSpec]:
 
 def layer_specs(arch: Architecture, hp: HParams) -> Iterator[TensorSpec]:
     """One layer's tensors, without the `blk.N.` before their names."""
-    yield TensorSpec("attn_norm.weight", (hp.n_embd,))
+    if arch.norms != "after":
+        yield TensorSpec("attn_norm.weight", (hp.n_embd,))
+        yield TensorSpec("ffn_norm.weight", (hp.n_embd,))
+    if arch.norms != "before":
+        yield TensorSpec("post_attention_norm.weight", (hp.n_embd,))
+        yield TensorSpec("post_ffw_norm.weight", (hp.n_embd,))
     qkv = [("attn_q", hp.q_dim), ("attn_k", hp.kv_dim), ("attn_v", hp.kv_dim)]
     gate_up = [("ffn_gate", hp.n_ff), ("ffn_up", hp.n_ff)]
     if arch.is_fused:
@@ -105,12 +141,12 @@ def layer_specs(arch: Architecture, hp: HParams) -> Iterator[TensorSpec]:
         yield TensorSpec(f"{name}.weight", (width, hp.n_embd))
         if not arch.is_fused:
             yield TensorSpec(f"{name}.bias", (width,), is_optional=not arch.has_qkv_bias)
-    if arch.has_head_norms:
-        yield TensorSpec("attn_q_norm.weight", (hp.head_dim,))
-        yield TensorSpec("attn_k_norm.weight", (hp.head_dim,))
+    if arch.qk_norm != "none":
+        is_row = arch.qk_norm == "row"
+        yield TensorSpec("attn_q_norm.weight", (hp.q_dim if is_row else hp.head_dim,))
+        yield TensorSpec("attn_k_norm.weight", (hp.kv_dim if is_row else hp.head_dim,))
     yield TensorSpec("attn_output.weight", (hp.n_embd, hp.q_dim))
     yield TensorSpec("attn_output.bias", (hp.n_embd,), is_optional=True)
-    yield TensorSpec("ffn_norm.weight", (hp.n_embd,))
     for name, n_out in gate_up:
         yield TensorSpec(f"{name}.weight", (n_out, hp.n_embd))
         if not arch.is_fused:

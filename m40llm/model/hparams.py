@@ -6,7 +6,7 @@ table of model/arch.py; these fields mean the same for every architecture.
 """
 
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Literal, TypeVar, cast, get_args
 
 import numpy as np
 
@@ -28,6 +28,7 @@ MIN_FACTOR = 1e-3  # of those that RoPE divides by
 MIN_THETA = 1.5  # at 1 all pairs turn alike, and YaRN divides by the logarithm
 MAX_THETA = 1e12  # 10 million in the models with the longest contexts
 
+Default = TypeVar("Default", float, None)
 RopeScaling = Literal["none", "linear", "yarn", "llama3", "longrope"]
 
 
@@ -71,6 +72,10 @@ class HParams:
     norm_eps: float
     rope: RopeParams
     sliding_window: int | None = None  # tokens that a token sees, itself included
+    attention_scale: float | None = None  # of Q K^T; None: 1 / sqrt(head_dim)
+    embedding_scale: float = 1.0  # multiplies embeddings
+    residual_scale: float = 1.0  # multiplies what a block adds to the residual stream
+    logit_scale: float = 1.0  # divides logits
 
     @property
     def group_size(self) -> int:
@@ -122,6 +127,10 @@ class HParams:
             norm_eps=_norm_eps(metadata, arch),
             rope=_rope(metadata, arch, head_dim, context_length),
             sliding_window=window or None,
+            attention_scale=_multiplier(metadata, f"{arch}.attention.scale", None),
+            embedding_scale=_multiplier(metadata, f"{arch}.embedding_scale", 1.0),
+            residual_scale=_multiplier(metadata, f"{arch}.residual_scale", 1.0),
+            logit_scale=_multiplier(metadata, f"{arch}.logit_scale", 1.0),
         )
 
 
@@ -195,6 +204,11 @@ def _norm_eps(metadata: Metadata, arch: str) -> float:
     if not 0.0 < eps < 1.0:
         metadata.refuse(key, "a number between 0 and 1", f"{eps:g}")
     return eps
+
+
+def _multiplier(metadata: Metadata, key: str, default: Default) -> float | Default:
+    """A factor; 0 and absent mean that there is none (llama.cpp)."""
+    return metadata.get_float(key, 0.0, minimum=0.0, maximum=MAX_FACTOR) or default
 
 
 def _rope(metadata: Metadata, arch: str, head_dim: int, context_length: int) -> RopeParams:

@@ -6,6 +6,7 @@ from typing import Any
 
 from m40llm.device.instructions import Attend, Choose, Effect, Embed, Instruction, Project
 from m40llm.model.arch import Architecture
+from m40llm.model.hparams import HParams
 from m40llm.model.weights import LayerWeights, Weights
 
 
@@ -24,11 +25,18 @@ def decode_program(weights: Weights) -> tuple[Instruction, ...]:
     return (*found, Project("logits", "output", "x", "logits", norm="output_norm"), Choose())
 
 
-def why_not(arch: Architecture, weights: Weights) -> str:
+def why_not(arch: Architecture, hp: HParams, weights: Weights) -> str:
     """Why no program can be made of this model; empty where one can."""
-    if arch.has_head_norms or arch.no_rope_step:
-        what = "norms of Q and K" if arch.has_head_norms else "layers without RoPE"
-        return f"{arch.name} has {what}, which the device's own steps do not know yet"
+    more = {
+        "norms of Q and K": arch.qk_norm != "none",
+        "norms after its blocks": arch.norms != "before",
+        "layers without RoPE": arch.no_rope_step > 0,
+        "layers of two kinds": arch.global_step > 0,
+        "another activation": arch.activation != "silu",
+        "multipliers": (hp.embedding_scale, hp.residual_scale, hp.logit_scale) != (1, 1, 1),
+    }
+    if found := [what for what, is_there in more.items() if is_there]:
+        return f"{arch.name} has {found[0]}, which the device's own steps do not know yet"
     for layer, w in enumerate(weights.layers):
         if len(w.ffn_gate_up) > 1:
             return f"ffn_gate and ffn_up of layer {layer} are of different types"

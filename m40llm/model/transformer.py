@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m40llm.device.decoder import Decoder, ModelParts
-from m40llm.device.ops import Buffer, Ops, RopeTable
+from m40llm.device.ops import Buffer, Matrix, Ops, RopeTable
 from m40llm.errors import KernelContractError
 from m40llm.model.arch import Architecture
 from m40llm.model.batch import Batch
-from m40llm.model.hparams import HParams
+from m40llm.model.hparams import HParams, RopeParams
 from m40llm.model.kv_cache import KVCache
 from m40llm.model.program import decode_program, weights_by_name, why_not
 from m40llm.model.rope import rope_table, still_table
@@ -39,24 +39,32 @@ class Transformer:
         self.kv = KVCache(ops, hp, n_seqs, max_seq_len)
         self.workspace = Workspace(ops, hp, max_tokens, max_logits)
         self._ropes = self._rope_tables(max_seq_len, freq_factors)
-        self._window = (hp.sliding_window or 0) if arch.has_sliding_window else 0
+        self._windows = [
+            (hp.sliding_window or 0) if arch.is_local(layer) else 0 for layer in range(hp.n_layers)
+        ]
+        self._scale = hp.attention_scale or 1 / math.sqrt(hp.head_dim)
+        is_sqrt = arch.embedding_scale == "sqrt"
+        self._embedding_scale = math.sqrt(hp.n_embd) if is_sqrt else hp.embedding_scale
 
     def _rope_tables(
         self, max_seq_len: int, freq_factors: NDArray[np.float32] | None
     ) -> list[RopeTable]:
         """Each layer's; most have the same one."""
-        how = self.hp.rope, self.arch.rope_layout, max_seq_len
-        turning = rope_table(self.ops, *how, freq_factors)
-        layers = [self.arch.has_rope(layer) for layer in range(self.hp.n_layers)]
-        still = turning if all(layers) else still_table(self.ops, *how)
-        return [turning if has_rope else still for has_rope in layers]
+        ops, arch, rope, layout = self.ops, self.arch, self.hp.rope, self.arch.rope_layout
+        made = {"all": rope_table(ops, rope, layout, max_seq_len, freq_factors)}
+        if arch.no_rope_step:
+            made["none"] = still_table(ops, rope, layout, max_seq_len)
+        if arch.local_theta:
+            local = RopeParams(rope.rope_dim, arch.local_theta)
+            made["local"] = rope_table(ops, local, layout, max_seq_len)
+        return [made[arch.rope_of(layer)] for layer in range(self.hp.n_layers)]
 
     @cached_property
     def decoder(self) -> Decoder | str:
         """What decodes on the device by itself, made at the first call; or why nothing does."""
-        if reason := why_not(self.arch, self.weights):
-            return reason
         hp = self.hp
+        if reason := why_not(self.arch, hp, self.weights):
+            return reason
         parts = ModelParts(
             weights=weights_by_name(self.weights),
             table=self.weights.token_embd,
@@ -69,8 +77,8 @@ class Transformer:
             rope_dim=hp.rope.rope_dim,
             vocab_size=hp.vocab_size,
             norm_eps=hp.norm_eps,
-            scale=1 / math.sqrt(hp.head_dim),
-            window=self._window,
+            scale=self._scale,
+            window=self._windows[0],
         )
         return self.ops.decoder(decode_program(self.weights), parts)
 
@@ -90,6 +98,8 @@ class Transformer:
         self._check(batch)
         ws = self._load(batch)
         self.ops.embedding(self.weights.token_embd, ws.token_ids, out=ws.x)  # [t, n_embd]
+        if self._embedding_scale != 1:
+            self.ops.scale(ws.x, self._embedding_scale)
         for layer, w in enumerate(self.weights.layers):
             self._attention_block(layer, w, ws, batch.has_single_rows)
             self._ffn_block(w, ws)
@@ -121,13 +131,15 @@ class Transformer:
 
     def _attention_block(self, layer: int, w: LayerWeights, ws: Rows, single_rows: bool) -> None:
         ops, k_cache, v_cache = self.ops, self.kv.k[layer], self.kv.v[layer]
-        ops.rms_norm(ws.x, w.attn_norm, self.hp.norm_eps, out=ws.x_norm)  # [t, n_embd]
-        ops.matmul(w.attn_q, ws.x_norm, out=ws.q, bias=w.attn_q_bias)  # [t, q_dim]
-        ops.matmul(w.attn_k, ws.x_norm, out=ws.k, bias=w.attn_k_bias)  # [t, kv_dim]
-        ops.matmul(w.attn_v, ws.x_norm, out=ws.v, bias=w.attn_v_bias)  # [t, kv_dim]
-        if self.arch.has_head_norms:
-            ops.rms_norm(ws.q_heads, w.attn_q_norm, self.hp.norm_eps, out=ws.q_heads)
-            ops.rms_norm(ws.k_heads, w.attn_k_norm, self.hp.norm_eps, out=ws.k_heads)
+        x = self._normed(ws, w.attn_norm)  # [t, n_embd]
+        ops.matmul(w.attn_q, x, out=ws.q, bias=w.attn_q_bias)  # [t, q_dim]
+        ops.matmul(w.attn_k, x, out=ws.k, bias=w.attn_k_bias)  # [t, kv_dim]
+        ops.matmul(w.attn_v, x, out=ws.v, bias=w.attn_v_bias)  # [t, kv_dim]
+        if self.arch.qk_norm != "none":
+            is_row = self.arch.qk_norm == "row"
+            q, k = (ws.q, ws.k) if is_row else (ws.q_heads, ws.k_heads)
+            ops.rms_norm(q, w.attn_q_norm, self.hp.norm_eps, out=q)
+            ops.rms_norm(k, w.attn_k_norm, self.hp.norm_eps, out=k)
         rope = self._ropes[layer]
         ops.rope_append(ws.q_heads, ws.k_heads, ws.v_heads, k_cache, v_cache, ws.seq, ws.pos, rope)
         ops.attention(
@@ -136,20 +148,41 @@ class Transformer:
             v_cache,
             ws.seq,
             ws.pos,
-            scale=1 / math.sqrt(self.hp.head_dim),
-            window=self._window,
+            scale=self._scale,
+            window=self._windows[layer],
             single_rows=single_rows,
             out=ws.attn_heads,
         )  # [t, n_heads, head_dim]
-        ops.matmul(w.attn_output, ws.attn, out=ws.x, bias=w.attn_output_bias, accumulate=True)
+        self._add(ws, w.attn_output, ws.attn, w.attn_output_bias, w.post_attention_norm)
 
     def _ffn_block(self, w: LayerWeights, ws: Rows) -> None:
         ops = self.ops
-        ops.rms_norm(ws.x, w.ffn_norm, self.hp.norm_eps, out=ws.x_norm)  # [t, n_embd]
-        ops.matmul(w.ffn_gate, ws.x_norm, out=ws.gate, bias=w.ffn_gate_bias)  # [t, n_ff]
-        ops.matmul(w.ffn_up, ws.x_norm, out=ws.up, bias=w.ffn_up_bias)  # [t, n_ff]
-        ops.swiglu(ws.gate, ws.up, out=ws.gate)  # in place
-        ops.matmul(w.ffn_down, ws.gate, out=ws.x, bias=w.ffn_down_bias, accumulate=True)
+        x = self._normed(ws, w.ffn_norm)  # [t, n_embd]
+        ops.matmul(w.ffn_gate, x, out=ws.gate, bias=w.ffn_gate_bias)  # [t, n_ff]
+        ops.matmul(w.ffn_up, x, out=ws.up, bias=w.ffn_up_bias)  # [t, n_ff]
+        gated = ops.geglu if self.arch.activation == "gelu" else ops.swiglu
+        gated(ws.gate, ws.up, out=ws.gate)  # in place
+        self._add(ws, w.ffn_down, ws.gate, w.ffn_down_bias, w.post_ffw_norm)
+
+    def _normed(self, ws: Rows, norm: Buffer | None) -> Buffer:
+        """The residual stream as a block reads it."""
+        if norm is None:
+            return ws.x
+        self.ops.rms_norm(ws.x, norm, self.hp.norm_eps, out=ws.x_norm)
+        return ws.x_norm
+
+    def _add(
+        self, ws: Rows, w: Matrix, x: Buffer, bias: Buffer | None, norm: Buffer | None
+    ) -> None:
+        """ws.x += residual_scale * norm(W x + bias), of which the product adds if that is all."""
+        ops, factor = self.ops, self.hp.residual_scale
+        if norm is None and factor == 1:
+            ops.matmul(w, x, out=ws.x, bias=bias, accumulate=True)
+            return
+        ops.matmul(w, x, out=ws.x_norm, bias=bias)
+        if norm is not None:
+            ops.rms_norm(ws.x_norm, norm, self.hp.norm_eps, out=ws.x_norm)
+        ops.add_scaled(ws.x, ws.x_norm, factor)
 
     def _logits(self, batch: Batch, ws: Rows) -> Buffer:
         """Only the rows that somebody wants go through the output matrix."""
@@ -161,4 +194,6 @@ class Transformer:
         ops.take_rows(ws.x, rows, out=x_last)  # [n_logits, n_embd]
         ops.rms_norm(x_last, self.weights.output_norm, self.hp.norm_eps, out=x_last)
         ops.matmul(self.weights.output, x_last, out=logits)  # [n_logits, vocab_size]
+        if self.hp.logit_scale != 1:
+            ops.scale(logits, 1 / self.hp.logit_scale)
         return logits

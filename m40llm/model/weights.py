@@ -31,15 +31,17 @@ _DERIVED = {"rope_freqs.weight", "attn_rot_embd.weight", "attn.rotary_emb.inv_fr
 class LayerWeights:
     """One layer's tensors under their GGUF names; a bias that the file lacks is None."""
 
-    attn_norm: Buffer  # [n_embd]
     attn_q: Matrix  # [q_dim, n_embd]
     attn_k: Matrix  # [kv_dim, n_embd]
     attn_v: Matrix  # [kv_dim, n_embd]
     attn_output: Matrix  # [n_embd, q_dim]
-    ffn_norm: Buffer  # [n_embd]
     ffn_gate: Matrix  # [n_ff, n_embd]
     ffn_up: Matrix  # [n_ff, n_embd]
     ffn_down: Matrix  # [n_embd, n_ff]
+    attn_norm: Buffer | None = None  # [n_embd], and the three below: as the architecture has them
+    post_attention_norm: Buffer | None = None
+    ffn_norm: Buffer | None = None
+    post_ffw_norm: Buffer | None = None
     attn_q_bias: Buffer | None = None
     attn_k_bias: Buffer | None = None
     attn_v_bias: Buffer | None = None
@@ -52,8 +54,8 @@ class LayerWeights:
     attn_qkv_bias: Buffer | None = None  # [q_dim + 2 kv_dim]
     ffn_gate_up: tuple[Matrix, ...] = ()  # of [2 n_ff, n_embd] together
     ffn_gate_up_bias: Buffer | None = None  # [2 n_ff]
-    attn_q_norm: Buffer | None = None  # [head_dim]
-    attn_k_norm: Buffer | None = None  # [head_dim]
+    attn_q_norm: Buffer | None = None  # [head_dim] or [q_dim]
+    attn_k_norm: Buffer | None = None  # [head_dim] or [kv_dim]
 
 
 _STACKS = {"attn_qkv": ("attn_q", "attn_k", "attn_v"), "ffn_gate_up": ("ffn_gate", "ffn_up")}

@@ -15,12 +15,14 @@ from m40llm.reference.matmul import matmul
 from m40llm.reference.rms_norm import rms_norm
 from m40llm.reference.rope import rope
 from m40llm.reference.sampling import distribution, penalised
+from m40llm.reference.scale import add_scaled, scale
 from m40llm.reference.softmax import softmax
 from m40llm.reference.swiglu import geglu, swiglu
 from m40llm.reference.top_k import top_k
 
 __all__ = [
     "add_bias",
+    "add_scaled",
     "append",
     "argmax",
     "attention",
@@ -33,6 +35,7 @@ __all__ = [
     "penalised",
     "rms_norm",
     "rope",
+    "scale",
     "softmax",
     "swiglu",
     "top_k",

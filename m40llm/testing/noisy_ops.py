@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from m40llm import reference
 from m40llm.device.ops import RopeTable
-from m40llm.fuzz.bounds import UNIT_ROUNDOFF, gamma
+from m40llm.fuzz.bounds import UNIT_ROUNDOFF, gamma, gate_bound
 from m40llm.testing.reference_ops import ReferenceOps
 
 __all__ = ["UNIT_ROUNDOFF", "NoisyOps", "gamma"]
@@ -77,3 +78,17 @@ class NoisyOps(ReferenceOps):
     def swiglu(self, gate: Array, up: Array, *, out: Array) -> None:
         super().swiglu(gate, up, out=out)
         self._disturb(out, gamma(8) * np.abs(out))
+
+    def geglu(self, gate: Array, up: Array, *, out: Array) -> None:
+        bound = gate_bound("geglu", gate, up, reference.geglu(gate, up))
+        super().geglu(gate, up, out=out)
+        self._disturb(out, bound)
+
+    def scale(self, x: Array, factor: float) -> None:
+        super().scale(x, factor)
+        self._disturb(x, UNIT_ROUNDOFF * np.abs(x))
+
+    def add_scaled(self, x: Array, y: Array, factor: float) -> None:
+        bound = UNIT_ROUNDOFF * (np.abs(x) + 2 * np.abs(factor * y))
+        super().add_scaled(x, y, factor)
+        self._disturb(x, bound)

@@ -115,5 +115,14 @@ class ReferenceOps:
     def swiglu(self, gate: Array, up: Array, *, out: Array) -> None:
         out[...] = reference.swiglu(gate, up)
 
+    def geglu(self, gate: Array, up: Array, *, out: Array) -> None:
+        out[...] = reference.geglu(gate, up)
+
+    def scale(self, x: Array, factor: float) -> None:
+        x[...] = reference.scale(x, factor)
+
+    def add_scaled(self, x: Array, y: Array, factor: float) -> None:
+        x[...] = reference.add_scaled(x, y, factor)
+
     def take_rows(self, x: Array, rows: Array, *, out: Array) -> None:
         out[...] = x[rows]

@@ -38,15 +38,24 @@ class TinyArch:
     gguf_name: str  # of general.architecture
     tokenizer: str
     biases: bool  # of q, k and v
-    head_norms: bool = False  # of q and k
+    qk_norm: str = "none"  # head or row
+    norms: str = "before"  # after or both
     fused: bool = False  # q, k and v in one tensor, gate and up in another
 
 
+_NORMS = {  # around attention, around feed-forward
+    "before": (("attn_norm",), ("ffn_norm",)),
+    "after": (("post_attention_norm",), ("post_ffw_norm",)),
+    "both": (("attn_norm", "post_attention_norm"), ("ffn_norm", "post_ffw_norm")),
+}
 ARCHS = {
     "llama": TinyArch("llama", "spm", biases=False),
     "mistral": TinyArch("llama", "spm", biases=False),  # a llama to GGUF
     "qwen2": TinyArch("qwen2", "bpe", biases=True),
-    "qwen3": TinyArch("qwen3", "bpe", biases=False, head_norms=True),
+    "qwen3": TinyArch("qwen3", "bpe", biases=False, qk_norm="head"),
+    "olmo2": TinyArch("olmo2", "bpe", biases=False, qk_norm="row", norms="after"),
+    "granite": TinyArch("granite", "bpe", biases=False),
+    "gemma3": TinyArch("gemma3", "spm", biases=False, qk_norm="head", norms="both"),
     "smollm3": TinyArch("smollm3", "bpe", biases=False),
     "phi3": TinyArch("phi3", "spm", biases=False, fused=True),
 }
@@ -221,7 +230,9 @@ def _tensors(rng: np.random.Generator, plan: _Plan) -> Iterator[_Tensor]:
     for layer in range(shape.n_layers):
         prefix = f"blk.{layer}"
         q_dim, kv_dim = shape.n_heads * plan.head_dim, shape.n_kv_heads * plan.head_dim
-        yield _norm(rng, f"{prefix}.attn_norm", n_embd)
+        of_attention, of_ffn = _NORMS[plan.arch.norms]
+        for norm in of_attention:
+            yield _norm(rng, f"{prefix}.{norm}", n_embd)
         qkv = [("attn_q", q_dim), ("attn_k", kv_dim), ("attn_v", kv_dim)]
         gate_up = [("ffn_gate", plan.n_ff), ("ffn_up", plan.n_ff)]
         if plan.arch.fused:
@@ -230,11 +241,13 @@ def _tensors(rng: np.random.Generator, plan: _Plan) -> Iterator[_Tensor]:
             yield matrix(f"{prefix}.{name}", n_out, n_embd)
             if plan.biases:
                 yield _vector(f"{prefix}.{name}.bias", rng.normal(0.0, 0.1, n_out))
-        if plan.arch.head_norms:
-            yield _norm(rng, f"{prefix}.attn_q_norm", plan.head_dim)
-            yield _norm(rng, f"{prefix}.attn_k_norm", plan.head_dim)
+        if plan.arch.qk_norm != "none":
+            is_row = plan.arch.qk_norm == "row"
+            yield _norm(rng, f"{prefix}.attn_q_norm", q_dim if is_row else plan.head_dim)
+            yield _norm(rng, f"{prefix}.attn_k_norm", kv_dim if is_row else plan.head_dim)
         yield matrix(f"{prefix}.attn_output", n_embd, q_dim)
-        yield _norm(rng, f"{prefix}.ffn_norm", n_embd)
+        for norm in of_ffn:
+            yield _norm(rng, f"{prefix}.{norm}", n_embd)
         for name, n_out in gate_up:
             yield matrix(f"{prefix}.{name}", n_out, n_embd)
         yield matrix(f"{prefix}.ffn_down", n_embd, plan.n_ff)

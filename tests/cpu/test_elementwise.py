@@ -9,7 +9,7 @@ from m40llm import reference
 from m40llm.device.cpu import elementwise
 from m40llm.device.cpu.ops import CpuOps
 from m40llm.device.ops import RopeTable
-from m40llm.testing.noisy_ops import gamma
+from m40llm.fuzz.bounds import add_scaled_bound, assert_within, gamma, gate_bound, scale_bound
 
 OPS = CpuOps()
 SEEDS = st.integers(0, 2**32 - 1)
@@ -44,6 +44,27 @@ def test_swiglu_at_the_ends_of_exp(gate: float) -> None:
     out = np.full((1, 1), gate, np.float32)
     OPS.swiglu(out, np.ones((1, 1), np.float32), out=out)
     assert out[0, 0] == pytest.approx(gate if gate > 0 else 0.0, abs=1e-30)
+
+
+@given(n_tokens=st.integers(1, 4), n_ff=st.integers(1, 300), seed=SEEDS)
+def test_geglu(n_tokens: int, n_ff: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    gate = (rng.normal(0, 1, (n_tokens, n_ff)) * rng.choice([0.1, 3, 40], n_ff)).astype(np.float32)
+    up = rng.normal(0, 2, gate.shape).astype(np.float32)
+    expected = reference.geglu(gate, up)
+    bound = gate_bound("geglu", gate, up, expected)
+    OPS.geglu(gate, up, out=gate)  # in place
+    assert_within(gate, expected, bound)
+
+
+@given(n=st.integers(1, 300), factor=st.sampled_from([1.0, 0.25, -3.0]), seed=SEEDS)
+def test_multipliers(n: int, factor: float, seed: int) -> None:
+    x, y = np.random.default_rng(seed).normal(0, 3, (2, 2, n)).astype(np.float32)
+    scaled, added = x.copy(), x.copy()
+    OPS.scale(scaled, factor)
+    OPS.add_scaled(added, y, factor)
+    assert_within(scaled, reference.scale(x, factor), scale_bound(x, factor))
+    assert_within(added, reference.add_scaled(x, y, factor), add_scaled_bound(x, y, factor))
 
 
 @pytest.mark.parametrize("layout", ["interleaved", "half"])

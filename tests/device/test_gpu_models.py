@@ -30,6 +30,13 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen2": {"arch": "qwen2", "tensor_type": "Q4_0"},
     "qwen3": {"arch": "qwen3", "tensor_type": "Q8_0"},
     "smollm3": {"arch": "smollm3", "n_layers": 4},
+    "olmo2": {"arch": "olmo2"},
+    "granite": {"arch": "granite", "metadata": {"granite.residual_scale": 0.5}},
+    "gemma3": {
+        "arch": "gemma3",
+        "n_layers": 6,
+        "metadata": {"gemma3.attention.sliding_window": 12},
+    },
     "phi3": {"arch": "phi3", "tensor_type": "F16", "rope_factors": True, "rope_scaling": LONGROPE},
     "head_dim 32, a KV head each": {"head_dim": 32, "n_heads": 4, "n_kv_heads": 4},
     "head_dim 80, half turned": {"head_dim": 80, "rope_dim": 40},

@@ -33,16 +33,34 @@ LONGROPE = {
     "original_context_length": 32,
     "attn_factor": 1.1832159757614136,  # sqrt(1 + ln 4 / ln 32)
 }
+GRANITE = {
+    "granite.attention.scale": 0.125,
+    "granite.embedding_scale": 3.0,
+    "granite.residual_scale": 0.5,
+    "granite.logit_scale": 2.0,
+}
+GEMMA3 = {
+    "gemma3.attention.sliding_window": 12,
+    "gemma3.rope.freq_base": 1000000.0,
+    "gemma3.rope.dimension_count": None,  # as its converter leaves it out
+}
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {"arch": "llama", "rope_freqs": False},
     "mistral": {"arch": "mistral", "head_dim": 24},
     "qwen2": {"arch": "qwen2", "tied": True},
     "qwen3": {"arch": "qwen3", "head_dim": 24},
     "smollm3": {"arch": "smollm3", "n_layers": 5},
+    "olmo2": {"arch": "olmo2"},
+    "granite": {"arch": "granite", "metadata": GRANITE},
+    "gemma3": {"arch": "gemma3", "n_layers": 7, "head_dim": 24, "metadata": GEMMA3},
     "phi3": {"arch": "phi3", "metadata": {"phi3.attention.sliding_window": 20}},
     "phi3, longrope": {"arch": "phi3", "rope_factors": True, "rope_scaling": LONGROPE},
     "qwen3 in Q8_0": {"arch": "qwen3", "tensor_type": "Q8_0", "tied": True},
     "smollm3 in Q4_K": {"arch": "smollm3", "tensor_type": "Q4_K", "n_layers": 4},
+    "olmo2 in Q5_1": {"arch": "olmo2", "tensor_type": "Q5_1"},
+    "olmo2 in Q5_K": {"arch": "olmo2", "tensor_type": "Q5_K"},
+    "granite in Q4_1": {"arch": "granite", "tensor_type": "Q4_1", "metadata": GRANITE},
+    "gemma3 in Q5_0": {"arch": "gemma3", "tensor_type": "Q5_0", "metadata": GEMMA3},
     "phi3 in Q4_0": {"arch": "phi3", "tensor_type": "Q4_0"},
     "phi3 in Q6_K": {"arch": "phi3", "tensor_type": "Q6_K"},
 }
@@ -60,8 +78,16 @@ NAMES = {  # of a layer
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+SPECIAL = {
+    ("phi3", "ffn_up"): "mlp.gate_up_proj",
+    ("olmo2", "post_ffw_norm"): "post_feedforward_layernorm",
+    ("olmo2", "post_attention_norm"): "post_attention_layernorm",
+    ("gemma3", "post_attention_norm"): "post_attention_layernorm",
+    ("gemma3", "ffn_norm"): "pre_feedforward_layernorm",
+    ("gemma3", "post_ffw_norm"): "post_feedforward_layernorm",
+}
 WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-INTERLEAVED = ("llama", "smollm3")  # whose Q and K rows the converter permutes
+INTERLEAVED = ("llama", "smollm3", "granite")  # whose Q and K rows the converter permutes
 
 
 class Torch64:
@@ -112,9 +138,24 @@ class Reading:
             "attn_implementation": "eager",
             "pad_token_id": None,
         }
-        return AutoConfig.for_model(self.arch, **fields, **self._more())
+        name = "gemma3_text" if self.arch == "gemma3" else self.arch
+        return AutoConfig.for_model(name, **fields, **self._more())
 
     def _more(self) -> dict[str, Any]:
+        if self.arch == "granite":
+            return {
+                "attention_multiplier": self.key("attention.scale"),
+                "embedding_multiplier": self.key("embedding_scale"),
+                "residual_multiplier": self.key("residual_scale"),
+                "logits_scaling": self.key("logit_scale"),
+            }
+        if self.arch == "gemma3":
+            return {
+                "sliding_window": self.key("attention.sliding_window"),
+                "query_pre_attn_scalar": self.key("attention.key_length", 16),
+                "rope_local_base_freq": 10000.0,
+                "hidden_activation": "gelu_pytorch_tanh",
+            }
         if self.arch != "phi3":
             return {}
         more: dict[str, Any] = {"sliding_window": self.key("attention.sliding_window")}
@@ -136,13 +177,16 @@ class Reading:
                 continue
             stem, _, kind = name.rpartition(".")
             if stem in WHOLE:
-                found[f"{WHOLE[stem]}.{kind}"] = values
+                is_gemma_norm = self.arch == "gemma3" and stem == "output_norm"
+                found[f"{WHOLE[stem]}.{kind}"] = values - 1 if is_gemma_norm else values
                 continue
             _, layer, part = stem.split(".")
             if part in ("attn_q", "attn_k") and self.arch in INTERLEAVED:
                 suffix = "" if part == "attn_q" else "_kv"
                 values = halves(values, self.key(f"attention.head_count{suffix}"))
-            theirs = "mlp.gate_up_proj" if (self.arch, part) == ("phi3", "ffn_up") else NAMES[part]
+            theirs = SPECIAL.get((self.arch, part), NAMES.get(part))
+            if self.arch == "gemma3" and "norm" in part:
+                values = values - 1  # which its converter adds, and its code again
             found[f"model.layers.{layer}.{theirs}.{kind}"] = values
         return {name: torch.from_numpy(values.copy()) for name, values in found.items()}
 

@@ -21,6 +21,7 @@ from m40llm.kernels import (
     rms_norm,
     rope,
     sampling,
+    scale,
     softmax,
     swiglu,
     top_k,
@@ -53,6 +54,8 @@ SIGNATURES = [
         Signature(swiglu._compile(name), (F32_2, F32_2, F32_2), swiglu.N_THREADS, name)
         for name in ("silu", "gelu_tanh")
     ),
+    Signature(scale._compile(), (F32_2, F32), scale.N_THREADS),
+    Signature(scale._compile_add(), (F32_2, F32_2, F32), scale.N_THREADS),
     Signature(softmax._compile(256), (F32_2, F32_2), 256),
     *(
         Signature(rope._compile(layout), (F32_3, I32_1, F32_2, F32_2), 128, layout)

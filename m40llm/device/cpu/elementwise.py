@@ -61,3 +61,13 @@ def swiglu(gate, up, out):
         for c in range(gate.shape[1]):
             g = gate[t, c]
             out[t, c] = g / (np.float32(1) + np.exp(-g)) * up[t, c]
+
+
+@njit(parallel=True, **_JIT)
+def geglu(gate, up, out):
+    """out = gelu_tanh(gate) * up; out may be gate. See kernels/swiglu.py for its form."""
+    for t in prange(gate.shape[0]):
+        for c in range(gate.shape[1]):
+            g = gate[t, c]
+            exponent = np.float32(-1.5957691216057308) * (g + np.float32(0.044715) * g * g * g)
+            out[t, c] = g / (np.float32(1) + np.exp(exponent)) * up[t, c]

@@ -135,6 +135,15 @@ class CpuOps:
     def swiglu(self, gate: Floats, up: Floats, *, out: Floats) -> None:
         elementwise.swiglu(gate, up, out)
 
+    def geglu(self, gate: Floats, up: Floats, *, out: Floats) -> None:
+        elementwise.geglu(gate, up, out)
+
+    def scale(self, x: Floats, factor: float) -> None:
+        x *= np.float32(factor)
+
+    def add_scaled(self, x: Floats, y: Floats, factor: float) -> None:
+        x += y if factor == 1.0 else np.float32(factor) * y
+
     def take_rows(self, x: Floats, rows: Ints, *, out: Floats) -> None:
         np.take(x, rows, axis=0, out=out)
 

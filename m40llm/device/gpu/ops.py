@@ -26,7 +26,8 @@ from m40llm.kernels.planes import LAYOUTS, Planes, from_blocks
 from m40llm.kernels.quant_blocks import WEIGHT_OF
 from m40llm.kernels.rms_norm import rms_norm, rms_norm_heads
 from m40llm.kernels.rope import rope_append
-from m40llm.kernels.swiglu import swiglu
+from m40llm.kernels.scale import add_scaled, scale
+from m40llm.kernels.swiglu import geglu, swiglu
 from m40llm.progress import Progress
 
 if TYPE_CHECKING:
@@ -234,6 +235,15 @@ class GpuOps:
 
     def swiglu(self, gate: Buffer, up: Buffer, *, out: Buffer) -> None:
         swiglu(gate, up, out, stream=self.card)
+
+    def geglu(self, gate: Buffer, up: Buffer, *, out: Buffer) -> None:
+        geglu(gate, up, out, stream=self.card)
+
+    def scale(self, x: Buffer, factor: float) -> None:
+        scale(x, factor, stream=self.card)
+
+    def add_scaled(self, x: Buffer, y: Buffer, factor: float) -> None:
+        add_scaled(x, y, factor, stream=self.card)
 
     def take_rows(self, x: Buffer, rows: Buffer, *, out: Buffer) -> None:
         take_rows(x, rows, out, stream=self.card)
