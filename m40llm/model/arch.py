@@ -29,6 +29,12 @@ class Architecture:
     global_step: int = 0  # each so many-th layer sees all, the others sliding_window; 0: all do
     local_theta: float | None = None  # of those others, which stretch no context; None: as all
     is_fused: bool = False  # Q, K and V are one tensor, and so are gate and up
+    n_layers_of_wide: int = 0  # of the size whose scores are divided by sqrt(n_embd / n_heads)
+
+    def score_scale(self, hp: HParams) -> float:
+        """What Q K^T is multiplied by."""
+        is_wide = hp.n_layers == self.n_layers_of_wide
+        return hp.attention_scale or (hp.n_embd / hp.n_heads if is_wide else hp.head_dim) ** -0.5
 
     def has_rope(self, layer: int) -> bool:
         """Whether this layer, from 0 on, turns Q and K."""
@@ -69,6 +75,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             embedding_scale="sqrt",
             global_step=6,
             local_theta=10000.0,
+            n_layers_of_wide=62,  # 27B
         ),
         # The step is not in the file (llama-model.cpp: n_no_rope_layer_step).
         Architecture("smollm3", rope_layout="interleaved", no_rope_step=4),

@@ -46,7 +46,7 @@ class RopeParams:
     scaling: RopeScaling = "none"
     factor: float = 1.0  # how many times the original context was stretched
     original_context_length: int = 2048
-    attn_factor: float = 1.0  # multiplies the cosines and sines (yarn, longrope)
+    attn_factor: float = 1.0  # multiplies the cosines and sines
     ext_factor: float = 0.0  # yarn: share of extrapolation; 1 in yarn files that do not say
     beta_fast: float = 32.0  # yarn: full turns from which a pair is left as it was
     beta_slow: float = 1.0  # yarn: full turns up to which a pair is stretched by `factor`

@@ -35,9 +35,9 @@ def rope_angles(
 
 def _scaled(rope: RopeParams, freq: Doubles) -> tuple[Doubles, float]:
     if rope.scaling == "none":
-        return freq, 1.0
+        return freq, rope.attn_factor
     if rope.scaling == "linear":
-        return freq / rope.factor, 1.0
+        return freq / rope.factor, rope.attn_factor
     if rope.scaling == "yarn":
         return _yarn(rope, freq)
     if rope.scaling == "llama3":

@@ -42,7 +42,7 @@ class Transformer:
         self._windows = [
             (hp.sliding_window or 0) if arch.is_local(layer) else 0 for layer in range(hp.n_layers)
         ]
-        self._scale = hp.attention_scale or 1 / math.sqrt(hp.head_dim)
+        self._scale = arch.score_scale(hp)
         is_sqrt = arch.embedding_scale == "sqrt"
         self._embedding_scale = math.sqrt(hp.n_embd) if is_sqrt else hp.embedding_scale
 

@@ -214,11 +214,11 @@ def read_vector(file: GGUFFile, name: str) -> NDArray[np.float32]:
 def rope_factors(file: GGUFFile, hp: HParams, max_seq_len: int) -> NDArray[np.float32] | None:
     """float32[rope_dim / 2], what divides each frequency of RoPE; None: nothing.
 
-    Of longrope, by the length that is asked for (llama.cpp): the long factors in any context
-    longer than the one that the model was trained in first.
+    LongRoPE has two sets, whether or not the file names it as the scaling (llama.cpp's converter
+    does not): the long one for any context longer than the one that the model was trained in first.
     """
     always, short, long = ROPE_FACTORS
     name = always
-    if hp.rope.scaling == "longrope":
+    if long in file.tensors:
         name = long if max_seq_len > hp.rope.original_context_length else short
     return read_vector(file, name) if name in file.tensors else None

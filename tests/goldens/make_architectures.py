@@ -27,9 +27,7 @@ N_GREEDY = 16
 COLUMNS = range(3, 259, 32)  # of the logits: those that are kept
 
 SHAPE: dict[str, Any] = {"n_layers": 3, "context_length": 128}
-LONGROPE = {
-    "type": "longrope",
-    "factor": 4.0,
+LONGROPE = {  # all that llama.cpp's converter writes of it
     "original_context_length": 32,
     "attn_factor": 1.1832159757614136,  # sqrt(1 + ln 4 / ln 32)
 }
@@ -159,7 +157,7 @@ class Reading:
         if self.arch != "phi3":
             return {}
         more: dict[str, Any] = {"sliding_window": self.key("attention.sliding_window")}
-        if self.key("rope.scaling.type") == "longrope":
+        if "rope_factors_long.weight" in self.tensors:
             more["original_max_position_embeddings"] = self.key(
                 "rope.scaling.original_context_length"
             )

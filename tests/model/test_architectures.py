@@ -11,6 +11,7 @@ import pytest
 from m40llm.device.cpu.ops import CpuOps
 from m40llm.model.arch import ARCHITECTURES
 from m40llm.model.batch import Batch
+from m40llm.model.hparams import HParams, RopeParams
 from m40llm.model.transformer import Transformer
 from m40llm.testing.noisy_ops import NoisyOps
 from m40llm.testing.reference_ops import ReferenceOps
@@ -78,3 +79,12 @@ def test_ragged_prefill_is_one_by_one(golden: dict[str, Any], tiny: Tiny) -> Non
         exact = logits_of(tiny(ReferenceOps(), **shape), prompt)
         bound = spread(lambda seed: tiny(NoisyOps(seed), **shape), prompt, exact)
         assert np.abs(row - exact[-1]).max() <= bound
+
+
+@pytest.mark.parametrize(("n_layers", "width"), [(26, 256), (62, 168)])
+def test_the_scale_of_the_largest_gemma(n_layers: int, width: int) -> None:
+    hp = HParams(
+        arch="gemma3", context_length=1, vocab_size=1, n_layers=n_layers, n_embd=5376, n_ff=1,
+        n_heads=32, n_kv_heads=16, head_dim=256, norm_eps=1e-6, rope=RopeParams(256),
+    )  # fmt: skip
+    assert ARCHITECTURES["gemma3"].score_scale(hp) == pytest.approx(width**-0.5)
