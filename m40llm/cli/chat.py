@@ -69,6 +69,8 @@ def chat(
         seed=seed,
     )
     with loaded(model, device, max_seq_len, cublas, require_sm52, decode) as llm:
+        if known := llm.tokenizer.template_of:
+            status(f"chat template: the one that {known} is known for, since the file has none")
         session = Session(llm, model, params)
         session.set_system(system or "")
         at_terminal = sys.stdin.isatty()

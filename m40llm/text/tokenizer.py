@@ -31,6 +31,8 @@ class Tokenizer:
     stop_ids                                 every id that ends a generation
     add_bos, add_eos                         what `encode` does by default
     chat_template                            Jinja source, or None
+    template_of                              None; or the architecture that the template is known
+                                             for, the file having none
     """
 
     def __init__(self, vocab: Vocab, encoder: Encoder) -> None:
@@ -46,7 +48,7 @@ class Tokenizer:
         self.stop_ids = vocab.stop_ids
         self.add_bos = vocab.add_bos
         self.add_eos = vocab.add_eos
-        self.chat_template = vocab.chat_template
+        self.chat_template, self.template_of = vocab.chat_template, vocab.template_of
 
     def __repr__(self) -> str:
         return f"<Tokenizer: {self._vocab.kind}, {self.vocab_size} tokens>"

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from m40llm.errors import ModelFileError, UnsupportedModelError
 from m40llm.gguf import GGUFFile
 from m40llm.text import known_tokens
+from m40llm.text.known_templates import KNOWN_TEMPLATES
 from m40llm.text.pretokenizers import PreTokenizer, pre_tokenizer
 
 UNKNOWN, UNUSED, NORMAL, CONTROL, USER_DEFINED, BYTE, LSTRIP, RSTRIP = (1 << n for n in range(8))
@@ -47,6 +48,7 @@ class Vocab:
     scores: NDArray[np.float32] | None  # [vocab_size], spm only
     merges: list[str]  # "left right" by rank, bpe only
     chat_template: str | None
+    template_of: str | None  # the architecture that it is known for, where the file has none
 
     def where(self, mask: int) -> list[int]:
         """Ids of the tokens that have any of the attributes."""
@@ -85,8 +87,19 @@ def read_vocab(file: GGUFFile) -> Vocab:
         pre=pre,
         scores=_read_scores(file, len(tokens)) if kind == "spm" else None,
         merges=meta.get_strings(_KEY + "merges") if kind == "bpe" else [],
-        chat_template=meta.get_str("tokenizer.chat_template", None),
+        **_read_template(file, ids),
     )
+
+
+def _read_template(file: GGUFFile, ids: dict[str, int]) -> dict[str, str | None]:
+    """The file's; else the one that its architecture is known for, if the tokens are there."""
+    source = file.metadata.get_str("tokenizer.chat_template", None)
+    arch = file.metadata.get_str("general.architecture", "")
+    if source is None and arch in KNOWN_TEMPLATES:
+        token, known = KNOWN_TEMPLATES[arch]
+        if token in ids:
+            return {"chat_template": known, "template_of": arch}
+    return {"chat_template": source, "template_of": None}
 
 
 def _kind_of(model: str) -> str:

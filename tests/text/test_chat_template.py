@@ -9,6 +9,7 @@ from vocab_files import bpe_keys, spm_keys, write
 from m40llm.errors import ModelFileError, RequestError
 from m40llm.text import Tokenizer, tokenizer_from_gguf
 from m40llm.text.chat_template import ChatTemplate
+from m40llm.text.known_templates import KNOWN_TEMPLATES
 
 SYSTEM = {"role": "system", "content": "Be kind."}
 HI = {"role": "user", "content": "Hi <b> & é "}
@@ -188,3 +189,32 @@ def test_encode_chat_has_one_bos(tmp_path: Path) -> None:
         ids = tokenizer_from_gguf(path).encode_chat([{"role": "user", "content": "ab"}])
         assert ids.count(1) == 1
         assert ids[0] == 1
+
+
+GEMMA3_TURNS = (
+    "<bos><start_of_turn>user\nBe kind.\n\nHi <b> & é<end_of_turn>\n"
+    "<start_of_turn>model\nHello<end_of_turn>\n<start_of_turn>user\nBye<end_of_turn>\n"
+    "<start_of_turn>model\n"
+)
+
+
+def test_gemma3s_own() -> None:
+    _, source = KNOWN_TEMPLATES["gemma3"]
+    template = ChatTemplate(source, {"bos_token": "<bos>"})
+    assert template.render([SYSTEM, HI, HELLO, BYE], True, {}) == GEMMA3_TURNS
+    assert template.render([HI], False, {}) == (
+        "<bos><start_of_turn>user\nHi <b> & é<end_of_turn>\n"
+    )
+    with pytest.raises(RequestError, match="must alternate"):
+        template.render([HI, BYE], True, {})
+
+
+@pytest.mark.parametrize("has_tokens", [False, True])
+def test_a_known_template_where_the_file_has_none(tmp_path: Path, has_tokens: bool) -> None:
+    """And its tokens are there."""
+    keys = spm_keys()
+    if has_tokens:
+        keys["tokens"][-1] = "<start_of_turn>"
+    tokenizer = tokenizer_from_gguf(write(tmp_path / "vocab.gguf", keys, arch="gemma3"))
+    assert tokenizer.template_of == ("gemma3" if has_tokens else None)
+    assert (tokenizer.chat_template is not None) == has_tokens

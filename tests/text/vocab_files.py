@@ -61,9 +61,15 @@ def bpe_keys(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def write(path: Path, keys: dict[str, Any], name: str = "", template: str | None = None) -> Path:
+def write(
+    path: Path,
+    keys: dict[str, Any],
+    name: str = "",
+    template: str | None = None,
+    arch: str = "llama",
+) -> Path:
     """The file with these keys; returns its path."""
-    writer = GGUFWriter(path, "llama")
+    writer = GGUFWriter(path, arch)
     if name:
         writer.add_name(name)
     if template is not None:
