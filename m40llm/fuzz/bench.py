@@ -23,6 +23,11 @@ class Bench:
         self._guarded: list[Any] = []
         self.reads: list[NDArray[Any]] = []
 
+    @property
+    def n_sms(self) -> int:
+        """Multiprocessors of what it runs on."""
+        return self._launcher.n_sms
+
     def upload(self, values: Any, *, read_only: bool = True) -> Any:
         """A device array with these values; a kernel may write to it with read_only=False."""
         return self._launcher.upload(np.ascontiguousarray(values), read_only=read_only)
