@@ -59,17 +59,18 @@ def _compile_add() -> Kernel:
 def scale(x: Any, factor: float, *, stream: Launcher) -> None:
     """x *= factor   [n_tokens, n_cols]"""
     check_array("x", x, np.float32, (None, None))
-    n = x.shape[0] * x.shape[1]
-    if n:
-        grid = ceil_div(n, N_THREADS * PER_THREAD)
-        stream.launch(_compile(), grid, N_THREADS, x, np.float32(factor))
+    _launch(_compile(), (x,), factor, stream)
 
 
 def add_scaled(x: Any, y: Any, factor: float, *, stream: Launcher) -> None:
     """x += factor * y   [n_tokens, n_cols]"""
     check_array("x", x, np.float32, (None, None))
     check_array("y", y, np.float32, x.shape)
-    n = x.shape[0] * x.shape[1]
-    if n:
-        grid = ceil_div(n, N_THREADS * PER_THREAD)
-        stream.launch(_compile_add(), grid, N_THREADS, x, y, np.float32(factor))
+    _launch(_compile_add(), (x, y), factor, stream)
+
+
+def _launch(kernel: Kernel, arrays: tuple[Any, ...], factor: float, stream: Launcher) -> None:
+    n_tokens, n_cols = arrays[0].shape
+    if n_tokens and n_cols:
+        grid = ceil_div(n_tokens * n_cols, N_THREADS * PER_THREAD)
+        stream.launch(kernel, grid, N_THREADS, *arrays, np.float32(factor))

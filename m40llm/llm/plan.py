@@ -78,8 +78,7 @@ def _what_helps(plan: Plan) -> str:
 
 def _plan(ops: Ops, file: GGUFFile, hp: HParams, max_seq_len: int) -> Plan:
     max_tokens = min(MAX_TOKENS, max_seq_len)
-    arch = architecture_of(file)
-    n_ropes = 2 if arch.no_rope_step or arch.local_theta else 1
+    n_ropes = len(set(architecture_of(file).ropes(hp.n_layers)))
     max_logits = max(1, min(128, max_tokens, MAX_LOGITS_BYTES // (4 * hp.vocab_size)))
     return Plan(
         max_seq_len=max_seq_len,

@@ -51,13 +51,15 @@ class Transformer:
     ) -> list[RopeTable]:
         """Each layer's; most have the same one."""
         ops, arch, rope, layout = self.ops, self.arch, self.hp.rope, self.arch.rope_layout
-        made = {"all": rope_table(ops, rope, layout, max_seq_len, freq_factors)}
-        if arch.no_rope_step:
-            made["none"] = still_table(ops, rope, layout, max_seq_len)
-        if arch.local_theta:
-            local = RopeParams(rope.rope_dim, arch.local_theta)
-            made["local"] = rope_table(ops, local, layout, max_seq_len)
-        return [made[arch.rope_of(layer)] for layer in range(self.hp.n_layers)]
+        local = RopeParams(rope.rope_dim, arch.local_theta or rope.theta)
+        make = {
+            "all": lambda: rope_table(ops, rope, layout, max_seq_len, freq_factors),
+            "none": lambda: still_table(ops, rope, layout, max_seq_len),
+            "local": lambda: rope_table(ops, local, layout, max_seq_len),
+        }
+        of_layers = arch.ropes(self.hp.n_layers)
+        made = {kind: make[kind]() for kind in set(of_layers)}
+        return [made[kind] for kind in of_layers]
 
     @cached_property
     def decoder(self) -> Decoder | str:
