@@ -13,7 +13,8 @@ from cases import Arrays, Case, Scale, poison
 from harness import main
 from rivals import Rival, randn
 
-from m40llm.engine.sampling import SamplingParams, choose
+from m40llm.engine.sampling import choose
+from m40llm.engine.sampling_params import SamplingParams
 from m40llm.kernels.sampling import SamplerState, sample
 
 POS = 100

@@ -10,7 +10,7 @@ Importing this package is cheap: NumPy, Numba and CUDA load with the first name 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from m40llm.engine.sampling import SamplingParams
+    from m40llm.engine.sampling_params import SamplingParams
     from m40llm.llm import LLM, Completion, StreamItem
 
 __version__ = "0.1.0"
@@ -20,7 +20,7 @@ _HOME = {
     "LLM": "m40llm.llm",
     "Completion": "m40llm.llm",
     "StreamItem": "m40llm.llm",
-    "SamplingParams": "m40llm.engine.sampling",
+    "SamplingParams": "m40llm.engine.sampling_params",
 }
 
 

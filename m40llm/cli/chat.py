@@ -35,6 +35,7 @@ def chat(
     frequency_penalty: opt.FrequencyPenalty = opt.DEFAULTS["frequency_penalty"],
     seed: opt.Seed = None,
     stop: opt.Stop = None,
+    settings: opt.Set = None,
     device: opt.Device = "auto",
     max_seq_len: opt.MaxSeqLen = None,
     cublas: opt.Cublas = None,
@@ -57,6 +58,7 @@ def chat(
     """
     params = opt.sampling_params(
         stop,
+        settings,
         max_tokens=max_tokens,
         temperature=temperature,
         top_k=top_k,

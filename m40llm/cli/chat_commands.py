@@ -4,26 +4,11 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from m40llm.cli.chat_session import Session, check_messages
 from m40llm.cli.output import table
+from m40llm.cli.sampling_keys import KEYS, parsed
 from m40llm.errors import RequestError
-
-NUMBERS: dict[str, type] = {
-    "temperature": float,
-    "top_k": int,
-    "top_p": float,
-    "min_p": float,
-    "typical_p": float,
-    "repetition_penalty": float,
-    "presence_penalty": float,
-    "frequency_penalty": float,
-    "seed": int,
-    "max_tokens": int,
-}
-SHORT = {"temp": "temperature", "n": "max_tokens"}  # what the flags are called
-OPTIONAL = ("seed", "max_tokens")  # "none" unsets these
 
 
 class QuitChat(Exception):  # noqa: N818 - not an error
@@ -78,24 +63,15 @@ def undo(session: Session, argument: str) -> str:
 def set_param(session: Session, argument: str) -> str:
     """/set KEY VALUE changes a sampling parameter, /set alone shows them"""
     if not argument:
-        return table((name, str(getattr(session.params, name))) for name in NUMBERS)
+        return table((name, _shown(getattr(session.params, name))) for name in KEYS)
     given, _, value = argument.partition(" ")
-    key = given.lstrip("-").replace("-", "_")
-    key = SHORT.get(key, key)
-    if key not in NUMBERS:
-        raise RequestError(f"/set: expected one of {', '.join(NUMBERS)}, got {given!r}")
-    session.params = dataclasses.replace(session.params, **{key: _number(key, value.strip())})
-    return f"{key} = {getattr(session.params, key)}"
+    key, number = parsed(given, value.strip())
+    session.params = dataclasses.replace(session.params, **{key: number})
+    return f"{key} = {_shown(number)}"
 
 
-def _number(key: str, value: str) -> Any:
-    if value == "none" and key in OPTIONAL:
-        return None
-    try:
-        return NUMBERS[key](value)
-    except ValueError:
-        kind = "a whole number" if NUMBERS[key] is int else "a number"
-        raise RequestError(f"/set {key}: expected {kind}, got {value!r}") from None
+def _shown(value: object) -> str:
+    return ", ".join(value) if isinstance(value, tuple) else str(value)
 
 
 def stats(session: Session, argument: str) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from m40llm.errors import M40LLMError, RequestError
 
 if TYPE_CHECKING:
-    from m40llm.engine.sampling import SamplingParams
+    from m40llm.engine.sampling_params import SamplingParams
     from m40llm.llm import LLM, Completion
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}

@@ -28,6 +28,7 @@ def generate(
     frequency_penalty: opt.FrequencyPenalty = opt.DEFAULTS["frequency_penalty"],
     seed: opt.Seed = None,
     stop: opt.Stop = None,
+    settings: opt.Set = None,
     ignore_eos: opt.IgnoreEos = False,
     device: opt.Device = "auto",
     max_seq_len: opt.MaxSeqLen = None,
@@ -51,6 +52,7 @@ def generate(
     text = read_text(prompt, file)
     params = opt.sampling_params(
         stop,
+        settings,
         max_tokens=max_tokens,
         temperature=temperature,
         top_k=top_k,

@@ -12,7 +12,7 @@ import typer
 from m40llm.errors import RequestError
 
 if TYPE_CHECKING:
-    from m40llm.engine.sampling import SamplingParams
+    from m40llm.engine.sampling_params import SamplingParams
 
 # Those of engine/decode_step.py; a test compares.
 _DECODE_CHOICES = ("auto", "host", "eager", "graph", "persistent")
@@ -127,6 +127,17 @@ Stop = Annotated[
     list[str] | None,
     typer.Option(metavar="TEXT", help="Stop before this text; may be given several times."),
 ]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Any other sampling parameter (several times): xtc_probability=0.5, "
+        "dry_multiplier=0.8, top_n_sigma=1, dynatemp_range=0.5, mirostat=2, "
+        "samplers=top_k,temperature, ...; docs/cli.md lists them.",
+        show_default=False,
+    ),
+]
 IgnoreEos = Annotated[
     bool, typer.Option("--ignore-eos", help="Go on when the model says that it is done.")
 ]
@@ -161,11 +172,17 @@ def with_flag(message: str) -> str:
     return f"{FLAGS.get(name, name)}{colon}{rest}"
 
 
-def sampling_params(stop: list[str] | None, **fields: Any) -> "SamplingParams":
-    """The `SamplingParams` of the options given; a bad value is a usage error (exit code 2)."""
-    from m40llm.engine.sampling import SamplingParams
+def sampling_params(
+    stop: list[str] | None, pairs: list[str] | None = None, **fields: Any
+) -> "SamplingParams":
+    """The `SamplingParams` of the options given; a bad value is a usage error (exit code 2).
+
+    `pairs`, those of --set, speak last.
+    """
+    from m40llm.cli.sampling_keys import parsed_pairs
+    from m40llm.engine.sampling_params import SamplingParams
 
     try:
-        return SamplingParams(stop=tuple(stop or ()), **fields)
+        return SamplingParams(stop=tuple(stop or ()), **(fields | parsed_pairs(pairs)))
     except RequestError as error:
         raise typer.BadParameter(with_flag(str(error))) from error

@@ -14,13 +14,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m40llm.device.decoder import FORMS, Answer, Decoder, Form, SlotRequest
-from m40llm.engine.sampling import SamplingParams
+from m40llm.engine.sampling_params import SamplingParams
 from m40llm.errors import ModelFileError, RequestError
 
 DecodeForm = Literal["host", "eager", "graph", "persistent"]
 DECODE_FORMS: Final[tuple[DecodeForm, ...]] = ("host", *FORMS)
 DecodeChoice = Literal["auto", "host", "eager", "graph", "persistent"]
 DECODE_CHOICES: Final[tuple[DecodeChoice, ...]] = ("auto", *DECODE_FORMS)
+# Fields that only the host's chain knows; at their defaults they ask for nothing.
+_OF_THE_HOST: Final = (
+    "typical_p",
+    "top_n_sigma",
+    "xtc_probability",
+    "dynatemp_range",
+    "dry_multiplier",
+    "mirostat",
+    "samplers",
+)
+_DEFAULTS: Final = SamplingParams()
 _POLL_S: Final = 20e-6
 _NO_END: Final = (1 << 31) - 1  # tokens, where only the context ends an answer
 
@@ -37,8 +48,9 @@ def why_host(params: SamplingParams, stop_ids: Sequence[int], decoder: Decoder) 
     """Why this request needs the host's loop; empty where the device serves it."""
     if params.logprobs:
         return "logprobs of other tokens than the chosen one"
-    if params.typical_p < 1.0:
-        return "typical_p"
+    for field in _OF_THE_HOST:
+        if getattr(params, field) != getattr(_DEFAULTS, field):
+            return field
     if len(params.logit_bias) > decoder.max_bias:
         return f"logit_bias of more than {decoder.max_bias} tokens"
     if len(stop_ids) > decoder.max_stop_ids:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from m40llm.device.decoder import Form
 from m40llm.device.ops import Buffer
 from m40llm.engine.decode_step import DecodeForm, decode, slot_request, why_host
-from m40llm.engine.sampling import SamplingParams, choose, log_softmax
+from m40llm.engine.sampling import Chain, log_softmax
+from m40llm.engine.sampling_params import SamplingParams
 from m40llm.errors import ModelFileError, RequestError
 from m40llm.model.batch import Batch
 from m40llm.model.transformer import Transformer
@@ -157,8 +158,9 @@ class Engine:
         logits = self.prefill(prompt, self._n_shared(prompt) if reuse_prefix else 0, progress)
         clock.prefill_s = time.perf_counter() - begin
         ids: list[int] = []
+        chain = Chain(params, prompt, seed)
         while True:
-            token = self._choose(logits, params, prompt, ids, seed)
+            token = _logprob(logits, params, chain.choose(logits, ids))
             ids.append(token.token_id)
             now = time.perf_counter() - begin
             clock.ttft_s = clock.ttft_s or now
@@ -248,22 +250,6 @@ class Engine:
             )
         return row
 
-    def _choose(
-        self,
-        logits: NDArray[np.float32],
-        params: SamplingParams,
-        prompt: list[int],
-        ids: list[int],
-        seed: int,
-    ) -> TokenLogprob:
-        token_id = choose(logits, params, prompt, ids, seed)
-        logprobs = log_softmax(logits)
-        top: tuple[tuple[int, float], ...] = ()
-        if params.logprobs:
-            order = np.argsort(-logprobs, kind="stable")[: params.logprobs]
-            top = tuple((int(i), float(logprobs[i])) for i in order)
-        return TokenLogprob(token_id, float(logprobs[token_id]), top)
-
     def _stop_reason(
         self, params: SamplingParams, prompt: list[int], ids: list[int]
     ) -> StopReason | None:
@@ -287,3 +273,14 @@ class Engine:
                     )
         if params.logprobs is not None and params.logprobs > vocab_size:
             raise RequestError(f"logprobs: expected at most {vocab_size}, got {params.logprobs}")
+        if params.dry_multiplier and any(isinstance(token, str) for token in params.dry_breakers):
+            raise RequestError("dry_breakers: the engine takes token ids; LLM finds those of texts")
+
+
+def _logprob(logits: NDArray[np.float32], params: SamplingParams, token_id: int) -> TokenLogprob:
+    logprobs = log_softmax(logits)
+    top: tuple[tuple[int, float], ...] = ()
+    if params.logprobs:
+        order = np.argsort(-logprobs, kind="stable")[: params.logprobs]
+        top = tuple((int(i), float(logprobs[i])) for i in order)
+    return TokenLogprob(token_id, float(logprobs[token_id]), top)

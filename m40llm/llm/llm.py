@@ -15,9 +15,10 @@ from m40llm import hub
 from m40llm.device import open_device
 from m40llm.engine.decode_step import DecodeChoice, DecodeForm, checked_choice
 from m40llm.engine.engine import Engine
-from m40llm.engine.sampling import SamplingParams
+from m40llm.engine.sampling_params import SamplingParams
 from m40llm.errors import RequestError
 from m40llm.gguf import open_gguf
+from m40llm.llm.breakers import with_breaker_ids
 from m40llm.llm.decode_form import decode_form
 from m40llm.llm.plan import Plan, plan_memory
 from m40llm.llm.results import Completion
@@ -254,6 +255,7 @@ class LLM:
         if not isinstance(params, SamplingParams):
             raise RequestError(f"params: expected SamplingParams, got {type(params).__name__}")
         checked = engine.check_ids(prompt_ids)
+        params = with_breaker_ids(params, self.tokenizer)
         engine.check_params(params)
         steps = partial(
             engine.generate, checked, params, reuse_prefix=reuse_prefix, progress=progress

@@ -61,6 +61,19 @@ class Tokenizer:
         """The exact bytes that the token stands for; they may be part of a character."""
         return self._encoder.token_bytes(self._checked(token_id, "token_id"))
 
+    def ids_containing(self, texts: Sequence[str]) -> tuple[int, ...]:
+        """Every token in whose bytes one of the texts occurs."""
+        wanted = [text.encode("utf-8") for text in texts]
+        return tuple(
+            token_id
+            for token_id, spelled in enumerate(self._all_bytes)
+            if any(text in spelled for text in wanted)
+        )
+
+    @cached_property
+    def _all_bytes(self) -> list[bytes]:
+        return [self._encoder.token_bytes(token_id) for token_id in range(self.vocab_size)]
+
     def is_special(self, token_id: int) -> bool:
         """Whether the token is a control or unknown token, which `skip_special` leaves out."""
         return bool(self._vocab.attrs[self._checked(token_id, "token_id")] & SPECIAL)

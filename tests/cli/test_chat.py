@@ -12,7 +12,7 @@ import pytest
 from m40llm.cli import chat as chat_module
 from m40llm.cli.chat_commands import COMMANDS, QuitChat, SayAgain, run_command
 from m40llm.cli.chat_session import Session
-from m40llm.engine.sampling import SamplingParams
+from m40llm.engine.sampling_params import SamplingParams
 from m40llm.errors import RequestError
 
 Run = Callable[..., Any]

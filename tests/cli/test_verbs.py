@@ -15,7 +15,7 @@ from m40llm.cli import options
 from m40llm.cli.output import bytes_done
 from m40llm.cli.perplexity import windows
 from m40llm.device.cuda import requirements
-from m40llm.engine.sampling import SamplingParams
+from m40llm.engine.sampling_params import SamplingParams
 from m40llm.progress import BytesDone
 
 doctor = importlib.import_module("m40llm.cli.doctor")  # the name in the package may be the verb

@@ -6,8 +6,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from m40llm.engine import sampling
-from m40llm.engine.sampling import Candidates, SamplingParams, choose
+from m40llm.engine import samplers, sampling
+from m40llm.engine.candidates import Candidates
+from m40llm.engine.sampling import choose
+from m40llm.engine.sampling_params import SamplingParams
 from m40llm.errors import RequestError
 
 PROBABILITIES = np.array([0.1, 0.5, 0.15, 0.25])  # of tokens 0 to 3
@@ -16,44 +18,46 @@ EVERYTHING = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
 
 def candidates() -> Candidates:
-    return sampling.top_k(LOGITS, 0)
+    return Candidates.of(LOGITS).descending()
 
 
 def test_top_k_sorts_and_cuts() -> None:
-    assert sampling.top_k(LOGITS, 2).ids.tolist() == [1, 3]
-    assert sampling.top_k(LOGITS, 0).ids.tolist() == [1, 3, 2, 0]
-    assert sampling.top_k(LOGITS, 99).ids.tolist() == [1, 3, 2, 0]
+    assert samplers.top_k(Candidates.of(LOGITS), 2).ids.tolist() == [1, 3]
+    assert samplers.top_k(candidates(), 3).ids.tolist() == [1, 3, 2]
+    assert samplers.top_k(candidates(), 0).ids.tolist() == [1, 3, 2, 0]
+    assert samplers.top_k(candidates(), 99).ids.tolist() == [1, 3, 2, 0]
 
 
 def test_top_k_ties_go_to_the_smaller_id() -> None:
-    assert sampling.top_k(np.zeros(5, np.float32), 2).ids.tolist() == [0, 1]
+    assert samplers.top_k(Candidates.of(np.zeros(5, np.float32)), 2).ids.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(
     ("p", "ids"), [(0.4, [1]), (0.5, [1]), (0.51, [1, 3]), (0.8, [1, 3, 2]), (1.0, [1, 3, 2, 0])]
 )
 def test_top_p(p: float, ids: list[int]) -> None:
-    assert sampling.top_p(candidates(), p).ids.tolist() == ids
+    assert samplers.top_p(candidates(), p).ids.tolist() == ids
 
 
 @pytest.mark.parametrize(("p", "ids"), [(0.0, [1, 3, 2, 0]), (0.29, [1, 3, 2]), (0.6, [1])])
 def test_min_p(p: float, ids: list[int]) -> None:
     """Thresholds 0, 0.145 and 0.3 of probability."""
-    assert sampling.min_p(candidates(), p).ids.tolist() == ids
+    assert samplers.min_p(candidates(), p).ids.tolist() == ids
 
 
 def test_typical_p_keeps_the_nearest_to_the_mean_surprise() -> None:
     """Entropy 1.208; surprises 0.693 (1), 1.386 (3), 1.897 (2), 2.303 (0): 3 is nearest, then 1."""
-    assert sampling.typical_p(candidates(), 0.2).ids.tolist() == [3]
-    assert sampling.typical_p(candidates(), 0.7).ids.tolist() == [1, 3]
+    assert samplers.typical_p(candidates(), 0.2).ids.tolist() == [3]
+    assert samplers.typical_p(candidates(), 0.7).ids.tolist() == [1, 3]
 
 
 def test_penalties() -> None:
     logits = np.array([2.0, -2.0, 1.0, 0.5], np.float32)
     params = SamplingParams(repetition_penalty=2.0, presence_penalty=0.5, frequency_penalty=0.25)
-    got = sampling.apply_penalties(logits, params, prompt_ids=[0], ids=[1, 1, 3])
-    np.testing.assert_allclose(got, [1.0, -4.0 - 0.5 - 0.5, 1.0, 0.25 - 0.5 - 0.25])
-    np.testing.assert_array_equal(logits, [2.0, -2.0, 1.0, 0.5])  # not changed in place
+    before = Candidates.of(logits)
+    got = samplers.penalties(before, params, prompt_ids=[0], ids=[1, 1, 3])
+    np.testing.assert_allclose(got.logits, [1.0, -4.0 - 0.5 - 0.5, 1.0, 0.25 - 0.5 - 0.25])
+    np.testing.assert_array_equal(before.logits, [2.0, -2.0, 1.0, 0.5])  # not changed in place
 
 
 def test_bias_bans_and_lifts() -> None:
@@ -68,13 +72,14 @@ def test_bias_bans_and_lifts() -> None:
     ("uniform", "token"), [(0.0, 1), (0.49, 1), (0.51, 3), (0.76, 2), (0.95, 0), (1 - 1e-16, 0)]
 )
 def test_draw_inverts_the_cdf(uniform: float, token: int) -> None:
-    assert sampling.draw(candidates(), 1.0, uniform) == token
+    assert sampling.draw(candidates(), uniform) == token
 
 
 def test_temperature_sharpens() -> None:
     """At 0.5 probabilities are squared: 0.25 of 0.345 for token 1."""
-    assert sampling.draw(candidates(), 0.5, 0.72) == 1
-    assert sampling.draw(candidates(), 0.5, 0.73) == 3
+    tempered = samplers.temperature(candidates(), SamplingParams(temperature=0.5))
+    assert sampling.draw(tempered, 0.72) == 1
+    assert sampling.draw(tempered, 0.73) == 3
 
 
 def test_draws_follow_the_distribution() -> None:
@@ -117,6 +122,20 @@ BAD = {
     "max_tokens": [0, -5, 2.0],
     "logit_bias": [{0: math.nan}, {0: math.inf}, {-1: 1.0}, {"a": 1.0}, [1]],
     "logprobs": [-1, 1.5],
+    "top_n_sigma": [-1, math.nan],
+    "xtc_probability": [-0.1, 1.1],
+    "xtc_threshold": [-0.1, 2],
+    "dynatemp_range": [-1, "wide"],
+    "dynatemp_exponent": [-1, math.inf],
+    "dry_multiplier": [-1, None],
+    "dry_base": [0.9, math.nan],
+    "dry_allowed_length": [0, 2.0],
+    "dry_last_n": [-2, None],
+    "dry_breakers": [("",), (-1,), (1.5,), 3.5, None],
+    "mirostat": [1, 3, True, "2", None],
+    "mirostat_tau": [-1],
+    "mirostat_eta": [-0.1, 1.5],
+    "samplers": ["top_k", ("top_k", "top_k"), ("warmth",), None, 5],
 }
 
 

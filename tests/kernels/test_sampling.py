@@ -10,7 +10,8 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from m40llm import reference
-from m40llm.engine.sampling import SamplingParams, choose, uniform_at
+from m40llm.engine.sampling import choose, uniform_at
+from m40llm.engine.sampling_params import SamplingParams
 from m40llm.errors import KernelContractError
 from m40llm.kernels.contract import Kernel
 from m40llm.kernels.philox import uniform_bits

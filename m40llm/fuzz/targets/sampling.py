@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m40llm import reference
-from m40llm.engine.sampling import SamplingParams, choose, uniform_at
+from m40llm.engine.sampling import choose, uniform_at
+from m40llm.engine.sampling_params import SamplingParams
 from m40llm.fuzz.definition import target
 from m40llm.fuzz.strategies import choices, flags, seeds, sizes
 from m40llm.kernels import sampling as kernels
