@@ -104,8 +104,8 @@ def _tensors(file: "GGUFFile") -> dict[str, Any]:
 def _needs(file: "GGUFFile", hp: "HParams") -> dict[str, Any]:
     """Estimated bytes by device: weights, and the KV cache of one sequence by context length.
 
-    A GPU (and the emulator) keeps the tensors in the file's types and the cache in FP16; the CPU
-    reads most types where they lie in the mapped file, holds others in FP32, and so the cache.
+    A GPU (and the emulator) keeps most types as they are, others in F16, and the cache in FP16; the
+    CPU reads most types where they lie in the mapped file, holds others in FP32, and so the cache.
     """
     from m40llm.model.kv_cache import cache_bytes
 
@@ -132,9 +132,19 @@ def _cpu_weight_bytes(file: "GGUFFile") -> int:
 
 
 def _gpu_weight_bytes(file: "GGUFFile") -> int:
-    """The file's tensors; an embedding that is also the output matrix is held in both forms."""
-    tied = "output.weight" not in file.tensors and file.tensors.get("token_embd.weight")
-    return sum(t.n_bytes for t in file.tensors.values()) + (tied.n_bytes if tied else 0)
+    """As a card holds them; an embedding that is also the output matrix, in both forms."""
+    from m40llm.device.gpu import held
+
+    total = 0
+    for name, tensor in file.tensors.items():
+        is_table = name == "token_embd.weight"
+        if is_table:
+            total += held.table_bytes(tensor.type, *tensor.shape)
+        if len(tensor.shape) != 2:
+            total += 4 * tensor.n_elements
+        elif not is_table or "output.weight" not in file.tensors:
+            total += held.matrix_bytes(tensor.type, *tensor.shape)
+    return total
 
 
 def _tokenizer(file: "GGUFFile") -> dict[str, Any]:

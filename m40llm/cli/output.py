@@ -175,4 +175,6 @@ def loaded(
             has_choice = decode != "host" and llm.device_name != "cpu"
             form = f", decode: {llm.decode_form}" if has_choice else ""
             status(f"device: {llm.device_name} ({llm.device_reason}){form}")
+            for unpacked in llm.plan.unpacked:
+                status(f"note: {unpacked} (no {llm.device_name} code reads that type as it is)")
             yield llm

@@ -9,6 +9,7 @@ from m40llm.model.arch import architecture_of
 from m40llm.model.hparams import HParams
 from m40llm.model.kv_cache import cache_bytes
 from m40llm.model.rope import rope_bytes
+from m40llm.model.unpacked import Unpacked, unpacked_tensors
 from m40llm.model.weights import weight_bytes
 from m40llm.model.workspace import workspace_bytes
 
@@ -19,7 +20,7 @@ SHORTEST_CONTEXT = 256  # tokens; a context cut below this serves nobody
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes of one loaded model; all bytes."""
+    """Sizes of one loaded model: lengths in tokens, the rest in bytes."""
 
     max_seq_len: int
     max_tokens: int
@@ -28,6 +29,7 @@ class Plan:
     cache: int
     workspace: int
     free: int
+    unpacked: tuple[Unpacked, ...] = ()  # part of `weights`: types that the device does not read
 
     @property
     def total(self) -> int:
@@ -89,4 +91,5 @@ def _plan(ops: Ops, file: GGUFFile, hp: HParams, max_seq_len: int) -> Plan:
         workspace=workspace_bytes(hp, max_tokens, max_logits)
         + n_ropes * rope_bytes(hp.rope, max_seq_len),
         free=ops.free_bytes(),
+        unpacked=unpacked_tensors(ops, file),
     )

@@ -11,19 +11,19 @@ from gguf import GGMLQuantizationType as GGMLType
 from numpy.typing import NDArray
 
 from m40llm.device.decoder import ModelParts
+from m40llm.device.gpu import held
 from m40llm.device.gpu.card import Card
 from m40llm.device.gpu.tuned import Tuned
 from m40llm.device.instructions import Instruction
 from m40llm.device.ops import MatrixData, RopeTable
-from m40llm.gguf.blocks import dequantize, row_bytes
+from m40llm.gguf.blocks import dequantize
 from m40llm.kernels.attention_common import TINY_HEAD_DIMS
 from m40llm.kernels.attention_decode import attention_decode, partial_shape, split_count
 from m40llm.kernels.attention_prefill import attention_prefill
 from m40llm.kernels.embedding import embedding, take_rows
 from m40llm.kernels.gemm import MAX_TILES, Workspace, gemm, workspace_floats
 from m40llm.kernels.gemv import MAX_TOKENS, gemv
-from m40llm.kernels.planes import LAYOUTS, Planes, from_blocks
-from m40llm.kernels.quant_blocks import WEIGHT_OF
+from m40llm.kernels.planes import Planes, from_blocks
 from m40llm.kernels.rms_norm import rms_norm, rms_norm_heads
 from m40llm.kernels.rope import rope_append
 from m40llm.kernels.scale import add_scaled, scale
@@ -100,12 +100,11 @@ class GpuOps:
         self.card.tell_compiling(progress)
 
     def matrix_bytes(self, ggml_type: GGMLType, n_rows: int, n_cols: int) -> int:
-        return n_rows * row_bytes(_held_as(ggml_type, n_cols), n_cols)
+        return held.matrix_bytes(ggml_type, n_rows, n_cols)
 
     def table_bytes(self, ggml_type: GGMLType, n_rows: int, n_cols: int, *, is_tied: bool) -> int:
         """Kept apart from the output matrix also where they are tied: that one is in planes."""
-        held = ggml_type if ggml_type in WEIGHT_OF else GGMLType.F16
-        return n_rows * row_bytes(held, n_cols)
+        return held.table_bytes(ggml_type, n_rows, n_cols)
 
     def matrix(self, ggml_type: GGMLType, n_rows: int, n_cols: int, data: Bytes) -> Planes:
         return self.upload(_planes(MatrixData(ggml_type, n_rows, n_cols, data)))
@@ -133,9 +132,9 @@ class GpuOps:
         )
 
     def table(self, ggml_type: GGMLType, n_rows: int, n_cols: int, data: Bytes) -> Table:
-        held = ggml_type if ggml_type in WEIGHT_OF else GGMLType.F16
-        rows = _converted(ggml_type, held, n_rows, data).reshape(n_rows, -1)
-        return Table(held, self.card.upload(rows))
+        kept = held.held_table(ggml_type)
+        rows = _converted(ggml_type, kept, n_rows, data).reshape(n_rows, -1)
+        return Table(kept, self.card.upload(rows))
 
     def empty(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Buffer:
         return self.card.alloc(shape, np.dtype(dtype))
@@ -249,26 +248,12 @@ class GpuOps:
         take_rows(x, rows, out, stream=self.card)
 
 
-def _held_as(ggml_type: GGMLType, n_cols: int) -> GGMLType:
-    """The type that a matrix has on the card: its own where a kernel reads it, else F16 or F32.
-
-    BF16 becomes F32, since F16 has not its range; so does F16 where its rows are no multiple of
-    the 16 bytes that a load takes.
-    """
-    if ggml_type in LAYOUTS or ggml_type == GGMLType.F32:
-        return ggml_type
-    if ggml_type == GGMLType.BF16 or n_cols % 8:
-        return GGMLType.F32
-    return GGMLType.F16
-
-
 def _planes(matrix: MatrixData) -> Planes:
     """On the host, in the type that the card holds."""
     n_rows, n_cols = matrix.n_rows, matrix.n_cols
-    held = _held_as(matrix.ggml_type, n_cols)
-    return from_blocks(
-        held, n_rows, n_cols, _converted(matrix.ggml_type, held, n_rows, matrix.data)
-    )
+    kept = held.held_matrix(matrix.ggml_type, n_cols)
+    data = _converted(matrix.ggml_type, kept, n_rows, matrix.data)
+    return from_blocks(kept, n_rows, n_cols, data)
 
 
 def _stacked(parts: Sequence[Planes]) -> Planes:
@@ -283,9 +268,9 @@ def _stacked(parts: Sequence[Planes]) -> Planes:
     )
 
 
-def _converted(given: GGMLType, held: GGMLType, n_rows: int, data: Bytes) -> Bytes:
-    """The file's bytes as the type that is held: the same, or dequantised and rounded once."""
-    if given == held:
+def _converted(given: GGMLType, kept: GGMLType, n_rows: int, data: Bytes) -> Bytes:
+    """The file's bytes as the type that is kept: the same, or dequantised and rounded once."""
+    if given == kept:
         return data
-    dtype = np.float16 if held == GGMLType.F16 else np.float32
+    dtype = np.float16 if kept == GGMLType.F16 else np.float32
     return dequantize(given, data.reshape(n_rows, -1)).astype(dtype).view(np.uint8)

@@ -1,0 +1,38 @@
+"""Tensors that a device cannot read in the file's type, and what it costs to hold them unpacked."""
+
+from dataclasses import dataclass
+
+from m40llm.device.ops import Ops
+from m40llm.gguf import GGUFFile
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """The tensors of one type; all bytes."""
+
+    type_name: str
+    n_tensors: int
+    in_file: int
+    held: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.n_tensors} {self.type_name} tensors are unpacked: "
+            f"{self.held / 1e6:,.1f} MB instead of {self.in_file / 1e6:,.1f} MB"
+        )
+
+
+def unpacked_tensors(ops: Ops, file: GGUFFile) -> tuple[Unpacked, ...]:
+    """Matrices that take more memory on the device than in the file, by type."""
+    found: dict[str, Unpacked] = {}
+    for info in file.tensors.values():
+        if len(info.shape) != 2:
+            continue
+        held = ops.matrix_bytes(info.type, *info.shape)
+        if held > info.n_bytes:
+            name = info.type.name
+            so_far = found.get(name, Unpacked(name, 0, 0, 0))
+            found[name] = Unpacked(
+                name, so_far.n_tensors + 1, so_far.in_file + info.n_bytes, so_far.held + held
+            )
+    return tuple(found.values())
