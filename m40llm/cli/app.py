@@ -15,6 +15,7 @@ from m40llm.cli.info import info
 from m40llm.cli.logits import logits
 from m40llm.cli.perplexity import perplexity
 from m40llm.cli.pull import pull
+from m40llm.cli.quantize import quantize
 from m40llm.cli.tokenize import tokenize
 from m40llm.cli.tune import tune
 
@@ -34,6 +35,7 @@ VERBS: dict[Callable[..., None], str] = {
     perplexity: "Measure how well a model predicts a text.",
     logits: "Show the likeliest next tokens.",
     pull: "Fetch a model, or list them.",
+    quantize: "Write a model file in another type.",
     fuzz: "Fuzz GPU kernels against their references.",
     doctor: "Show what this machine has and lacks.",
 }

@@ -5,7 +5,7 @@ import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -76,8 +76,10 @@ class FakeLLM:
     device_name, device_reason, max_seq_len = "cpu", "no NVIDIA driver was found", 64
     on_piece: Callable[[str], None] = staticmethod(lambda piece: None)  # type: ignore[assignment]
     asked: dict[str, Any]
+    unpacked: ClassVar[list[str]] = []
 
     def __init__(self, path: Path) -> None:
+        self.plan = types.SimpleNamespace(unpacked=self.unpacked)
         self.tokenizer = tokenizer_from_gguf(path)
 
     def __enter__(self) -> "FakeLLM":

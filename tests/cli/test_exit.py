@@ -147,7 +147,9 @@ def test_output_that_is_not_utf8(tiny_model: str) -> None:
     assert b"?" in result.stdout
 
 
-def test_docs_name_every_verb_and_key(run: Run, fake_llm: Any, tiny_model: str) -> None:
+def test_docs_name_every_verb_and_key(
+    run: Run, fake_llm: Any, tiny_model: str, tmp_path: Path
+) -> None:
     page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
     text = ["-p", "hello there"]
     calls: dict[str, list[list[str]]] = {
@@ -158,6 +160,7 @@ def test_docs_name_every_verb_and_key(run: Run, fake_llm: Any, tiny_model: str) 
         "perplexity": [[tiny_model, *text, "--per-token"]],
         "logits": [[tiny_model, *text]],
         "pull": [["--list"]],
+        "quantize": [[tiny_model, str(tmp_path / "q8_0.gguf"), "--type", "q8_0"]],
         "fuzz": [["--kernel", "cast", "--examples", "2", "--seed", "0"], ["--list"]],
         "doctor": [[]],
     }

@@ -199,6 +199,60 @@ def test_perplexity_refuses(
     assert told in result.stderr
 
 
+def test_unpacked_types_are_told(
+    run: Run, fake_llm: Any, tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake_llm, "unpacked", ["5 IQ3_S tensors are unpacked: 9 MB"])
+    told = run("generate", tiny_model, "-p", "hello").stderr
+    assert "note: 5 IQ3_S tensors are unpacked: 9 MB (no cpu code reads that type as it is)" in told
+
+
+def test_rare_sampling_parameters(run: Run, fake_llm: Any, tiny_model: str) -> None:
+    given = ("--set", "xtc_probability=0.5", "--set", "samplers=top_k, temperature", "--temp", "1")
+    assert run("generate", tiny_model, "-p", "hello", *given).exit_code == 0
+    params = fake_llm.asked["params"]
+    assert params.xtc_probability == 0.5
+    assert params.samplers == ("top_k", "temperature")
+    assert params.temperature == 1.0
+
+
+@pytest.mark.parametrize(
+    ("pair", "told"),
+    [
+        ("xtc_probability", "expected KEY=VALUE"),
+        ("warmth=1", "expected one of temperature, top_k"),
+        ("mirostat=two", "expected a whole number, got 'two'"),
+        ("mirostat=1", "mirostat: expected 0 (off) or 2, got 1"),
+        ("samplers=top_k,heat", "samplers: expected some of penalties, dry"),
+    ],
+)
+def test_wrong_sampling_parameters(
+    run: Run, fake_llm: Any, tiny_model: str, pair: str, told: str
+) -> None:
+    result = run("generate", tiny_model, "-p", "hello", "--set", pair)
+    assert result.exit_code == 2
+    assert told in " ".join(result.stderr.split())
+
+
+def test_quantize(run: Run, tiny_model: str, tmp_path: Path) -> None:
+    out = tmp_path / "out.gguf"
+    made = document(run("quantize", tiny_model, str(out), "--type", "q8_0", "--json"))
+    assert made["path"] == str(out)
+    assert made["type"] == "Q8_0"
+    assert made["n_bytes_after"] < made["n_bytes_before"]
+    assert 0 < made["relative_error"] < 0.02
+    assert document(run("info", str(out), "--json"))["runs"]
+    again = run("quantize", tiny_model, str(out), "--type", "Q8_0")
+    assert again.exit_code == 1
+    assert "--force replaces it" in again.stderr
+    assert "relative error" in run("quantize", tiny_model, str(out), "--type=F16", "--force").stdout
+    twice = run("quantize", str(out), str(tmp_path / "tq.gguf"), "--type", "tq2_0")
+    assert "no whole number of its blocks" in twice.stderr
+    refused = run("quantize", tiny_model, str(tmp_path / "x.gguf"), "--type", "Q4_K")
+    assert refused.exit_code == 1
+    assert "expected one of F32, F16" in refused.stderr
+
+
 def test_info(run: Run, tiny_model: str) -> None:
     made = document(run("info", tiny_model, "--json"))
     assert made["runs"]

@@ -1,0 +1,155 @@
+"""A file in another type: the values of gguf.quants, all metadata, and never half a file."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType as GGMLType
+from gguf import GGUFReader
+from gguf.quants import quantize as gguf_quantize
+
+from m40llm import LLM
+from m40llm.errors import ModelFileError, RequestError
+from m40llm.gguf import open_gguf
+from m40llm.gguf import quantize as module
+from m40llm.gguf.blocks import dequantize
+from m40llm.gguf.quantize import quantizable, quantize_file, quantized_type
+from m40llm.testing import write_tiny_gguf
+
+WIDE = {"n_embd": 256, "n_ff": 256}  # whole blocks of every type
+NAMES = ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4"]
+
+
+def converted(path: Path, out: Path, name: str) -> Any:
+    with open_gguf(path) as file:
+        return quantize_file(file, out, quantized_type(name))
+
+
+def matrices(path: Path) -> dict[str, np.ndarray]:
+    with open_gguf(path) as file:
+        return {
+            name: dequantize(info.type, file.tensor_bytes(name)).reshape(info.shape)
+            for name, info in file.tensors.items()
+            if len(info.shape) == 2
+        }
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("n_at_once", [1 << 24, 1000])
+def test_the_values_are_those_of_gguf_quants(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, n_at_once: int
+) -> None:
+    """Also where a tensor is read three rows at a time."""
+    monkeypatch.setattr(module, "_WEIGHTS_AT_ONCE", n_at_once)
+    before = write_tiny_gguf(tmp_path / "a.gguf", n_layers=1, **WIDE)
+    written = converted(before, tmp_path / "b.gguf", name)
+    sum_error, sum_weight = 0.0, 0.0
+    with open_gguf(tmp_path / "b.gguf") as after:
+        for tensor, weights in matrices(before).items():
+            info = after.tensors[tensor]
+            assert info.type.name == name
+            expected = gguf_quantize(weights, info.type).view(np.uint8).reshape(-1)
+            np.testing.assert_array_equal(after.tensor_bytes(tensor), expected)
+            again = dequantize(info.type, expected.reshape(len(weights), -1))
+            sum_error += float(((again - weights.astype(np.float64)) ** 2).sum())
+            sum_weight += float((weights.astype(np.float64) ** 2).sum())
+        n_bytes = sum(info.n_bytes for info in after.tensors.values())
+    assert written.n_bytes_after == n_bytes
+    assert written.relative_error == pytest.approx((sum_error / sum_weight) ** 0.5)
+    assert not written.fallbacks
+
+
+def test_the_types_are_those_that_gguf_quants_writes() -> None:
+    assert sorted(quantizable()) == sorted(["F32", *NAMES])
+
+
+def test_metadata_and_vectors_stay(tmp_path: Path) -> None:
+    before = write_tiny_gguf(tmp_path / "a.gguf", arch="qwen2", **WIDE)
+    converted(before, tmp_path / "b.gguf", "Q8_0")
+    old, new = (GGUFReader(tmp_path / name) for name in ("a.gguf", "b.gguf"))
+    told = {"general.file_type", *(key for key in old.fields if key.startswith("GGUF."))}
+    kept = [key for key in old.fields if key not in told]
+    assert kept == [key for key in new.fields if key not in told]
+    for key in kept:
+        assert old.fields[key].types == new.fields[key].types
+        assert old.fields[key].contents() == new.fields[key].contents(), key
+    assert new.fields["general.file_type"].contents() == 7  # MOSTLY_Q8_0
+    with open_gguf(before) as file, open_gguf(tmp_path / "b.gguf") as after:
+        assert list(file.tensors) == list(after.tensors)
+        for name, info in file.tensors.items():
+            if len(info.shape) == 1:
+                np.testing.assert_array_equal(file.tensor_bytes(name), after.tensor_bytes(name))
+
+
+def test_the_same_type_is_a_copy_and_the_model_says_the_same(tmp_path: Path) -> None:
+    before = write_tiny_gguf(tmp_path / "a.gguf", tensor_type="Q4_K", **WIDE)
+    converted(before, tmp_path / "f32.gguf", "F32")
+    ids = [1, 5, 9]
+    with LLM.load(before, device="cpu") as a, LLM.load(tmp_path / "f32.gguf", device="cpu") as b:
+        np.testing.assert_allclose(a.logits(ids), b.logits(ids), rtol=0, atol=1e-4)
+    again = converted(tmp_path / "f32.gguf", tmp_path / "again.gguf", "F32")
+    assert again.relative_error == 0.0
+    for name, weights in matrices(tmp_path / "again.gguf").items():
+        np.testing.assert_array_equal(weights, matrices(before)[name])
+
+
+def test_rows_that_are_no_whole_blocks_become_f16_or_stay_if_smaller(tmp_path: Path) -> None:
+    narrow = write_tiny_gguf(tmp_path / "a.gguf", n_embd=64, n_ff=96)
+    written = converted(narrow, tmp_path / "b.gguf", "TQ2_0")
+    assert set(written.types) == {"F16", "F32"}
+    assert len(written.fallbacks) == written.types["F16"]
+    smaller = write_tiny_gguf(tmp_path / "c.gguf", n_embd=64, n_ff=96, tensor_type="Q4_0")
+    assert set(converted(smaller, tmp_path / "d.gguf", "TQ2_0").types) == {"Q4_0", "F32"}
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "q9", "", "IQ2_XXS"])
+def test_a_type_that_cannot_be_written_is_refused_with_the_list(name: str) -> None:
+    with pytest.raises(RequestError, match="expected one of F32, F16, "):
+        quantized_type(name)
+
+
+def test_the_file_that_is_read_is_not_replaced(tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "a.gguf")
+    before = path.read_bytes()
+    with pytest.raises(RequestError, match="another file"):
+        converted(path, path, "Q8_0")
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("weight", "name", "error", "told"),
+    [(np.nan, "Q8_0", ModelFileError, "no finite"), (1e6, "F16", RequestError, "BF16 and F32")],
+)
+def test_weights_that_cannot_be_held_leave_no_file(
+    tmp_path: Path, weight: float, name: str, error: type[Exception], told: str
+) -> None:
+    path = write_tiny_gguf(tmp_path / "a.gguf")
+    with open_gguf(path) as file:
+        info = file.tensors["blk.0.ffn_up.weight"]
+    data = bytearray(path.read_bytes())
+    data[info.offset : info.offset + 4] = np.float32(weight).tobytes()
+    path.write_bytes(data)
+    out = tmp_path / "b.gguf"
+    out.write_bytes(b"mine")
+    with pytest.raises(error, match=told):
+        converted(path, out, name)
+    assert out.read_bytes() == b"mine"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.gguf", "b.gguf"]
+
+
+def test_an_interrupt_leaves_no_file(tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "a.gguf")
+
+    def interrupt(stage: str, fraction: float) -> None:
+        raise KeyboardInterrupt
+
+    with open_gguf(path) as file, pytest.raises(KeyboardInterrupt):
+        quantize_file(file, tmp_path / "b.gguf", GGMLType.Q8_0, interrupt)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.gguf"]
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "a.gguf")
+    with pytest.raises(RequestError, match="cannot be written"):
+        converted(path, tmp_path / "nowhere" / "b.gguf", "Q8_0")
