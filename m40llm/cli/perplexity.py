@@ -8,7 +8,8 @@ first is scored, and after the first window each sees at least `chunk - stride` 
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,11 +19,13 @@ from m40llm.cli.guard import guarded
 from m40llm.cli.output import loaded, print_json, progress_bar, status
 from m40llm.cli.prompt import read_text
 from m40llm.errors import RequestError
+from m40llm.progress import Progress
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from m40llm.cli.divergence import Divergence
     from m40llm.llm import LLM
 
 CHUNK = 2048  # tokens: the logits of one window are chunk * vocab_size * 4 bytes
@@ -50,6 +53,15 @@ Stride = Annotated[
         show_default=False,
     ),
 ]
+Against = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="Another file of the same model, e.g. in F16: also measure how far the probabilities "
+        "of MODEL are from its own (KL divergence).",
+        show_default=False,
+    ),
+]
 PerToken = Annotated[
     bool, typer.Option("--per-token", help="With --json: add each token's id and nll.")
 ]
@@ -64,6 +76,7 @@ def perplexity(
     chunk: Chunk = None,
     stride: Stride = None,
     per_token: PerToken = False,
+    against: Against = None,
     device: opt.Device = "auto",
     max_seq_len: opt.MaxSeqLen = None,
     cublas: opt.Cublas = None,
@@ -80,6 +93,7 @@ def perplexity(
     Examples:
       m40llm perplexity smollm2 -f book.txt --max-tokens 4096
       m40llm perplexity model.gguf -f book.txt --chunk 512 --json --per-token
+      m40llm perplexity model-q4_0.gguf -f book.txt --against model-f16.gguf
     """
     text = read_text(prompt, file)
     with loaded(model, device, max_seq_len, cublas, require_sm52) as llm:
@@ -87,18 +101,29 @@ def perplexity(
         n_chunk = chunk or min(llm.max_seq_len, CHUNK)
         n_stride = stride or n_chunk // 2
         _check(len(ids), n_chunk, n_stride, llm.max_seq_len)
-        with progress_bar() as progress:
-            nll = token_nll(llm, ids, n_chunk, n_stride, lambda done: progress("read", done))
         result: dict[str, Any] = {"model": model, "device": llm.device_name}
+        with _base(against, device, max_seq_len, cublas, require_sm52) as base:
+            if base:
+                _check_same_vocabulary(llm, base, ids, text)
+                _check(len(ids), n_chunk, n_stride, base.max_seq_len)
+            with progress_bar() as progress:
+                nll, divergence = _measured(llm, base, ids, (n_chunk, n_stride), progress)
     mean = math.fsum(nll) / len(nll)
     result |= {"n_tokens": len(nll), "mean_nll": mean, "perplexity": math.exp(mean)}
     result |= {"chunk": n_chunk, "stride": n_stride}
+    if against:
+        result |= {"against": against, **divergence.summary()}
     if per_token:
         result |= {"ids": ids[1:], "nll": nll}
     if as_json:
         print_json(result)
         return
     print(f"perplexity {result['perplexity']:.4f}   mean nll {mean:.5f} nats a token")
+    if against:
+        print(
+            f"KL divergence {result['mean_kl']:.6f} nats a token (99 % below "
+            f"{result['p99_kl']:.5f})   same likeliest token {100 * result['same_top']:.2f} %"
+        )
     status(f"{len(nll)} tokens scored, in windows of {n_chunk}, {n_stride} apart")
 
 
@@ -111,6 +136,16 @@ def _check(n_ids: int, chunk: int, stride: int, max_seq_len: int) -> None:
         raise RequestError(f"--stride: expected less than the chunk ({chunk}), got {stride}")
 
 
+def _check_same_vocabulary(llm: "LLM", base: "LLM", ids: list[int], text: str) -> None:
+    """RequestError where probabilities of the two are not of the same tokens."""
+    sizes = llm.hparams.vocab_size, base.hparams.vocab_size
+    if sizes[0] != sizes[1] or base.tokenizer.encode(text)[: len(ids)] != ids:
+        raise RequestError(
+            f"--against: expected a model of the same vocabulary; "
+            f"{sizes[0]} and {sizes[1]} tokens, or the text is cut in another way"
+        )
+
+
 def windows(n_ids: int, chunk: int, stride: int) -> Iterator[tuple[int, int, int]]:
     """(begin, first, end) of each window: it reads ids[begin:end] and scores ids[first:end]."""
     begin, first = 0, 1
@@ -120,16 +155,26 @@ def windows(n_ids: int, chunk: int, stride: int) -> Iterator[tuple[int, int, int
         begin, first = begin + stride, end
 
 
-def token_nll(
-    llm: "LLM", ids: list[int], chunk: int, stride: int, progress: Callable[[float], None]
-) -> list[float]:
-    """The negative log-likelihood of ids[1:], in nats, one float64 a token."""
+def _base(against: str | None, *options: Any) -> "AbstractContextManager[LLM | None]":
+    return loaded(against, *options) if against else nullcontext()
+
+
+def _measured(
+    llm: "LLM", base: "LLM | None", ids: list[int], sizes: tuple[int, int], progress: Progress
+) -> "tuple[list[float], Divergence]":
+    """The negative log-likelihood of ids[1:], in nats, and how far the base's predictions are."""
+    from m40llm.cli.divergence import Divergence  # NumPy loads with it: not for --help
+
     nll: list[float] = []
-    for begin, first, end in windows(len(ids), chunk, stride):
-        logits = llm.logits(ids[begin : end - 1])  # row r predicts ids[begin + r + 1]
-        nll += _nll_of(logits[first - 1 - begin :], ids[first:end])
-        progress(end / len(ids))
-    return nll
+    divergence = Divergence()
+    for begin, first, end in windows(len(ids), *sizes):
+        read, scored = ids[begin : end - 1], first - 1 - begin  # row r predicts ids[begin + r + 1]
+        logits = llm.logits(read)[scored:]
+        nll += _nll_of(logits, ids[first:end])
+        if base:
+            divergence.add(base.logits(read)[scored:], logits)
+        progress("read", end / len(ids))
+    return nll, divergence
 
 
 def _nll_of(logits: "NDArray[np.float32]", targets: list[int]) -> list[float]:

@@ -76,11 +76,13 @@ class FakeLLM:
     device_name, device_reason, max_seq_len = "cpu", "no NVIDIA driver was found", 64
     on_piece: Callable[[str], None] = staticmethod(lambda piece: None)  # type: ignore[assignment]
     asked: dict[str, Any]
+    scale = 1.0  # of the logits
     unpacked: ClassVar[list[str]] = []
 
     def __init__(self, path: Path) -> None:
         self.plan = types.SimpleNamespace(unpacked=self.unpacked)
         self.tokenizer = tokenizer_from_gguf(path)
+        self.hparams = types.SimpleNamespace(vocab_size=self.tokenizer.vocab_size)
 
     def __enter__(self) -> "FakeLLM":
         return self
@@ -105,7 +107,7 @@ class FakeLLM:
     def logits(self, ids: list[int]) -> np.ndarray:
         """Token t is followed by t + 1, with logit 5; the others have 0."""
         rows = np.zeros((len(ids), 512), np.float32)
-        rows[np.arange(len(ids)), np.array(ids) + 1] = 5
+        rows[np.arange(len(ids)), np.array(ids) + 1] = 5 * self.scale
         return rows
 
 

@@ -157,7 +157,7 @@ def test_docs_name_every_verb_and_key(
         "chat": [[tiny_model]],
         "info": [[tiny_model]],
         "tokenize": [[tiny_model, *text]],
-        "perplexity": [[tiny_model, *text, "--per-token"]],
+        "perplexity": [[tiny_model, *text, "--per-token", "--against", tiny_model]],
         "logits": [[tiny_model, *text]],
         "pull": [["--list"]],
         "quantize": [[tiny_model, str(tmp_path / "q8_0.gguf"), "--type", "q8_0"]],

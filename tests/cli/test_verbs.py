@@ -5,10 +5,12 @@ import importlib
 import inspect
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from m40llm.cli import options
@@ -17,6 +19,7 @@ from m40llm.cli.perplexity import windows
 from m40llm.device.cuda import requirements
 from m40llm.engine.sampling_params import SamplingParams
 from m40llm.progress import BytesDone
+from m40llm.testing import write_tiny_gguf
 
 doctor = importlib.import_module("m40llm.cli.doctor")  # the name in the package may be the verb
 Run = Callable[..., Any]
@@ -177,6 +180,39 @@ def test_perplexity(run: Run, fake_llm: Any, tiny_model: str) -> None:
     assert made["perplexity"] == pytest.approx(math.exp(made["mean_nll"]), rel=1e-12)
     few = document(run(*args, "--max-tokens", "5"))
     assert few["nll"] == made["nll"][:4]
+
+
+def test_perplexity_against_another_file(run: Run, fake_llm: Any, tiny_model: str) -> None:
+    """The base says what MODEL says, less sure of it: 3 instead of 5 above 511 others."""
+
+    class Unsure(fake_llm):  # type: ignore[misc]
+        @classmethod
+        def load(cls, model: str, **options: Any) -> Any:
+            made = fake_llm.load(model, **options)
+            made.scale = 1.0 if model == tiny_model else 0.6
+            return made
+
+    base = Path(tiny_model).with_name("base.gguf")
+    base.write_bytes(Path(tiny_model).read_bytes())
+    sys.modules["m40llm.llm"].LLM = Unsure  # type: ignore[attr-defined]
+    args = ("perplexity", tiny_model, "-p", "hello there " * 9, "--against", str(base))
+    made = document(run(*args, "--json"))
+    p, q = (np.exp([x, *[0.0] * 511]) / (math.exp(x) + 511) for x in (3.0, 5.0))
+    wanted = float((p * np.log(p / q)).sum())
+    for key in ("mean_kl", "p99_kl", "max_kl"):
+        assert made[key] == pytest.approx(wanted, rel=1e-6)
+    assert made["same_top"] == 1.0
+    assert made["against"] == str(base)
+    assert f"KL divergence {wanted:.6f} nats" in run(*args).stdout
+
+
+def test_perplexity_against_another_vocabulary(
+    run: Run, fake_llm: Any, tiny_model: str, tmp_path: Path
+) -> None:
+    other = write_tiny_gguf(tmp_path / "other.gguf", arch="qwen2")
+    result = run("perplexity", tiny_model, "-p", "hello there", "--against", str(other))
+    assert result.exit_code == 1
+    assert "--against: expected a model of the same vocabulary" in result.stderr
 
 
 def run_ids(run: Run, model: str, text: str) -> list[int]:
