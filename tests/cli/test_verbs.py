@@ -194,7 +194,7 @@ def test_perplexity_against_another_file(run: Run, fake_llm: Any, tiny_model: st
 
     base = Path(tiny_model).with_name("base.gguf")
     base.write_bytes(Path(tiny_model).read_bytes())
-    sys.modules["m40llm.llm"].LLM = Unsure  # type: ignore[attr-defined]
+    sys.modules["m40llm.llm"].LLM = Unsure  # type: ignore[attr-defined]  # gone with fake_llm
     args = ("perplexity", tiny_model, "-p", "hello there " * 9, "--against", str(base))
     made = document(run(*args, "--json"))
     p, q = (np.exp([x, *[0.0] * 511]) / (math.exp(x) + 511) for x in (3.0, 5.0))
@@ -320,9 +320,12 @@ def test_pull_list(run: Run, tmp_path: Path) -> None:
     assert "not pulled yet" in run("pull", "--list").stdout
 
 
-def test_the_device_and_its_switches(run: Run, fake_llm: Any, tiny_model: str) -> None:
+def test_the_device_and_its_switches(
+    run: Run, fake_llm: Any, tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[dict[str, Any]] = []
-    fake_llm.load = classmethod(lambda cls, model, **options: asked.append(options) or cls(model))
+    load = classmethod(lambda cls, model, **options: asked.append(options) or cls(model))
+    monkeypatch.setattr(fake_llm, "load", load)
     for verb in ("generate", "logits", "perplexity"):
         text = ["-p", "hello there"]
         run(verb, tiny_model, *text)
