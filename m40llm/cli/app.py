@@ -9,6 +9,7 @@ from m40llm import __version__
 from m40llm.cli.bench import bench_app
 from m40llm.cli.chat import chat
 from m40llm.cli.doctor import doctor
+from m40llm.cli.embed import embed
 from m40llm.cli.fuzz import fuzz
 from m40llm.cli.generate import generate
 from m40llm.cli.info import info
@@ -34,6 +35,7 @@ VERBS: dict[Callable[..., None], str] = {
     tokenize: "Turn text into tokens, or back.",
     perplexity: "Measure how well a model predicts a text.",
     logits: "Show the likeliest next tokens.",
+    embed: "Turn texts into vectors.",
     pull: "Fetch a model, or list them.",
     quantize: "Write a model file in another type.",
     fuzz: "Fuzz GPU kernels against their references.",

@@ -13,8 +13,9 @@ import numpy as np
 
 from m40llm.device.decoder import Form
 from m40llm.engine.decode_step import DecodeForm
-from m40llm.engine.engine import Clock, Engine
+from m40llm.engine.engine import Engine
 from m40llm.engine.sampling_params import SamplingParams
+from m40llm.engine.step import Clock
 from m40llm.progress import Progress, silent
 
 N_CHECKED: Final = 8  # tokens that are compared, and timed at least

@@ -2,11 +2,10 @@
 
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from operator import index
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,41 +13,15 @@ from numpy.typing import NDArray
 from m40llm.device.decoder import Form
 from m40llm.device.ops import Buffer
 from m40llm.engine.decode_step import DecodeForm, decode, slot_request, why_host
-from m40llm.engine.sampling import Chain, log_softmax
+from m40llm.engine.sampling import Chain
 from m40llm.engine.sampling_params import SamplingParams
+from m40llm.engine.step import Clock, Step, StopReason, TokenLogprob, logprob_of
 from m40llm.errors import ModelFileError, RequestError
 from m40llm.model.batch import Batch
 from m40llm.model.transformer import Transformer
 from m40llm.progress import Progress
 
-StopReason = Literal["stop", "length", "context", "cancelled"]
 _REASONS: Final[dict[str, StopReason]] = {"stop": "stop", "length": "length", "context": "context"}
-
-
-@dataclass(frozen=True)
-class TokenLogprob:
-    """What the unmodified model thought of one chosen token, and of the likeliest others."""
-
-    token_id: int
-    logprob: float
-    top: tuple[tuple[int, float], ...] = ()  # (token_id, logprob), likeliest first
-
-
-@dataclass(frozen=True)
-class Step:
-    """One generated token; `stop_reason` is set on the last."""
-
-    token: TokenLogprob
-    stop_reason: StopReason | None = None
-
-
-@dataclass
-class Clock:
-    """Seconds that the parts of one request took."""
-
-    prefill_s: float = 0.0
-    decode_s: float = 0.0
-    ttft_s: float = 0.0
 
 
 class Engine:
@@ -121,6 +94,22 @@ class Engine:
             if progress:
                 progress("reading", (first + len(piece)) / len(checked))
 
+    def hidden(
+        self, ids: Sequence[int], progress: Progress | None = None
+    ) -> Iterator[NDArray[np.float32]]:
+        """The last hidden state of every position, normed: pieces float32[n, n_embd], in order."""
+        checked = self.check_ids(ids, "ids")
+        step = self.model.workspace.max_tokens
+        self._cached_ids = []
+        for first in range(0, len(checked), step):
+            piece = checked[first : first + step]
+            batch = Batch.of((0, first, piece), logits="none")
+            with self._noting_failure():
+                states = self.model.ops.read(self._run(self.model.hidden, batch))
+            yield states
+            if progress:
+                progress("reading", (first + len(piece)) / len(checked))
+
     def prefill(
         self, prompt_ids: list[int], n_cached: int, progress: Progress | None = None
     ) -> NDArray[np.float32]:
@@ -160,7 +149,7 @@ class Engine:
         ids: list[int] = []
         chain = Chain(params, prompt, seed)
         while True:
-            token = _logprob(logits, params, chain.choose(logits, ids))
+            token = logprob_of(logits, params, chain.choose(logits, ids))
             ids.append(token.token_id)
             now = time.perf_counter() - begin
             clock.ttft_s = clock.ttft_s or now
@@ -226,11 +215,14 @@ class Engine:
         return self._read_logits(logits)
 
     def _forward(self, batch: Batch) -> Buffer:
+        return self._run(self.model.forward, batch)
+
+    def _run(self, forward: Callable[[Batch], Buffer], batch: Batch) -> Buffer:
         with self._noting_failure():
             if self._has_failed:
                 self.model.recover()
                 self._has_failed = False
-            return self.model.forward(batch)
+            return forward(batch)
 
     @contextmanager
     def _noting_failure(self) -> Iterator[None]:
@@ -275,12 +267,3 @@ class Engine:
             raise RequestError(f"logprobs: expected at most {vocab_size}, got {params.logprobs}")
         if params.dry_multiplier and any(isinstance(token, str) for token in params.dry_breakers):
             raise RequestError("dry_breakers: the engine takes token ids; LLM finds those of texts")
-
-
-def _logprob(logits: NDArray[np.float32], params: SamplingParams, token_id: int) -> TokenLogprob:
-    logprobs = log_softmax(logits)
-    top: tuple[tuple[int, float], ...] = ()
-    if params.logprobs:
-        order = np.argsort(-logprobs, kind="stable")[: params.logprobs]
-        top = tuple((int(i), float(logprobs[i])) for i in order)
-    return TokenLogprob(token_id, float(logprobs[token_id]), top)

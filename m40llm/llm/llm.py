@@ -18,8 +18,10 @@ from m40llm.engine.engine import Engine
 from m40llm.engine.sampling_params import SamplingParams
 from m40llm.errors import RequestError
 from m40llm.gguf import open_gguf
+from m40llm.llm.arguments import checked_name, is_many
 from m40llm.llm.breakers import with_breaker_ids
 from m40llm.llm.decode_form import decode_form
+from m40llm.llm.embed import Pooling, embeddings
 from m40llm.llm.plan import Plan, plan_memory
 from m40llm.llm.results import Completion
 from m40llm.llm.stream import TextStream
@@ -102,7 +104,7 @@ class LLM:
         """
         begin = time.perf_counter()
         choice = None if decode is None else checked_choice(decode)
-        path = hub.resolve(_checked_name(path_or_alias), progress=progress)
+        path = hub.resolve(checked_name(path_or_alias), progress=progress)
         file = open_gguf(path)
         try:
             arch, hp = architecture_of(file), HParams.from_gguf(file)
@@ -155,7 +157,7 @@ class LLM:
 
         A list of prompts gives a list of completions, in the same order.
         """
-        if _is_many(prompt):
+        if is_many(prompt):
             return [self.generate(one, params) for one in prompt]
         with self.stream(prompt, params) as stream:
             for _ in stream:
@@ -227,6 +229,27 @@ class LLM:
                 at += len(piece)
             return out
 
+    def embed(
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        pooling: Pooling = "mean",
+        *,
+        normalise: bool = True,
+        progress: Progress | None = None,
+    ) -> NDArray[np.float32]:
+        """Texts (or token ids) as vectors: float32[n_embd] of one, float32[n, n_embd] of a list.
+
+        They are the last hidden states behind the final norm, pooled over the tokens: their `mean`,
+        or that of the `last` or the first (`cls`) token, which in a causal model has seen no other.
+        `normalise` divides each by its length. RequestError for an empty list or text.
+        """
+        engine, many = self._open_engine(), is_many(prompt)
+        prompts: Any = prompt if many else [prompt]
+        ids = [self.tokenizer.encode(one) if isinstance(one, str) else one for one in prompts]
+        with self._take_turn():
+            rows = embeddings(engine, ids, pooling, normalise, progress)
+        return rows if many else rows[0]
+
     @property
     def decode_form(self) -> DecodeForm:
         """Who makes the tokens after the first; "auto" has been settled."""
@@ -275,17 +298,3 @@ class LLM:
                 yield
             finally:
                 self._turn_of = None
-
-
-def _checked_name(name: Any) -> str:
-    if not isinstance(name, str | Path):
-        kind = type(name).__name__
-        raise RequestError(f"path_or_alias: expected a path or a known name, got {kind}")
-    return str(name)
-
-
-def _is_many(prompt: Any) -> bool:
-    """Whether a prompt is a list of prompts rather than one text or one list of ids."""
-    if isinstance(prompt, str) or not isinstance(prompt, Sequence):
-        return False
-    return bool(prompt) and not isinstance(prompt[0], int | np.integer)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from m40llm.engine.engine import StopReason, TokenLogprob
+from m40llm.engine.step import StopReason, TokenLogprob
 
 __all__ = ["Completion", "StopReason", "StreamItem", "Timings", "TokenLogprob"]
 

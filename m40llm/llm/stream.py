@@ -3,8 +3,8 @@
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 
-from m40llm.engine.engine import Clock, Step, StopReason
 from m40llm.engine.sampling_params import SamplingParams
+from m40llm.engine.step import Clock, Step, StopReason
 from m40llm.errors import RequestError
 from m40llm.llm.results import Completion, StreamItem, Timings, TokenLogprob
 from m40llm.text import StreamDecoder

@@ -40,7 +40,8 @@ class Batch:
 
     @classmethod
     def of(cls, *pieces: tuple[int, int, list[int]], logits: str = "last") -> Self:
-        """From (seq, first position, token ids) pieces; logits of the `last` row each, or `all`."""
+        """From (seq, first position, token ids) pieces; logits of the `last` row each, of `all` or
+        of `none`."""
         ids = [np.asarray(piece, np.int32) for _, _, piece in pieces]
         seq = [np.full(len(a), s, np.int32) for (s, _, _), a in zip(pieces, ids, strict=True)]
         pos = [
@@ -48,7 +49,7 @@ class Batch:
             for (_, first, _), a in zip(pieces, ids, strict=True)
         ]
         ends = np.cumsum([len(a) for a in ids])
-        rows = ends - 1 if logits == "last" else np.arange(ends[-1])
+        rows = {"last": ends - 1, "all": np.arange(ends[-1]), "none": ends[:0]}[logits]
         return cls(
             np.concatenate(ids), np.concatenate(seq), np.concatenate(pos), rows.astype(np.int32)
         )

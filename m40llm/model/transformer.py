@@ -20,7 +20,7 @@ from m40llm.model.workspace import Rows, Workspace
 
 
 class Transformer:
-    """A model on a device: weights, cache and workspace; `forward` is all it does."""
+    """A model on a device: weights, cache and workspace; `forward` and `hidden` run it."""
 
     def __init__(
         self,
@@ -97,6 +97,19 @@ class Transformer:
         Each row attends to its sequence's cache up to its own position, which it extends; the
         result is a view of the workspace, good until the next call.
         """
+        return self._logits(batch, self._layers(batch))
+
+    def hidden(self, batch: Batch) -> Buffer:
+        """What the logits are made of: float32[n_tokens, n_embd] after the last norm, of all rows.
+
+        It extends the cache as `forward` does, and is a view as good as long.
+        """
+        ws = self._layers(batch)
+        self.ops.rms_norm(ws.x, self.weights.output_norm, self.hp.norm_eps, out=ws.x_norm)
+        return ws.x_norm
+
+    def _layers(self, batch: Batch) -> Rows:
+        """The residual stream behind the last layer, `x` of the rows."""
         self._check(batch)
         ws = self._load(batch)
         self.ops.embedding(self.weights.token_embd, ws.token_ids, out=ws.x)  # [t, n_embd]
@@ -106,7 +119,7 @@ class Transformer:
             self._attention_block(layer, w, ws, batch.has_single_rows)
             self._ffn_block(w, ws)
         np.maximum.at(self.kv.seq_lens, batch.seq, batch.pos + 1)
-        return self._logits(batch, ws)
+        return ws
 
     def _check(self, batch: Batch) -> None:
         ws = self.workspace

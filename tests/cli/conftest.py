@@ -104,6 +104,11 @@ class FakeLLM:
     def chat(self, messages: list[dict[str, str]], params: Any, stream: bool) -> FakeStream:
         return FakeStream(["you said: ", messages[-1]["content"]], self.on_piece)
 
+    def embed(self, texts: list[str], pooling: str, **options: Any) -> np.ndarray:
+        """(length, 1) of each text."""
+        FakeLLM.asked = {"texts": texts, "pooling": pooling, **options}
+        return np.array([[len(text), 1.0] for text in texts], np.float32)
+
     def logits(self, ids: list[int]) -> np.ndarray:
         """Token t is followed by t + 1, with logit 5; the others have 0."""
         rows = np.zeros((len(ids), 512), np.float32)

@@ -160,6 +160,7 @@ def test_docs_name_every_verb_and_key(
         "perplexity": [[tiny_model, *text, "--per-token", "--against", tiny_model]],
         "logits": [[tiny_model, *text]],
         "pull": [["--list"]],
+        "embed": [[tiny_model, *text]],
         "quantize": [[tiny_model, str(tmp_path / "q8_0.gguf"), "--type", "q8_0"]],
         "fuzz": [["--kernel", "cast", "--examples", "2", "--seed", "0"], ["--list"]],
         "doctor": [[]],

@@ -270,6 +270,37 @@ def test_wrong_sampling_parameters(
     assert told in " ".join(result.stderr.split())
 
 
+def test_embed(run: Run, fake_llm: Any, tiny_model: str, tmp_path: Path) -> None:
+    made = document(run("embed", tiny_model, "-p", "abc", "-p", "a", "--json"))
+    assert made["embeddings"] == [[3.0, 1.0], [1.0, 1.0]]
+    assert made["n_embd"] == 2
+    assert made["pooling"] == fake_llm.asked["pooling"] == "mean"
+    assert fake_llm.asked["normalise"] is True
+    shown = run("embed", tiny_model, "-p", "abc", "-p", "a").stdout
+    assert "0.8944" in shown  # 4 / sqrt(10 * 2)
+    lines = tmp_path / "lines.txt"
+    lines.write_text("one\n\ntwo\n")
+    assert run("embed", tiny_model, "-f", str(lines), "--pooling", "cls").exit_code == 0
+    assert fake_llm.asked["texts"] == ["one", "two"]
+    assert fake_llm.asked["pooling"] == "cls"
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        ([], "give either texts (-p) or a file"),
+        (["-p", "a", "-f", "b"], "give either texts (-p) or a file"),
+        (["-p", "a", "--pooling", "max"], "max"),
+    ],
+)
+def test_embed_refuses(
+    run: Run, fake_llm: Any, tiny_model: str, args: list[str], told: str
+) -> None:
+    result = run("embed", tiny_model, *args)
+    assert result.exit_code == 2
+    assert told in " ".join(result.stderr.split())
+
+
 def test_quantize(run: Run, tiny_model: str, tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
     made = document(run("quantize", tiny_model, str(out), "--type", "q8_0", "--json"))

@@ -1,0 +1,48 @@
+"""What the engine says of each token, and the time that a request took."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m40llm.engine.sampling import log_softmax
+from m40llm.engine.sampling_params import SamplingParams
+
+StopReason = Literal["stop", "length", "context", "cancelled"]
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """What the unmodified model thought of one chosen token, and of the likeliest others."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()  # (token_id, logprob), likeliest first
+
+
+@dataclass(frozen=True)
+class Step:
+    """One generated token; `stop_reason` is set on the last."""
+
+    token: TokenLogprob
+    stop_reason: StopReason | None = None
+
+
+@dataclass
+class Clock:
+    """Seconds that the parts of one request took."""
+
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    ttft_s: float = 0.0
+
+
+def logprob_of(logits: NDArray[np.float32], params: SamplingParams, token_id: int) -> TokenLogprob:
+    """Of a chosen token, and of as many others as were asked for; logits float32[vocab_size]."""
+    logprobs = log_softmax(logits)
+    top: tuple[tuple[int, float], ...] = ()
+    if params.logprobs:
+        order = np.argsort(-logprobs, kind="stable")[: params.logprobs]
+        top = tuple((int(i), float(logprobs[i])) for i in order)
+    return TokenLogprob(token_id, float(logprobs[token_id]), top)

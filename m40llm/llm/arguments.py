@@ -1,0 +1,23 @@
+"""What callers may hand to `LLM`, told apart."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from m40llm.errors import RequestError
+
+
+def checked_name(name: Any) -> str:
+    if not isinstance(name, str | Path):
+        kind = type(name).__name__
+        raise RequestError(f"path_or_alias: expected a path or a known name, got {kind}")
+    return str(name)
+
+
+def is_many(prompt: Any) -> bool:
+    """Whether a prompt is a list of prompts rather than one text or one list of ids."""
+    if isinstance(prompt, str) or not isinstance(prompt, Sequence):
+        return False
+    return bool(prompt) and not isinstance(prompt[0], int | np.integer)

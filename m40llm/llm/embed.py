@@ -1,0 +1,62 @@
+"""A text as one vector: the hidden states of its tokens, pooled."""
+
+from collections.abc import Iterable, Sequence
+from typing import Final, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m40llm.engine.engine import Engine
+from m40llm.errors import ModelFileError, RequestError
+from m40llm.progress import Progress
+
+Pooling = Literal["mean", "last", "cls"]
+POOLINGS: Final[tuple[Pooling, ...]] = get_args(Pooling)
+
+
+def embeddings(
+    engine: Engine,
+    texts: Sequence[Sequence[int]],
+    pooling: Pooling,
+    normalise: bool,
+    progress: Progress | None = None,
+) -> NDArray[np.float32]:
+    """float32[n_texts, n_embd] of texts' token ids."""
+    how = _checked(pooling)
+    rows = [pooled(engine.hidden(ids, progress), how) for ids in texts]
+    return np.stack([_finished(row, normalise) for row in rows])
+
+
+def _finished(vector: NDArray[np.float64], normalise: bool) -> NDArray[np.float32]:
+    if not np.isfinite(vector).all():
+        raise ModelFileError("the model's hidden states are not finite numbers: damaged weights?")
+    length = float(np.linalg.norm(vector))
+    if normalise and length > 0:
+        vector = vector / length
+    return vector.astype(np.float32)
+
+
+def pooled(pieces: Iterable[NDArray[np.float32]], pooling: Pooling) -> NDArray[np.float64]:
+    """float64[n_embd] of pieces float32[n, n_embd] that follow one another; there is at least one.
+
+    All pieces are read whatever the pooling: the last state needs those before it.
+    """
+    n_tokens, total = 0, None
+    for states in pieces:
+        wide = states.astype(np.float64)
+        of_piece = {"mean": wide.sum(axis=0), "last": wide[-1], "cls": wide[0]}[pooling]
+        if total is None or pooling == "last":
+            total = of_piece
+        elif pooling == "mean":
+            total = total + of_piece
+        n_tokens += len(states)
+    assert total is not None
+    return np.asarray(total / n_tokens if pooling == "mean" else total)
+
+
+def _checked(name: object) -> Pooling:
+    """RequestError for what is none."""
+    for pooling in POOLINGS:
+        if pooling == name:
+            return pooling
+    raise RequestError(f"pooling: expected {', '.join(POOLINGS)}, got {name!r}")
