@@ -19,12 +19,16 @@ Lines = Annotated[
 ]
 Pooling = Annotated[
     Literal["mean", "last", "cls"],
-    typer.Option(help="Of all tokens the mean, or the state of the last or of the first one."),
+    typer.Option(
+        help="Of all tokens the mean, or the state of the last, or of the first (cls), which in "
+        "these models has seen no other."
+    ),
 ]
 Normalise = Annotated[
     bool, typer.Option("--normalise/--no-normalise", help="Make each vector's length 1.")
 ]
 N_SHOWN = 4  # numbers of a vector
+MOST_COSINES = 8  # texts, beyond which no line of a terminal would hold them
 
 
 @guarded
@@ -43,7 +47,8 @@ def embed(
 ) -> None:
     """Turn texts into vectors: the model's last hidden states, pooled over the tokens.
 
-    Shown are the first numbers of each and the cosine of every two; --json has them all.
+    Shown are the first numbers of each, and of up to eight texts the cosine of every two; --json
+    has all numbers.
 
     \b
     Examples:
@@ -60,7 +65,7 @@ def embed(
             return
     lengths = (vectors**2).sum(axis=1, keepdims=True) ** 0.5
     unit = vectors / lengths.clip(min=1e-30)
-    cosines = unit @ unit.T
+    cosines = unit @ unit[: len(texts) if len(texts) <= MOST_COSINES else 0].T
     rows = [
         (
             shown_token(text if len(text) <= 32 else text[:31] + "…"),
@@ -69,7 +74,8 @@ def embed(
         )
         for text, vector, row in zip(texts, vectors, cosines, strict=True)
     ]
-    print(f"{len(texts)} texts, {vectors.shape[1]} numbers each; on the right, cosines")
+    told = "; on the right, cosines" if 1 < len(texts) <= MOST_COSINES else ""
+    print(f"{len(texts)} texts, {vectors.shape[1]} numbers each{told}")
     print(table(rows))
 
 
@@ -78,8 +84,9 @@ def _texts(prompt: list[str] | None, file: str | None) -> list[str]:
     if (prompt is None) == (file is None):
         raise typer.BadParameter("give either texts (-p) or a file of them (-f)")
     if prompt is not None:
-        return prompt
-    texts = [line for line in read_text(None, file).splitlines() if line.strip()]
+        return [read_text(text, None) for text in prompt]
+    lines = (line.removesuffix("\r") for line in read_text(None, file).split("\n"))
+    texts = [line for line in lines if line.strip()]
     if not texts:
         raise typer.BadParameter(f"{file} has no text in it")
     return texts

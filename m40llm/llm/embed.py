@@ -23,8 +23,17 @@ def embeddings(
 ) -> NDArray[np.float32]:
     """float32[n_texts, n_embd] of texts' token ids."""
     how = _checked(pooling)
-    rows = [pooled(engine.hidden(ids, progress), how) for ids in texts]
-    return np.stack([_finished(row, normalise) for row in rows])
+    checked = [engine.check_ids(ids, f"text {n}") for n, ids in enumerate(texts, 1)]
+    rows: list[NDArray[np.float32]] = []
+    for ids in checked:  # none is computed before all are known to be good
+        share = _share(progress, len(rows), len(checked)) if progress else None
+        rows.append(_finished(pooled(engine.hidden(ids, share), how), normalise))
+    return np.stack(rows)
+
+
+def _share(progress: Progress, n_done: int, n_texts: int) -> Progress:
+    """Progress of one text as part of the whole."""
+    return lambda stage, fraction: progress(stage, (n_done + fraction) / n_texts)
 
 
 def _finished(vector: NDArray[np.float64], normalise: bool) -> NDArray[np.float32]:

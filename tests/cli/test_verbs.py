@@ -283,6 +283,11 @@ def test_embed(run: Run, fake_llm: Any, tiny_model: str, tmp_path: Path) -> None
     assert run("embed", tiny_model, "-f", str(lines), "--pooling", "cls").exit_code == 0
     assert fake_llm.asked["texts"] == ["one", "two"]
     assert fake_llm.asked["pooling"] == "cls"
+    piped = run("embed", tiny_model, "-p", "-", input="piped")
+    assert fake_llm.asked["texts"] == ["piped"]
+    assert "cosines" not in piped.stdout
+    many = run("embed", tiny_model, *["-p", "a"] * 9)
+    assert "9 texts, 2 numbers each\n" in many.stdout
 
 
 @pytest.mark.parametrize(

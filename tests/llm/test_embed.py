@@ -78,6 +78,13 @@ def test_shapes_and_lengths(model: Path) -> None:
         np.testing.assert_allclose(raw / np.linalg.norm(raw), one, rtol=1e-5, atol=1e-7)
 
 
+def test_progress_goes_over_all_texts(model: Path) -> None:
+    with LLM.load(model, device="cpu") as llm:
+        told: list[float] = []
+        llm.embed(["a", "b", "c", "d"], progress=lambda stage, done: told.append(done))
+        assert told == [0.25, 0.5, 0.75, 1.0]
+
+
 def test_generation_after_it_is_as_before(model: Path) -> None:
     """The cache of the one is not taken for the other's."""
     with LLM.load(model, device="cpu") as llm:
@@ -91,10 +98,10 @@ def test_generation_after_it_is_as_before(model: Path) -> None:
     [
         ("hello", "max", "pooling: expected mean, last, cls, got 'max'"),
         ("hello", None, "pooling: expected mean, last, cls"),
-        ([], "mean", "ids: empty"),
-        (["hello", []], "mean", "ids: empty"),
+        ([], "mean", "text 1: empty"),
+        (["hello", []], "mean", "text 2: empty"),
         ([10**6], "mean", "token id 1000000"),
-        (3, "mean", "ids: expected a text or token ids, got 3"),
+        (3, "mean", "text 1: expected a text or token ids, got 3"),
     ],
 )
 def test_refused(model: Path, prompt: object, pooling: object, told: str) -> None:
