@@ -65,7 +65,8 @@ def embed(
             return
     lengths = (vectors**2).sum(axis=1, keepdims=True) ** 0.5
     unit = vectors / lengths.clip(min=1e-30)
-    cosines = unit @ unit[: len(texts) if len(texts) <= MOST_COSINES else 0].T
+    n_cosines = len(texts) if len(texts) <= MOST_COSINES else 0
+    cosines = unit @ unit[:n_cosines].T
     rows = [
         (
             shown_token(text if len(text) <= 32 else text[:31] + "…"),
@@ -74,7 +75,7 @@ def embed(
         )
         for text, vector, row in zip(texts, vectors, cosines, strict=True)
     ]
-    told = "; on the right, cosines" if 1 < len(texts) <= MOST_COSINES else ""
+    told = "; on the right, cosines" if n_cosines > 1 else ""
     print(f"{len(texts)} texts, {vectors.shape[1]} numbers each{told}")
     print(table(rows))
 

@@ -107,11 +107,14 @@ def _needs(file: "GGUFFile", hp: "HParams") -> dict[str, Any]:
     A GPU (and the emulator) keeps most types as they are, others in F16, and the cache in FP16; the
     CPU reads most types where they lie in the mapped file, holds others in FP32, and so the cache.
     """
+    from m40llm.device.cpu.ops import CpuOps
+    from m40llm.device.gpu import held
     from m40llm.model.kv_cache import cache_bytes
+    from m40llm.model.weights import weight_bytes
 
     full = hp.context_length
     lengths = sorted({n for n in CONTEXTS if n < full} | {full})
-    weights = {"cpu": _cpu_weight_bytes(file), "cuda": _gpu_weight_bytes(file)}
+    weights = {"cpu": weight_bytes(CpuOps(), file), "cuda": weight_bytes(held, file)}
     return {
         device: {
             "weights_bytes": weights[device],
@@ -119,32 +122,6 @@ def _needs(file: "GGUFFile", hp: "HParams") -> dict[str, Any]:
         }
         for device, itemsize in (("cpu", 4), ("cuda", 2))
     }
-
-
-def _cpu_weight_bytes(file: "GGUFFile") -> int:
-    """Each tensor as it is held: mapped in the file, or a copy in FP32."""
-    from m40llm.device.cpu.ops import CpuOps
-
-    ops, tensors = CpuOps(), file.tensors.values()
-    return sum(
-        ops.matrix_bytes(t.type, *t.shape) if len(t.shape) == 2 else t.n_bytes for t in tensors
-    )
-
-
-def _gpu_weight_bytes(file: "GGUFFile") -> int:
-    """As a card holds them; an embedding that is also the output matrix, in both forms."""
-    from m40llm.device.gpu import held
-
-    total = 0
-    for name, tensor in file.tensors.items():
-        is_table = name == "token_embd.weight"
-        if is_table:
-            total += held.table_bytes(tensor.type, *tensor.shape)
-        if len(tensor.shape) != 2:
-            total += 4 * tensor.n_elements
-        elif not is_table or "output.weight" not in file.tensors:
-            total += held.matrix_bytes(tensor.type, *tensor.shape)
-    return total
 
 
 def _tokenizer(file: "GGUFFile") -> dict[str, Any]:

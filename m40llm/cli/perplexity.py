@@ -22,9 +22,6 @@ from m40llm.errors import RequestError
 from m40llm.progress import Progress
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from m40llm.cli.divergence import Divergence
     from m40llm.llm import LLM
 
@@ -163,29 +160,22 @@ def _measured(
     llm: "LLM", base: "LLM | None", ids: list[int], sizes: tuple[int, int], progress: Progress
 ) -> "tuple[list[float], Divergence]":
     """The negative log-likelihood of ids[1:], in nats, and how far the base's predictions are."""
-    from m40llm.cli.divergence import Divergence  # NumPy loads with it: not for --help
+    import numpy as np  # not for --help
+
+    from m40llm.cli.divergence import Divergence
+    from m40llm.engine.sampling import log_softmax
 
     nll: list[float] = []
     divergence = Divergence()
     for begin, first, end in windows(len(ids), *sizes):
         read, scored = ids[begin : end - 1], first - 1 - begin  # row r predicts ids[begin + r + 1]
-        logits = llm.logits(read)[scored:]
-        nll += _nll_of(logits, ids[first:end])
-        if base:
-            divergence.add(base.logits(read)[scored:], logits)
+        logits, targets = llm.logits(read)[scored:], ids[first:end]
+        base_logits = base.logits(read)[scored:] if base else None
+        for at in range(0, len(targets), SOFTMAX_ROWS):
+            rows = slice(at, at + SOFTMAX_ROWS)
+            logprobs, wanted = log_softmax(logits[rows]), targets[rows]
+            nll += (-logprobs[np.arange(len(wanted)), wanted]).tolist()
+            if base_logits is not None:
+                divergence.add(log_softmax(base_logits[rows]), logprobs)
         progress("read", end / len(ids))
     return nll, divergence
-
-
-def _nll_of(logits: "NDArray[np.float32]", targets: list[int]) -> list[float]:
-    """log(sum(exp(row))) - row[target], a block of rows at a time, in float64."""
-    import numpy as np
-
-    nll: list[float] = []
-    for start in range(0, len(targets), SOFTMAX_ROWS):
-        block = logits[start : start + SOFTMAX_ROWS].astype(np.float64)
-        wanted = targets[start : start + SOFTMAX_ROWS]
-        highest = block.max(axis=1)
-        lse = highest + np.log(np.exp(block - highest[:, None]).sum(axis=1))
-        nll += (lse - block[np.arange(len(wanted)), wanted]).tolist()
-    return nll

@@ -47,7 +47,19 @@ class MatrixData:
     data: NDArray[np.uint8]
 
 
-class Ops(Protocol):
+class Sizes(Protocol):
+    """What tensors take of a device's memory, told before any is there."""
+
+    def matrix_bytes(self, ggml_type: GGMLType, n_rows: int, n_cols: int) -> int:
+        """Memory that such a matrix takes."""
+        ...
+
+    def table_bytes(self, ggml_type: GGMLType, n_rows: int, n_cols: int, *, is_tied: bool) -> int:
+        """Memory that the embedding takes beside an output matrix, which may be the same."""
+        ...
+
+
+class Ops(Sizes, Protocol):
     """One device's operations; `cpu` has its own, `cuda` and `emulator` share the kernels."""
 
     name: str
@@ -70,14 +82,6 @@ class Ops(Protocol):
 
         Buffers may hold anything; every op writes its `out` before anybody reads it.
         """
-        ...
-
-    def matrix_bytes(self, ggml_type: GGMLType, n_rows: int, n_cols: int) -> int:
-        """Memory that such a matrix takes."""
-        ...
-
-    def table_bytes(self, ggml_type: GGMLType, n_rows: int, n_cols: int, *, is_tied: bool) -> int:
-        """Memory that the embedding takes beside an output matrix, which may be the same."""
         ...
 
     def matrix(

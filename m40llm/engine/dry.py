@@ -27,7 +27,7 @@ def dry(
     if params.dry_last_n >= 0:
         text = text[max(len(text) - params.dry_last_n, 0) :]
     breakers = np.asarray(params.dry_breakers, np.int64)
-    logits = candidates.logits.copy()
+    logits = candidates.logits.astype(np.float64)
     for token_id, n in _longest_repeats(text, breakers).items():
         if n >= params.dry_allowed_length and token_id not in breakers:
             logits[candidates.ids == token_id] -= _penalty(params, n)

@@ -17,32 +17,35 @@ def penalties(
     candidates: Candidates, params: SamplingParams, prompt_ids: Sequence[int], ids: Sequence[int]
 ) -> Candidates:
     """Repetition over prompt and answer, presence and frequency over the answer; in FP32."""
+    has_counts = bool(ids) and bool(params.presence_penalty or params.frequency_penalty)
+    if params.repetition_penalty == 1.0 and not has_counts:
+        return candidates
     logits = candidates.logits.copy()
     if params.repetition_penalty != 1.0:
-        at = np.flatnonzero(_occurrences(candidates.ids, [*prompt_ids, *ids]))
+        at, _ = _occurrences(candidates.ids, [*prompt_ids, *ids])
         seen, penalty = logits[at].astype(np.float32), np.float32(params.repetition_penalty)
         logits[at] = np.where(seen > 0, seen / penalty, seen * penalty)
-    if ids and (params.presence_penalty or params.frequency_penalty):
-        counts = _occurrences(candidates.ids, ids)
-        at = np.flatnonzero(counts)
+    if has_counts:
+        at, counts = _occurrences(candidates.ids, ids)
         presence = np.float64(np.float32(params.presence_penalty))
         frequency = np.float64(np.float32(params.frequency_penalty))
-        lost = presence + frequency * counts[at]  # rounded once, as an FMA
+        lost = presence + frequency * counts  # rounded once, as an FMA
         logits[at] = logits[at].astype(np.float32) - lost.astype(np.float32)
     return Candidates(candidates.ids, logits)
 
 
-def _occurrences(of: Ints, ids: Sequence[int]) -> Ints:
-    """How often each of `of` is among the ids."""
-    counts = np.bincount(np.asarray(ids, np.int64), minlength=int(of.max()) + 1)
-    return np.asarray(counts[of])
+def _occurrences(of: Ints, ids: Sequence[int]) -> tuple[Ints, Ints]:
+    """(positions in `of` of those that are among the ids, how often each is)."""
+    seen, counts = np.unique(np.asarray(ids, np.int64), return_counts=True)
+    at = np.flatnonzero(np.isin(of, seen))
+    return at, counts[np.searchsorted(seen, of[at])]
 
 
 def top_n_sigma(candidates: Candidates, n: float) -> Candidates:
     """Logits within n standard deviations of the largest; those banned (-inf) do not count."""
     if n == 0.0:
         return candidates
-    logits = candidates.logits
+    logits = candidates.exact_logits
     deviation = float(np.std(logits[logits > -np.inf]))
     return candidates.keep(logits >= logits.max() - n * deviation)
 
@@ -88,7 +91,8 @@ def min_p(candidates: Candidates, p: float) -> Candidates:
     """The tokens at least p times as likely as the likeliest."""
     if p == 0.0:
         return candidates
-    return candidates.keep(candidates.logits >= candidates.logits.max() + math.log(p))
+    logits = candidates.exact_logits
+    return candidates.keep(logits >= logits.max() + math.log(p))
 
 
 def xtc(candidates: Candidates, probability: float, threshold: float, uniform: float) -> Candidates:
@@ -110,7 +114,7 @@ def temperature(candidates: Candidates, params: SamplingParams) -> Candidates:
         degree = _dynamic(candidates, params)
     if degree == 0.0:
         return candidates.descending().keep(slice(0, 1))
-    return Candidates(candidates.ids, candidates.logits / degree, candidates.is_sorted)
+    return Candidates(candidates.ids, candidates.exact_logits / degree, candidates.is_sorted)
 
 
 def _dynamic(candidates: Candidates, params: SamplingParams) -> float:

@@ -59,7 +59,8 @@ class Chain:
     def choose(self, logits: Logits, ids: Sequence[int]) -> int:
         """The next token's id. logits float32[vocab_size], unmodified; ids is the answer so far."""
         params = self._params
-        uniforms = uniforms_at(self._seed, len(self._prompt_ids) + len(ids))
+        pos = len(self._prompt_ids) + len(ids)
+        uniforms = (0.0, 0.0) if params.is_greedy else uniforms_at(self._seed, pos)
         moment = Moment(params, self._prompt_ids, ids, uniforms[1])
         if params.logit_bias:
             logits = apply_bias(logits, params.logit_bias)
@@ -128,6 +129,6 @@ def uniforms_at(seed: int, pos: int) -> tuple[float, float]:
 
 
 def log_softmax(logits: Logits) -> NDArray[np.float64]:
-    """Log-probabilities float64[vocab_size] of the unmodified model."""
-    shifted = logits.astype(np.float64) - float(logits.max())
-    return np.asarray(shifted - math.log(np.exp(shifted).sum()))
+    """Log-probabilities float64[..., vocab_size] of the unmodified model, of one row or several."""
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))

@@ -96,8 +96,8 @@ def _write(file: GGUFFile, path: Path, type: GGMLType, progress: Progress | None
     written = Written()
     try:
         _add_metadata(writer, file, type)
-        for info in file.tensors.values():
-            new = _new_type(info, type)
+        new_types = [(info, _new_type(info, type)) for info in file.tensors.values()]
+        for info, new in new_types:
             _count(written, info, new, type)
             n_bytes = _n_bytes(info, new)
             writer.add_tensor_info(info.name, info.shape, np.dtype(np.float32), n_bytes, new)
@@ -105,8 +105,8 @@ def _write(file: GGUFFile, path: Path, type: GGMLType, progress: Progress | None
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         n_done, n_all = 0, sum(info.n_elements for info in file.tensors.values())
-        for info in file.tensors.values():
-            writer.write_tensor_data(_converted(file, info, _new_type(info, type), written))
+        for info, new in new_types:
+            writer.write_tensor_data(_converted(file, info, new, written))
             n_done += info.n_elements
             if progress:
                 progress("quantising", n_done / max(n_all, 1))
@@ -161,9 +161,13 @@ def _converted(
     n_rows, row = info.n_elements // info.shape[-1], row_bytes(new, info.shape[-1])
     out = np.empty((n_rows, row), np.uint8)
     for first, weights in _pieces(data.reshape(n_rows, -1), info):
-        piece = _quantized(weights, info.name, new)
-        out[first : first + len(piece)] = piece
-        _add_error(written, weights, dequantize(new, piece))
+        out[first : first + len(weights)] = piece = _quantized(weights, new)
+        again = dequantize(new, piece)
+        if not np.isfinite(again).all():
+            raise RequestError(
+                f"type: {new.name} cannot hold the weights of {info.name}; BF16 and F32 can"
+            )
+        _add_error(written, weights, again)
     return out
 
 
@@ -177,12 +181,9 @@ def _pieces(data: NDArray[np.uint8], info: TensorInfo) -> Iterator[tuple[int, An
         yield first, weights
 
 
-def _quantized(weights: NDArray[np.float32], name: str, type: GGMLType) -> NDArray[np.uint8]:
+def _quantized(weights: NDArray[np.float32], type: GGMLType) -> NDArray[np.uint8]:
     with np.errstate(all="ignore"):  # a block of zeros divides by its scale of zero
-        packed = np.ascontiguousarray(gguf_quantize(weights, type)).view(np.uint8)
-    if not np.isfinite(dequantize(type, packed)).all():
-        raise RequestError(f"type: {type.name} cannot hold the weights of {name}; BF16 and F32 can")
-    return packed
+        return np.ascontiguousarray(gguf_quantize(weights, type)).view(np.uint8)
 
 
 def _add_error(written: Written, weights: Any, again: NDArray[np.float32]) -> None:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from m40llm.device.ops import Ops
+from m40llm.device.ops import Sizes
 from m40llm.gguf import GGUFFile
 
 
@@ -22,13 +22,13 @@ class Unpacked:
         )
 
 
-def unpacked_tensors(ops: Ops, file: GGUFFile) -> tuple[Unpacked, ...]:
+def unpacked_tensors(sizes: Sizes, file: GGUFFile) -> tuple[Unpacked, ...]:
     """Matrices that take more memory on the device than in the file, by type."""
     found: dict[str, Unpacked] = {}
     for info in file.tensors.values():
         if len(info.shape) != 2:
             continue
-        held = ops.matrix_bytes(info.type, *info.shape)
+        held = sizes.matrix_bytes(info.type, *info.shape)
         if held > info.n_bytes:
             name = info.type.name
             so_far = found.get(name, Unpacked(name, 0, 0, 0))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m40llm.device.ops import Buffer, Matrix, MatrixData, Ops
+from m40llm.device.ops import Buffer, Matrix, MatrixData, Ops, Sizes
 from m40llm.errors import ModelFileError, UnsupportedModelError
 from m40llm.gguf import GGUFFile, TensorInfo
 from m40llm.gguf.blocks import can_dequantize, dequantize, row_bytes
@@ -104,16 +104,16 @@ def _check_tensor(info: TensorInfo, spec: TensorSpec) -> None:
         raise UnsupportedModelError(f"tensor {info.name}: type {info.type.name} cannot be read")
 
 
-def weight_bytes(ops: Ops, file: GGUFFile) -> int:
+def weight_bytes(sizes: Sizes, file: GGUFFile) -> int:
     """Memory that the weights take on the device, reckoned before anything is uploaded."""
     is_tied = "output.weight" not in file.tensors
     embd = file.tensors["token_embd.weight"]
-    total = ops.table_bytes(embd.type, *embd.shape, is_tied=is_tied)
+    total = sizes.table_bytes(embd.type, *embd.shape, is_tied=is_tied)
     for info in file.tensors.values():
         if len(info.shape) != 2:
             total += 4 * info.n_elements
         elif info is not embd or is_tied:
-            total += ops.matrix_bytes(info.type, *info.shape)
+            total += sizes.matrix_bytes(info.type, *info.shape)
     return total
 
 

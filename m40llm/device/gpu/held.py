@@ -33,6 +33,7 @@ def matrix_bytes(ggml_type: GGMLType, n_rows: int, n_cols: int) -> int:
     return n_rows * row_bytes(held_matrix(ggml_type, n_cols), n_cols)
 
 
-def table_bytes(ggml_type: GGMLType, n_rows: int, n_cols: int) -> int:
-    """Bytes that an embedding takes."""
+def table_bytes(ggml_type: GGMLType, n_rows: int, n_cols: int, *, is_tied: bool) -> int:
+    """Bytes of an embedding: apart from the output matrix also where they are tied, which is in
+    planes."""
     return n_rows * row_bytes(held_table(ggml_type), n_cols)

@@ -103,8 +103,7 @@ class GpuOps:
         return held.matrix_bytes(ggml_type, n_rows, n_cols)
 
     def table_bytes(self, ggml_type: GGMLType, n_rows: int, n_cols: int, *, is_tied: bool) -> int:
-        """Kept apart from the output matrix also where they are tied: that one is in planes."""
-        return held.table_bytes(ggml_type, n_rows, n_cols)
+        return held.table_bytes(ggml_type, n_rows, n_cols, is_tied=is_tied)
 
     def matrix(self, ggml_type: GGMLType, n_rows: int, n_cols: int, data: Bytes) -> Planes:
         return self.upload(_planes(MatrixData(ggml_type, n_rows, n_cols, data)))
