@@ -4,6 +4,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from operator import index
 from typing import Final
 
@@ -82,32 +83,31 @@ class Engine:
         self, ids: Sequence[int], progress: Progress | None = None
     ) -> Iterator[NDArray[np.float32]]:
         """Logits of every position, in pieces float32[n, vocab_size] that follow one another."""
-        model = self.model
-        return self._every_row(ids, model.forward, "all", model.workspace.max_logits, progress)
+        return self._every_row(ids, self._forward, "all", self.model.workspace.max_logits, progress)
 
     def hidden(
         self, ids: Sequence[int], progress: Progress | None = None
     ) -> Iterator[NDArray[np.float32]]:
         """The last hidden state of every position, normed: pieces float32[n, n_embd], in order."""
-        model = self.model
-        return self._every_row(ids, model.hidden, "none", model.workspace.max_tokens, progress)
+        run = partial(self._run, self.model.hidden)
+        return self._every_row(ids, run, "none", self.model.workspace.max_tokens, progress)
 
     def _every_row(
         self,
         ids: Sequence[int],
-        forward: Callable[[Batch], Buffer],
+        run: Callable[[Batch], Buffer],
         logits: str,
         step: int,
         progress: Progress | None,
     ) -> Iterator[NDArray[np.float32]]:
-        """What `forward` makes of every position, `step` of them at a time."""
+        """What `run` makes of every position, `step` of them at a time."""
         checked = self.check_ids(ids, "ids")
         self._cached_ids = []
         for first in range(0, len(checked), step):
             piece = checked[first : first + step]
             batch = Batch.of((0, first, piece), logits=logits)
             with self._noting_failure():
-                rows = self.model.ops.read(self._run(forward, batch))
+                rows = self.model.ops.read(run(batch))
             yield rows
             if progress:
                 progress("reading", (first + len(piece)) / len(checked))
@@ -120,7 +120,7 @@ class Engine:
         self._cached_ids = prompt_ids[:n_cached]
         for first in range(n_cached, len(prompt_ids), step):
             piece = prompt_ids[first : first + step]
-            logits = self._run(self.model.forward, Batch.of((0, first, piece)))
+            logits = self._forward(Batch.of((0, first, piece)))
             self._cached_ids = prompt_ids[: first + len(piece)]
             if progress:
                 progress("reading the prompt", (first + len(piece)) / len(prompt_ids))
@@ -212,9 +212,12 @@ class Engine:
         return n_shared
 
     def _decode(self, token_id: int, pos: int) -> NDArray[np.float32]:
-        logits = self._run(self.model.forward, Batch.of((0, pos, [token_id])))
+        logits = self._forward(Batch.of((0, pos, [token_id])))
         self._cached_ids[pos:] = [token_id]
         return self._read_logits(logits)
+
+    def _forward(self, batch: Batch) -> Buffer:
+        return self._run(self.model.forward, batch)
 
     def _run(self, forward: Callable[[Batch], Buffer], batch: Batch) -> Buffer:
         with self._noting_failure():
