@@ -13,7 +13,7 @@ from matrices import PERIOD, on_card, planes_of, repeated, weight_bytes
 from rivals import Rival, randn
 
 from m40llm.kernels.dequantize_rows import dequantize_rows
-from m40llm.kernels.planes import DENSE, LAYOUTS
+from m40llm.kernels.layouts import DENSE, LAYOUTS
 
 FIRST = [GGMLType[name] for name in ("Q4_K", "F16", "Q4_0", "Q6_K")]
 TYPES = [*FIRST, *(type for type in (*DENSE, *LAYOUTS) if type not in FIRST)]

@@ -19,7 +19,7 @@ from matrices import (
 from rivals import Rival, randn
 
 from m40llm.kernels.gemm import MAX_TILES, Workspace, gemm, workspace_floats
-from m40llm.kernels.planes import LAYOUTS
+from m40llm.kernels.layouts import LAYOUTS
 
 F16, F32, Q4_0, Q4_K, Q8_0 = (GGMLType[n] for n in ("F16", "F32", "Q4_0", "Q4_K", "Q8_0"))
 # (n_rows, n_cols) of the matrices of models of 135M to 8B; prompts or batches of so many tokens.

@@ -26,8 +26,9 @@ from rivals import Rival, randn
 
 from m40llm import reference
 from m40llm.fuzz.bounds import gamma
+from m40llm.gguf.blocks import FORMATS
 from m40llm.kernels.gemv import gemv, gemv_swiglu
-from m40llm.kernels.planes import DENSE, LAYOUTS
+from m40llm.kernels.layouts import DENSE, LAYOUTS
 
 FIRST = [GGMLType[name] for name in ("Q4_K", "F16", "Q4_0", "Q8_0", "Q6_K")]
 TYPES = [*FIRST, *(type for type in (*DENSE, *LAYOUTS) if type not in FIRST)]
@@ -35,8 +36,8 @@ QUICK_SHAPES = ("8B attn_q", "8B ffn_up", "1B output")
 
 
 def has_shape(type: GGMLType, n_cols: int) -> bool:
-    """K-quants come in blocks of 256 columns: 576 is none."""
-    return n_cols % 256 == 0 or not type.name.endswith("_K")
+    """Some types come in blocks of 256 columns: 576 is none."""
+    return n_cols % FORMATS[type].n_weights == 0
 
 
 def case_of(type: GGMLType, model: str, shape: tuple[int, int], n_tokens: int) -> Case:

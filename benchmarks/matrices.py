@@ -13,8 +13,9 @@ from gguf import GGMLQuantizationType as GGMLType
 from numpy.typing import NDArray
 
 from m40llm.fuzz.bounds import gamma
+from m40llm.fuzz.matmul import offsets
 from m40llm.gguf.blocks import dequantize, row_bytes
-from m40llm.kernels.planes import DENSE, Planes, from_blocks, to_blocks
+from m40llm.kernels.planes import Planes, from_blocks
 from m40llm.testing.random_blocks import random_tensor
 
 PERIOD = 127  # of the rows of W
@@ -36,17 +37,13 @@ def repeated(type: GGMLType, n_cols: int) -> tuple[Planes, NDArray[Any], NDArray
     """PERIOD rows: as planes, dequantised to FP64, and the magnitudes that an error scales with.
 
     A weight is scale * quant + offset, two terms of the sum; the offset is what the weight would
-    be were its quant, as stored, 0. See tests/kernels/matmul_cases.py.
+    be were its quant, as unpacked, 0.
     """
     data = random_tensor(np.random.default_rng(n_cols), (PERIOD, n_cols), 1.0, type)
     data = np.ascontiguousarray(data).view(np.uint8).reshape(PERIOD, -1)
     planes = from_blocks(type, PERIOD, n_cols, data)
     weights = dequantize(type, data).astype(np.float64)
-    if type in DENSE:
-        return planes, weights, np.abs(weights)
-    highs = None if planes.highs is None else np.zeros_like(planes.highs)
-    nothing = Planes(type, n_cols, np.zeros_like(planes.quants), highs, planes.scales)
-    offset = dequantize(type, to_blocks(nothing)).astype(np.float64)
+    offset = offsets(type, data, n_cols)
     return planes, weights, np.abs(weights - offset) + np.abs(offset)
 
 

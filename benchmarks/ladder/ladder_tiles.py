@@ -8,13 +8,9 @@ from typing import Any
 
 from numba import cuda, float32, int64, uint32
 
+from m40llm.kernels.bits import half2_to_float2
 from m40llm.kernels.contract import Kernel, Launcher
-from m40llm.kernels.intrinsics import (
-    half2_to_float2,
-    load_float4_readonly,
-    load_float4_shared,
-    load_uint4_readonly,
-)
+from m40llm.kernels.intrinsics import load_float4_readonly, load_float4_shared, load_uint4_readonly
 
 TILE, BK, N_THREADS = 128, 16, 256
 PITCH = TILE + 4

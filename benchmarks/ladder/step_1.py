@@ -9,8 +9,8 @@ from typing import Any
 
 from numba import cuda, float32
 
+from m40llm.kernels.bits import half2_to_float2
 from m40llm.kernels.contract import Kernel, Launcher
-from m40llm.kernels.intrinsics import half2_to_float2
 
 SIDE = 16
 

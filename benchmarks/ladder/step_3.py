@@ -8,8 +8,8 @@ from typing import Any
 
 from numba import cuda, float32
 
+from m40llm.kernels.bits import half2_to_float2
 from m40llm.kernels.contract import Kernel, Launcher
-from m40llm.kernels.intrinsics import half2_to_float2
 
 TILE, BK, N_THREADS = 64, 16, 256
 PITCH = BK + 1

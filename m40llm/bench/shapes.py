@@ -5,6 +5,7 @@ from typing import Final
 from gguf import GGMLQuantizationType as GGMLType
 
 from m40llm.errors import RequestError
+from m40llm.gguf.blocks import FORMATS
 from m40llm.model.hparams import HParams, RopeParams
 
 
@@ -32,7 +33,10 @@ SHAPES: Final[dict[str, HParams]] = {
     "1b": _shape(16, 2048, 8192, 32, 8, 128256),  # Llama 3.2
     "8b": _shape(32, 4096, 14336, 32, 8, 128256),  # Llama 3.1
 }
-TYPES: Final = ("F32", "F16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q4_K_M", "Q6_K")
+TYPES: Final = (
+    *("F32", "F16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"),
+    *("Q2_K", "Q3_K", "Q4_K", "Q4_K_M", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4"),
+)
 
 
 def shape_of(name: str) -> HParams:
@@ -46,8 +50,8 @@ def tensor_type(kind: str, tensor: str, layer: int, n_layers: int, n_cols: int) 
     """The type of a tensor in a file of this kind, as llama.cpp's quantize writes it.
 
     Q4_K_M has Q6_K in the output matrix, and in attn_v and ffn_down of the first and last eighth
-    of the layers and every third between. K-quants need rows of a multiple of 256; narrower ones
-    become Q8_0 here.
+    of the layers and every third between. Types with blocks of 256 weights need rows of a multiple
+    of that; narrower ones become Q8_0 here.
     """
     if kind not in TYPES:
         raise RequestError(f"type: expected one of {', '.join(TYPES)}, got {kind!r}")
@@ -58,5 +62,4 @@ def tensor_type(kind: str, tensor: str, layer: int, n_layers: int, n_cols: int) 
         is_more = layer < eighth or layer >= 7 * n_layers // 8 or (layer - eighth) % 3 == 2
         is_fine = tensor == "output" or (tensor in ("attn_v", "ffn_down") and is_more)
         found = GGMLType.Q6_K if is_fine else GGMLType.Q4_K
-    is_k_quant = found.name.endswith("_K")
-    return GGMLType.Q8_0 if is_k_quant and n_cols % 256 else found
+    return GGMLType.Q8_0 if n_cols % FORMATS[found].n_weights else found

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from m40llm.bench.shapes import tensor_type
 from m40llm.device.gpu.ops import GpuOps
 from m40llm.gguf.blocks import FORMATS, dequantize
-from m40llm.kernels.planes import DENSE, Planes, from_blocks
+from m40llm.kernels.layouts import DENSE
+from m40llm.kernels.planes import Planes, from_blocks
 from m40llm.model.arch import ARCHITECTURES
 from m40llm.model.hparams import HParams
 from m40llm.model.transformer import Transformer
@@ -24,10 +25,11 @@ from m40llm.progress import Progress
 
 # Where a block keeps its FP16 scale; where a minimum follows, its ratio to the scale that moves
 # the mean of uniform quants to 0.
-_SCALE_AT = {GGMLType.Q6_K: 208}
+_SCALE_AT = {GGMLType.Q2_K: 80, GGMLType.Q3_K: 108, GGMLType.Q6_K: 208}
 _MIN_RATIO = {
     GGMLType.Q4_1: -7.5,
     GGMLType.Q5_1: -15.5,
+    GGMLType.Q2_K: 1.5,
     GGMLType.Q4_K: 7.5,
     GGMLType.Q5_K: 15.5,
 }
@@ -53,6 +55,9 @@ def random_blocks(
 
 
 def _set_scales(blocks: NDArray[np.uint8], type: GGMLType, scale: NDArray[np.float64]) -> None:
+    if type == GGMLType.MXFP4:  # a power of two, above 0
+        blocks[:, 0] = 128 + np.round(np.log2(np.abs(scale))).astype(int)
+        return
     at = _SCALE_AT.get(type, 0)
     blocks[:, at : at + 2] = scale.astype("<f2")[:, None].view(np.uint8)
     if type in _MIN_RATIO:

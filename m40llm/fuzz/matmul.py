@@ -11,7 +11,9 @@ from m40llm.fuzz.blocks import random_tensor
 from m40llm.fuzz.bounds import gamma
 from m40llm.fuzz.contents import integers
 from m40llm.gguf.blocks import FORMATS, dequantize
-from m40llm.kernels.planes import DENSE, LAYOUTS, Planes, from_blocks, to_blocks
+from m40llm.kernels.layouts import DENSE, LAYOUTS, VALUES_OF
+from m40llm.kernels.planes import Planes, from_blocks, to_blocks
+from m40llm.kernels.scales import BIAS
 
 QUANTISED = tuple(LAYOUTS)
 Array = NDArray[Any]
@@ -25,10 +27,19 @@ def integer_blocks(
         return np.asarray(quantize(integers(rng, n_rows, n_cols), ggml_type).view(np.uint8))
     block = FORMATS[ggml_type]
     blocks = rng.integers(0, 256, (n_rows * n_cols // block.n_weights, block.n_bytes), np.uint8)
-    head = blocks[:, LAYOUTS[ggml_type].head]
+    _set_to_one(ggml_type, blocks[:, LAYOUTS[ggml_type].head])
+    return blocks.reshape(n_rows, -1)
+
+
+def _set_to_one(ggml_type: GGMLType, head: Array) -> None:
+    """The scales of blocks."""
+    if ggml_type == GGMLType.MXFP4:
+        head[:] = 128  # the exponent of 1, of values that the table doubles
+        return
+    if ggml_type == GGMLType.IQ4_XS:
+        head = head[:, :2]  # what follows are scales of parts
     head[:, 0::2] = 0x00  # little-endian FP16 1.0 is 00 3C
     head[:, 1::2] = 0x3C
-    return blocks.reshape(n_rows, -1)
 
 
 def normal_blocks(rng: np.random.Generator, ggml_type: GGMLType, n_rows: int, n_cols: int) -> Array:
@@ -61,13 +72,23 @@ def error_bound(ggml_type: GGMLType, data: Array, x: Array) -> Array:
     rounded once for each later addition, and at most 8 times in scales, offsets and sums of x.
     """
     weights = dequantize(ggml_type, data).astype(np.float64)
-    offset = np.zeros_like(weights)
-    if ggml_type not in DENSE:
-        planes = from_blocks(ggml_type, len(data), weights.shape[1], data)
-        highs = None if planes.highs is None else np.zeros_like(planes.highs)
-        nothing = Planes(
-            ggml_type, planes.n_cols, np.zeros_like(planes.quants), highs, planes.scales
-        )
-        offset = dequantize(ggml_type, to_blocks(nothing)).astype(np.float64)
+    offset = offsets(ggml_type, data, weights.shape[1])
     magnitude = np.abs(x).astype(np.float64) @ (np.abs(weights - offset) + np.abs(offset)).T
     return np.asarray(gamma(weights.shape[1] + 8) * magnitude)
+
+
+def offsets(ggml_type: GGMLType, data: Array, n_cols: int) -> Array:
+    """float64[n_rows, n_cols]: what each weight would be with its quant, as unpacked, zero."""
+    if ggml_type in DENSE:
+        return np.zeros((len(data), n_cols))
+    planes = from_blocks(ggml_type, len(data), n_cols, data)
+    highs = None if planes.highs is None else np.zeros_like(planes.highs)
+    if ggml_type not in VALUES_OF:
+        quants, ratio = np.zeros_like(planes.quants), 1.0
+    else:  # the table's largest value, times what makes it the offset
+        values = np.array(VALUES_OF[ggml_type])
+        largest = int(np.abs(values).argmax())
+        quants = np.full_like(planes.quants, 0x11111111 * largest)
+        ratio = -BIAS[ggml_type] / float(values[largest])
+    same = Planes(ggml_type, planes.n_cols, quants, highs, planes.scales)
+    return ratio * dequantize(ggml_type, to_blocks(same)).astype(np.float64)

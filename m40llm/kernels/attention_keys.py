@@ -12,8 +12,9 @@ from numba import cuda, float32, int64, uint32
 
 from m40llm.kernels.attention_common import HALVES_PER_LOAD, NEGATIVE_INFINITY
 from m40llm.kernels.attention_merge import N_WARPS
+from m40llm.kernels.bits import half2_to_float2
 from m40llm.kernels.contract import ceil_div
-from m40llm.kernels.intrinsics import half2_to_float2, load_uint4_readonly
+from m40llm.kernels.intrinsics import load_uint4_readonly
 from m40llm.kernels.reduce import FULL_MASK, WARP_SIZE
 
 KEYS_IN_FLIGHT: Final = 2  # loads of K, and of V, that a lane has under way

@@ -21,12 +21,8 @@ from m40llm.kernels.attention_tiles import (
     place,
     tile_keys,
 )
-from m40llm.kernels.intrinsics import (
-    half2_to_float2,
-    load_float4_readonly,
-    load_float4_shared,
-    load_uint4_readonly,
-)
+from m40llm.kernels.bits import half2_to_float2
+from m40llm.kernels.intrinsics import load_float4_readonly, load_float4_shared, load_uint4_readonly
 from m40llm.kernels.products import multiply_quarter
 
 

@@ -29,10 +29,7 @@ from typing import Any, Final
 from numba import cuda, int32, uint32, uint64
 
 from m40llm.kernels.attention_common import HALVES_PER_LOAD, NEGATIVE_INFINITY
-from m40llm.kernels.intrinsics import (
-    load_float4_shared,
-    store_float4_shared,
-)
+from m40llm.kernels.intrinsics import load_float4_shared, store_float4_shared
 from m40llm.kernels.products import Columns
 from m40llm.kernels.reduce import FULL_MASK
 

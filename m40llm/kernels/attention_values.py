@@ -21,8 +21,8 @@ from m40llm.kernels.attention_tiles import (
     value_keys,
     value_loads,
 )
+from m40llm.kernels.bits import half2_to_float2
 from m40llm.kernels.intrinsics import (
-    half2_to_float2,
     load_float2_shared,
     load_float4_shared,
     load_uint4_readonly,

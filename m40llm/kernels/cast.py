@@ -15,15 +15,9 @@ from numba import cuda, float32, int64
 from numba.cuda.types import float16
 
 from m40llm.errors import KernelContractError
+from m40llm.kernels.bits import float2_to_half2, half2_to_float2
 from m40llm.kernels.contract import Kernel, Launcher, ceil_div, check_array
-from m40llm.kernels.intrinsics import (
-    float2_to_half2,
-    half2_to_float2,
-    load_float4,
-    load_uint2,
-    store_float4,
-    store_uint2,
-)
+from m40llm.kernels.intrinsics import load_float4, load_uint2, store_float4, store_uint2
 
 N_THREADS: Final = 256
 PER_THREAD: Final = 4

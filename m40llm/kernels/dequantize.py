@@ -16,22 +16,20 @@ from typing import Any, Final
 from gguf import GGMLQuantizationType as GGMLType
 from numba import cuda, float32, int64, uint32, uint64
 
-from m40llm.kernels.intrinsics import (
-    half2_to_float2,
-    load_uint2_readonly,
-    load_uint4_readonly,
-    uint_as_float,
-)
-from m40llm.kernels.planes import DENSE, LAYOUTS
+from m40llm.kernels.bits import half2_to_float2, uint_as_float
+from m40llm.kernels.intrinsics import load_uint2_readonly, load_uint4_readonly, load_uint_readonly
+from m40llm.kernels.layouts import DENSE, LAYOUTS, VALUES_OF
 from m40llm.kernels.scales import BIAS, SCALES
+from m40llm.kernels.tables import look_up
 
 _EXPONENT: Final = 0x4B000000  # of 2^23, where the last bit of the mantissa is worth 1
 
 
 @cache
 def row_start(type: GGMLType) -> Any:
-    """row_start(quants, row): in loads of 16 bytes for dense types (up to 64 GB), 8 for quants."""
-    shift = 2 if type in DENSE else 1
+    """row_start(quants, row): in loads of 16 bytes for dense types (up to 64 GB), 8 for quants, 4
+    where a word has eight of them."""
+    shift = 2 if type in DENSE else 0 if type in VALUES_OF else 1
 
     @cuda.jit(device=True, forceinline=True)
     def start(quants: Any, row: Any) -> Any:
@@ -64,17 +62,20 @@ def fetch(type: GGMLType) -> Any:
     """The device function that loads what eight weights are made of."""
     if type in DENSE:
         return _fetch_f32 if type == GGMLType.F32 else _fetch_f16
-    n_bits, fetch_scales = LAYOUTS[type].n_bits, SCALES[type].fetch
-    n_highs, unit_words = n_bits - 4 if n_bits < 8 else 0, 8 if n_bits == 8 else 4
+    layout, fetch_scales, is_of_values = LAYOUTS[type], SCALES[type].fetch, type in VALUES_OF
+    unit_words, n_highs = layout.unit_words, layout.high_bits
 
     @cuda.jit(device=True, forceinline=True)
     def fetch_quants(
         quants: Any, highs: Any, scales: Any, row: Any, row_at: Any, col: Any, n_cols: Any, raw: Any
     ) -> None:  # fmt: skip
         unit = uint32(uint32(col) >> uint32(5))
-        word = uint32(uint32(col) >> uint32(2)) & uint32(7 if n_bits == 8 else 3)
-        at = uint32(row_at + unit * uint32(unit_words // 2) + (word >> uint32(1)))
-        raw[0], raw[1] = load_uint2_readonly(quants, int64(at) * 2)
+        word = uint32(uint32(col) >> uint32(2)) & uint32(unit_words - 1)
+        if is_of_values:
+            raw[0] = load_uint_readonly(quants, int64(row_at + (uint32(col) >> uint32(3))))
+        else:
+            at = uint32(row_at + unit * uint32(unit_words // 2) + (word >> uint32(1)))
+            raw[0], raw[1] = load_uint2_readonly(quants, int64(at) * 2)
         if n_highs > 0:
             high = unit * n_highs + (word >> 1) * (n_highs - 1)
             raw[2] = highs[uint64(row), uint32(high)]
@@ -96,27 +97,50 @@ def _convert_f32(raw: Any, col: Any, weights: Any) -> None:
 
 
 @cache
+def _four_quants(type: GGMLType) -> Any:
+    """four_quants(raw, group, w) -> bytes: of group + w, group even, of 32 weights, where planes.py
+    says."""
+    layout = LAYOUTS[type]
+    if type in VALUES_OF:
+        look_up_four = look_up(type)
+
+        @cuda.jit(device=True, forceinline=True)
+        def values(raw: Any, group: Any, w: Any) -> Any:
+            return look_up_four(uint32(raw[0] >> uint32(16 * w)))
+
+        return values
+    field_bits, high_bits, n_words = layout.field_bits, layout.high_bits, layout.unit_words
+    fields, highs = ((2**n - 1) * 0x01010101 for n in (field_bits, high_bits))
+
+    @cuda.jit(device=True, forceinline=True)
+    def quants(raw: Any, group: Any, w: Any) -> Any:
+        field = group // uint32(n_words)
+        found = uint32(raw[w] >> uint32(field * uint32(field_bits))) & uint32(fields)
+        if high_bits == 1:
+            g = uint32(group + uint32(w))
+            bit = uint32((g & uint32(3)) * uint32(2) + (g >> uint32(2)))
+            found |= (uint32(raw[2] >> bit) & uint32(highs)) << uint32(field_bits)
+        if high_bits == 2:
+            bit = uint32(uint32(4 * w) + (group >> uint32(2)) * uint32(2))
+            found |= (uint32(raw[2] >> bit) & uint32(highs)) << uint32(field_bits)
+        return uint32(found)
+
+    return quants
+
+
+@cache
 def convert(type: GGMLType) -> Any:
     """The device function that makes eight floats of it."""
     if type in DENSE:
         return _convert_f32 if type == GGMLType.F32 else _convert_f16
-    n_bits, (_, decode, has_minimum) = LAYOUTS[type].n_bits, SCALES[type]
+    (_, decode, has_minimum), four_quants = SCALES[type], _four_quants(type)
     zero = 2.0**23 + BIAS.get(type, 0)
 
     @cuda.jit(device=True, forceinline=True)
     def convert_quants(raw: Any, col: Any, weights: Any) -> None:
-        half, first_word = (col >> 4) & 1, (col >> 2) & 3
-        scale, minimum = decode(raw[4], raw[5], raw[6], raw[7], col >> 5, half)
+        scale, minimum = decode(raw[4], raw[5], raw[6], raw[7], col >> 5, (col >> 4) & 1)
         for w in range(2):
-            quants = raw[w]
-            if n_bits < 8:
-                quants = uint32(quants >> uint32(4 * half)) & uint32(0x0F0F0F0F)
-            if n_bits == 5:
-                bit = uint32(2 * (first_word + w) + half)
-                quants |= (uint32(raw[2] >> bit) & uint32(0x01010101)) << uint32(4)
-            if n_bits == 6:
-                bit = uint32(4 * w + 2 * half)
-                quants |= (uint32(raw[2] >> bit) & uint32(0x03030303)) << uint32(4)
+            quants = four_quants(raw, (uint32(col) >> uint32(2)) & uint32(7), w)
             for k in range(4):
                 byte = uint32(quants >> uint32(8 * k)) & uint32(255)
                 quant = uint_as_float(uint32(byte | uint32(_EXPONENT))) - float32(zero)

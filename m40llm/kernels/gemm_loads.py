@@ -13,15 +13,11 @@ from typing import Any
 from gguf import GGMLQuantizationType as GGMLType
 from numba import cuda, float32, int32, int64, uint32
 
+from m40llm.kernels.bits import half2_to_float2
 from m40llm.kernels.dequantize import convert, fetch, row_start
 from m40llm.kernels.gemm_tiles import Tile
 from m40llm.kernels.hints import pinned
-from m40llm.kernels.intrinsics import (
-    half2_to_float2,
-    load_float4_readonly,
-    load_uint2_readonly,
-    store_float_shared,
-)
+from m40llm.kernels.intrinsics import load_float4_readonly, load_uint2_readonly, store_float_shared
 
 
 @cache

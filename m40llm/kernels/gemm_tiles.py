@@ -18,9 +18,7 @@ from typing import Any, Final
 from numba import cuda, int32, uint32
 
 from m40llm.kernels.contract import ceil_div
-from m40llm.kernels.intrinsics import (
-    load_float4_shared,
-)
+from m40llm.kernels.intrinsics import load_float4_shared
 from m40llm.kernels.products import Columns, multiply_quarter
 from m40llm.kernels.reduce import WARP_SIZE
 

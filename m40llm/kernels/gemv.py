@@ -20,14 +20,21 @@ sm_52    registers (caps: Form.registers) and instructions of the inner loop, fo
                4: registers    68   64    80   80  103  100   80   96  113  104
                4: a weight    6.6  3.1   2.7  2.6  3.7  3.7  3.4  3.1  4.2  4.5
 
+               rows a warp   Q2_K Q3_K IQ4_NL IQ4_XS MXFP4
+               1: registers    48   52     44     44    44
+               4: registers    80  109     96     96    93
+               4: a weight    3.6  5.0    4.6    5.1   4.6
+
          4 rows: 16 or 24 warps on an SM (25 %, 38 %; dense 38 %, 50 %), each with 2 KiB under way,
          where 288 GB/s need 6 KiB an SM. 8 tokens, 2 rows: Q4_0 11.9 a weight, 8 of them FMAs. A
          lane of a GM200 (3,072 at 1.1 GHz) has 6.6 instructions for a weight of Q4_0, 9.6 for one
-         of Q6_K, 23 for F16, before they and not the memory set the pace.
+         of Q6_K, 23 for F16, but 3.9 for one of Q2_K and 5.1 for one of Q3_K, before they and not
+         the memory set the pace.
 
 A block stages a chunk of x in shared memory, in the order in which lanes want it (a padded row of
 32 lanes a group of four columns: no bank conflicts), multiplied by what undoes the place of each
-quant in its word; see unpack.py. A lane then takes 16 bytes of each of its warp's rows at a time.
+quant in its word; see unpack.py. A lane then takes 16 bytes of each of its warp's rows at a time (8
+of Q2_K and Q3_K).
 A minimum, or the bias of a signed type, meets the sum of x over the run, which the staging made.
 """
 
@@ -42,7 +49,8 @@ from numba import cuda, float32, int64, uint32
 
 from m40llm.errors import KernelContractError
 from m40llm.kernels.contract import Kernel, Launcher, ceil_div, check_array
-from m40llm.kernels.planes import DENSE, Planes, check_planes
+from m40llm.kernels.layouts import DENSE
+from m40llm.kernels.planes import Planes, check_planes
 from m40llm.kernels.reduce import WARP_SIZE, warp_sum
 from m40llm.kernels.staging import N_THREADS, N_WARPS, StagedShape, stage_of
 from m40llm.kernels.unit_product import load_unit, multiply_unit

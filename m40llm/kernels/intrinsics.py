@@ -1,4 +1,4 @@
-"""What Numba CUDA lacks: wide loads and stores, half2, bit casts, volatile access.
+"""What Numba CUDA lacks of memory: wide, streaming and volatile loads and stores.
 
 Each is one LLVM instruction or two, so that the emulator runs it as it stands. An index counts
 elements from the array's first, whatever its shape (C order); the address must be a multiple of
@@ -7,16 +7,13 @@ the bytes moved.
     a, b, c, d = load_uint4_readonly(weights, i)      ld.global.nc.v4.u32
     x, y, z, w = load_float4(x, i)                    ld.global.v4.f32
     store_float4(y, i, a, b, c, d)                    st.global.v4.f32
-    ... the same for uint2, float2, and with _shared for shared arrays
+    ... the same for uint2, float2, and with _shared for shared arrays; load_uint_readonly
     store_float_shared(bytes, i, x)                   st.shared.f32
     bytes = as_bytes(array)                           the same memory, so that an index counts bytes
-    low, high = half2_to_float2(a)                    cvt.f32.f16, twice
-    a = float2_to_half2(low, high)                    cvt.rn.f16.f32, twice; low goes to bits 0..15
-    u = float_as_uint(f); f = uint_as_float(u)        mov.b32
     v = load_volatile(flags, i)                       ld.volatile.global: polling
     v = load_volatile_shared(shared, i)               ld.volatile.shared
     store_volatile(flags, i, v)                       st.volatile.global
-    a, b, c, d = load_uint4_streaming(weights, i)     ld.global.cs.nc.v4.u32
+    a, b, c, d = load_uint4_streaming(weights, i)     ld.global.cs.nc.v4.u32, and one for uint2
     ... and load_uint4_volatile, store_uint4_volatile, store_uint2_volatile: of which each aligned
         8 bytes come and go as a whole
 
@@ -32,9 +29,7 @@ from numba.cuda.extending import intrinsic
 
 GLOBAL: Final = 1  # NVPTX address spaces
 SHARED: Final = 3
-_HALF2: Final = ir.VectorType(ir.HalfType(), 2)
 _INT32: Final = ir.IntType(32)
-_STREAM: Final = "ld.global.cs.nc.v4.u32 {$0,$1,$2,$3}, [$4];"
 
 
 def _element_pointer(
@@ -87,9 +82,12 @@ def _vector_load(
             if readonly:
                 vector.set_metadata("invariant.load", builder.module.add_metadata([]))
             lanes = [builder.extract_element(vector, _INT32(i)) for i in range(width)]
+            if width == 1:
+                return lanes[0]
             return context.make_tuple(builder, signature.return_type, lanes)
 
-        return types.UniTuple(element, width)(array, types.int64), generate
+        loaded = element if width == 1 else types.UniTuple(element, width)
+        return loaded(array, types.int64), generate
 
     return load
 
@@ -144,6 +142,7 @@ load_float4 = _vector_load(types.float32, 4, GLOBAL)
 load_float2 = _vector_load(types.float32, 2, GLOBAL)
 load_uint4_readonly = _vector_load(types.uint32, 4, GLOBAL, readonly=True)
 load_uint2_readonly = _vector_load(types.uint32, 2, GLOBAL, readonly=True)
+load_uint_readonly = _vector_load(types.uint32, 1, GLOBAL, readonly=True)
 load_float4_readonly = _vector_load(types.float32, 4, GLOBAL, readonly=True)
 load_float2_readonly = _vector_load(types.float32, 2, GLOBAL, readonly=True)
 load_uint4_shared = _vector_load(types.uint32, 4, SHARED)
@@ -161,55 +160,6 @@ store_uint4_shared = _store4(types.uint32, SHARED)
 store_uint2_shared = _store2(types.uint32, SHARED)
 store_float4_shared = _store4(types.float32, SHARED)
 store_float2_shared = _store2(types.float32, SHARED)
-
-
-@intrinsic
-def half2_to_float2(typing_context: Any, halves: Any) -> Any:
-    """Two FP16 in a uint32, low half first, as two float32; exact."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        vector = builder.bitcast(args[0], _HALF2)
-        floats = [
-            builder.fpext(builder.extract_element(vector, _INT32(i)), ir.FloatType())
-            for i in range(2)
-        ]
-        return context.make_tuple(builder, signature.return_type, floats)
-
-    return types.UniTuple(types.float32, 2)(types.uint32), generate
-
-
-@intrinsic
-def float2_to_half2(typing_context: Any, low: Any, high: Any) -> Any:
-    """Two float32 rounded to FP16 (to nearest, ties to even) and packed in a uint32."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        vector = ir.Constant(_HALF2, ir.Undefined)
-        for i, value in enumerate(args):
-            half = builder.fptrunc(value, ir.HalfType())
-            vector = builder.insert_element(vector, half, _INT32(i))
-        return builder.bitcast(vector, _INT32)
-
-    return types.uint32(types.float32, types.float32), generate
-
-
-@intrinsic
-def float_as_uint(typing_context: Any, value: Any) -> Any:
-    """The 32 bits of a float32."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], _INT32)
-
-    return types.uint32(types.float32), generate
-
-
-@intrinsic
-def uint_as_float(typing_context: Any, bits: Any) -> Any:
-    """The float32 of 32 bits."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], ir.FloatType())
-
-    return types.float32(types.uint32), generate
 
 
 def _volatile_load(space: int) -> Any:
@@ -233,21 +183,29 @@ load_volatile = _volatile_load(GLOBAL)
 load_volatile_shared = _volatile_load(SHARED)
 
 
-@intrinsic
-def load_uint4_streaming(typing_context: Any, array: Any, index: Any) -> Any:
-    """As load_uint4_readonly, of what is read once: it leaves the L2 first, and so what is read
-    again stays there: activations, norms, keys, and the code itself."""
+def _streaming_load(width: int) -> Any:
+    """An intrinsic as the readonly load of so many uint32, of what is read once: it leaves the L2
+    first, and so what is read again stays there: activations, norms, keys, and the code itself."""
+    results = ",".join(f"${i}" for i in range(width))
+    assembly = f"ld.global.cs.nc.v{width}.u32 {{{results}}}, [${width}];"
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        word = ir.IntType(32)
-        pointer = _element_pointer(context, builder, signature.args[0], args, word, GLOBAL)
-        kind = ir.FunctionType(ir.LiteralStructType([word] * 4), [ir.IntType(64)])
-        address = builder.ptrtoint(pointer, ir.IntType(64))
-        found = builder.asm(kind, _STREAM, "=r,=r,=r,=r,l", [address], False)
-        lanes = [builder.extract_value(found, i) for i in range(4)]
-        return context.make_tuple(builder, signature.return_type, lanes)
+    @intrinsic
+    def load(typing_context: Any, array: Any, index: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            pointer = _element_pointer(context, builder, signature.args[0], args, _INT32, GLOBAL)
+            kind = ir.FunctionType(ir.LiteralStructType([_INT32] * width), [ir.IntType(64)])
+            address = builder.ptrtoint(pointer, ir.IntType(64))
+            found = builder.asm(kind, assembly, "=r," * width + "l", [address], False)
+            lanes = [builder.extract_value(found, i) for i in range(width)]
+            return context.make_tuple(builder, signature.return_type, lanes)
 
-    return types.UniTuple(types.uint32, 4)(array, types.int64), generate
+        return types.UniTuple(types.uint32, width)(array, types.int64), generate
+
+    return load
+
+
+load_uint4_streaming = _streaming_load(4)
+load_uint2_streaming = _streaming_load(2)
 
 
 @intrinsic

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from numba import cuda, float32, int64, uint32
 
-from m40llm.kernels.intrinsics import float_as_uint, uint_as_float
+from m40llm.kernels.bits import float_as_uint, uint_as_float
 from m40llm.kernels.reduce import FULL_MASK, WARP_SIZE
 
 ID_BITS: Final = 22

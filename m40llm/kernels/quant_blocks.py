@@ -8,16 +8,19 @@ of a scale and a quant (11 + 6 + 5 bits at most) is exact in FP32, so that a fus
 rounds as the multiplication and addition of that package do, once. Q6_K's 11 + 8 + 6 bits are
 rounded, but nothing is added to them.
 
-Loads are single bytes: blocks of 18 to 210 bytes have no alignment. For rows gathered one by
+Loads are single bytes: blocks of 17 to 210 bytes have no alignment. For rows gathered one by
 one; what is read whole is repacked first (gguf.blocks).
 """
 
+from functools import cache
 from typing import Any, Final
 
 from gguf import GGMLQuantizationType as GGMLType
 from numba import cuda, float32, int32, uint32
 
-from m40llm.kernels.intrinsics import half2_to_float2, uint_as_float
+from m40llm.kernels.bits import half2_to_float2, uint_as_float
+from m40llm.kernels.scales import BIAS, power_of_two
+from m40llm.kernels.tables import look_up
 
 
 @cuda.jit(device=True)
@@ -145,6 +148,67 @@ def _q6_k(memory: Any, o: Any, i: Any) -> Any:
     return _half(memory, o + 208) * scale * quant
 
 
+@cuda.jit(device=True)
+def _crumb(memory: Any, o: Any, i: Any) -> Any:
+    """Of 32 bytes for each 128 weights: their two lowest bits are the first 32, and so on."""
+    byte = int32(memory[o + 32 * (i >> 7) + (i & 31)])
+    return (byte >> (2 * ((int32(i) >> 5) & 3))) & int32(3)
+
+
+@cuda.jit(device=True)
+def _q2_k(memory: Any, o: Any, i: Any) -> Any:
+    both = int32(memory[o + (i >> 4)])
+    scaled = _half(memory, o + 80) * float32(int32(both & 15))
+    scaled *= float32(int32(_crumb(memory, o + 16, i)))
+    return scaled - _half(memory, o + 82) * float32(int32(both >> 4))
+
+
+@cuda.jit(device=True)
+def _q3_k(memory: Any, o: Any, i: Any) -> Any:
+    run = int32(i) >> 4
+    low = (int32(memory[o + 96 + (run & 7)]) >> (4 * (run >> 3))) & int32(15)
+    high = (int32(memory[o + 104 + (run & 3)]) >> (2 * (run >> 2))) & int32(3)
+    scale = float32(int32((low | (high << 4)) - 32))
+    third = (int32(memory[o + (i & 31)]) >> (int32(i) >> 5)) & int32(1)
+    quant = float32(int32((_crumb(memory, o + 32, i) | (third << 2)) - 4))
+    return _half(memory, o + 108) * scale * quant
+
+
+@cache
+def _value_of(type: GGMLType) -> Any:
+    """value(number): from the type's table."""
+    look_up_four, bias = look_up(type), BIAS[type]
+
+    @cuda.jit(device=True)
+    def value(number: Any) -> Any:
+        byte = look_up_four(uint32(number)) & uint32(255)
+        return float32(int32(int32(byte) - int32(bias)))
+
+    return value
+
+
+_value_of_iq4, _value_of_mxfp4 = _value_of(GGMLType.IQ4_NL), _value_of(GGMLType.MXFP4)
+
+
+@cuda.jit(device=True)
+def _iq4_nl(memory: Any, o: Any, i: Any) -> Any:
+    return _half(memory, o) * _value_of_iq4(_nibble(memory, o + 2, i))
+
+
+@cuda.jit(device=True)
+def _iq4_xs(memory: Any, o: Any, i: Any) -> Any:
+    s = int32(i) >> 5
+    low = (int32(memory[o + 4 + (s >> 1)]) >> (4 * (s & 1))) & int32(15)
+    high = int32(_uint16(memory, o + 2) >> uint32(2 * s)) & int32(3)
+    scale = float32(int32((low | (high << 4)) - 32))
+    return _half(memory, o) * scale * _value_of_iq4(_nibble(memory, o + 8 + 16 * s, i & 31))
+
+
+@cuda.jit(device=True)
+def _mxfp4(memory: Any, o: Any, i: Any) -> Any:
+    return power_of_two(uint32(memory[o])) * _value_of_mxfp4(_nibble(memory, o + 1, i))
+
+
 WEIGHT_OF: Final[dict[GGMLType, Any]] = {
     GGMLType.F32: _f32,
     GGMLType.F16: _f16,
@@ -154,7 +218,12 @@ WEIGHT_OF: Final[dict[GGMLType, Any]] = {
     GGMLType.Q5_0: _q5_0,
     GGMLType.Q5_1: _q5_1,
     GGMLType.Q8_0: _q8_0,
+    GGMLType.Q2_K: _q2_k,
+    GGMLType.Q3_K: _q3_k,
     GGMLType.Q4_K: _q4_k,
     GGMLType.Q5_K: _q5_k,
     GGMLType.Q6_K: _q6_k,
+    GGMLType.IQ4_NL: _iq4_nl,
+    GGMLType.IQ4_XS: _iq4_xs,
+    GGMLType.MXFP4: _mxfp4,
 }

@@ -1,11 +1,12 @@
-"""Scale and minimum of a run of quants, from the plane of scales; see planes.py for its layout.
+"""Scale and minimum of a run of quants, from the plane of scales; see plane_of_scales.py.
 
     words = fetch(scales, row, unit)                        what memory holds for 32 weights
     scale, minimum = decode(*words, unit, half)             weight = scale * quant + minimum
 
 `unit` counts 32 weights of the row. `half` is 1 for the last 16 of them, which have a scale of
-their own in Q6_K alone. `quant` is signed for the types without minimums (minimum = 0). Scale and
-minimum are exact: a product of an FP16 and at most 8 bits fits FP32. Indices are made unsigned:
+their own in Q2_K, Q3_K and Q6_K. `quant` is signed for the types without minimums (minimum = 0), a
+value of the table for IQ4_* and MXFP4. Scale and minimum are exact: a product of an FP16 and at
+most 8 bits fits FP32, and MXFP4's scale is a power of two. Indices are made unsigned:
 that spares Numba's test for a negative one, four instructions.
 """
 
@@ -14,7 +15,8 @@ from typing import Any, Final, NamedTuple
 from gguf import GGMLQuantizationType as GGMLType
 from numba import cuda, float32, int32, int64, uint32, uint64
 
-from m40llm.kernels.intrinsics import half2_to_float2, load_uint4_readonly
+from m40llm.kernels.bits import half2_to_float2, uint_as_float
+from m40llm.kernels.intrinsics import load_uint2_readonly, load_uint4_readonly
 
 
 @cuda.jit(device=True)
@@ -27,6 +29,35 @@ def _fetch_k(scales: Any, row: Any, unit: Any) -> Any:
     row_loads = uint32(uint32(scales.shape[1]) >> uint32(2))
     at = uint32(uint32(row) * row_loads + (uint32(unit) >> uint32(3)))  # in 16 bytes: up to 64 GB
     return load_uint4_readonly(scales, int64(at) * 4)
+
+
+@cuda.jit(device=True)
+def _fetch_q2_k(scales: Any, row: Any, unit: Any) -> Any:
+    first = uint32((uint32(unit) >> uint32(3)) * uint32(5))
+    pair = uint32((uint32(unit) & uint32(7)) >> uint32(1))  # of units, in a word
+    word = uint32(scales[uint64(row), uint32(first + pair)])
+    mine = uint32(word >> uint32((uint32(unit) & uint32(1)) << uint32(4)))
+    return mine, uint32(scales[uint64(row), uint32(first + uint32(4))]), uint32(0), uint32(0)
+
+
+@cuda.jit(device=True)
+def _fetch_q3_k(scales: Any, row: Any, unit: Any) -> Any:
+    first = uint32((uint32(unit) >> uint32(3)) * uint32(7))
+    inside = uint32(uint32(unit) & uint32(7))
+    return (
+        uint32(scales[uint64(row), uint32(first + (inside >> uint32(1)))]),
+        uint32(scales[uint64(row), uint32(first + uint32(4) + (inside >> uint32(2)))]),
+        uint32(scales[uint64(row), uint32(first + uint32(6))]),
+        uint32(0),
+    )
+
+
+@cuda.jit(device=True)
+def _fetch_iq4_xs(scales: Any, row: Any, unit: Any) -> Any:
+    row_loads = uint32(uint32(scales.shape[1]) >> uint32(1))
+    at = uint32(uint32(row) * row_loads + (uint32(unit) >> uint32(3)))  # in 8 bytes: up to 32 GB
+    a, b = load_uint2_readonly(scales, int64(at) * 2)
+    return a, b, uint32(0), uint32(0)
 
 
 @cuda.jit(device=True)
@@ -67,6 +98,47 @@ def _decode_k(a: Any, b: Any, c: Any, d: Any, unit: Any, half: Any) -> Any:
 
 
 @cuda.jit(device=True)
+def _decode_q2_k(a: Any, b: Any, c: Any, d: Any, unit: Any, half: Any) -> Any:
+    byte = uint32(a >> uint32(8 * half))
+    d_scale, d_minimum = half2_to_float2(b)
+    scale = d_scale * float32(uint32(byte & uint32(15)))
+    return scale, -(d_minimum * float32(uint32(uint32(byte >> uint32(4)) & uint32(15))))
+
+
+@cuda.jit(device=True)
+def _decode_q3_k(a: Any, b: Any, c: Any, d: Any, unit: Any, half: Any) -> Any:
+    run = uint32(uint32(unit & 7) * uint32(2) + uint32(half))
+    low = uint32(a >> uint32(uint32(run & uint32(3)) * uint32(4))) & uint32(15)
+    high = uint32(b >> uint32(uint32(run & uint32(7)) * uint32(2))) & uint32(3)
+    d_scale, _ = half2_to_float2(c)
+    scale = int32(uint32(low | high << uint32(4))) - int32(32)
+    return d_scale * float32(int32(scale)), float32(0.0)
+
+
+@cuda.jit(device=True)
+def _decode_iq4_xs(a: Any, b: Any, c: Any, d: Any, unit: Any, half: Any) -> Any:
+    inside = uint32(unit & 7)
+    low = uint32(b >> uint32(inside * uint32(4))) & uint32(15)
+    high = uint32(a >> uint32(uint32(16) + inside * uint32(2))) & uint32(3)
+    d_scale, _ = half2_to_float2(a)
+    scale = int32(uint32(low | high << uint32(4))) - int32(32)
+    return d_scale * float32(int32(scale)), float32(0.0)
+
+
+@cuda.jit(device=True)
+def power_of_two(exponent: Any) -> Any:
+    """2^(exponent - 128), the scale of MXFP4's doubled values: exponent a byte."""
+    if exponent < uint32(2):
+        return uint_as_float(uint32(uint32(0x00200000) << exponent))  # a subnormal number
+    return uint_as_float(uint32(uint32(exponent - uint32(1)) << uint32(23)))
+
+
+@cuda.jit(device=True)
+def _decode_mxfp4(a: Any, b: Any, c: Any, d: Any, unit: Any, half: Any) -> Any:
+    return power_of_two(a), float32(0.0)
+
+
+@cuda.jit(device=True)
 def _decode_q6_k(a: Any, b: Any, c: Any, d: Any, unit: Any, half: Any) -> Any:
     byte = uint32(a >> uint32(8 * half)) & uint32(255)
     d_scale, _ = half2_to_float2(b)
@@ -94,9 +166,24 @@ SCALES: Final = {
     GGMLType.Q5_0: Scales(_fetch_one, _decode_half),
     GGMLType.Q5_1: Scales(_fetch_one, _decode_half2, has_minimum=True),
     GGMLType.Q8_0: Scales(_fetch_one, _decode_half),
+    GGMLType.Q2_K: Scales(_fetch_q2_k, _decode_q2_k, has_minimum=True),
+    GGMLType.Q3_K: Scales(_fetch_q3_k, _decode_q3_k),
     GGMLType.Q4_K: Scales(_fetch_k, _decode_k, has_minimum=True),
     GGMLType.Q5_K: Scales(_fetch_k, _decode_k, has_minimum=True),
     GGMLType.Q6_K: Scales(_fetch_q6_k, _decode_q6_k),
+    GGMLType.IQ4_NL: Scales(_fetch_one, _decode_half),
+    GGMLType.IQ4_XS: Scales(_fetch_iq4_xs, _decode_iq4_xs),
+    GGMLType.MXFP4: Scales(_fetch_one, _decode_mxfp4),
 }
-# What is subtracted from the quant as it is stored, for the types without a minimum.
-BIAS: Final = {GGMLType.Q4_0: 8, GGMLType.Q5_0: 16, GGMLType.Q8_0: 128, GGMLType.Q6_K: 32}
+# What is subtracted from the quant as it is stored, or from the table's byte, for the types without
+# a minimum.
+BIAS: Final = {
+    GGMLType.Q4_0: 8,
+    GGMLType.Q5_0: 16,
+    GGMLType.Q8_0: 128,
+    GGMLType.Q3_K: 4,
+    GGMLType.Q6_K: 32,
+    GGMLType.IQ4_NL: 128,
+    GGMLType.IQ4_XS: 128,
+    GGMLType.MXFP4: 12,
+}

@@ -1,6 +1,6 @@
 """x in shared memory, in the order in which the lanes of a matrix x vector want it.
 
-A lane multiplies 16 bytes of quants, a unit of 4 to 32 columns, four columns (a group) at a time.
+A lane multiplies a load of quants, a unit of 4 to 32 columns, four columns (a group) at a time.
 32 units lie side by side, group by group:
 
     staged  float32[token][span of 32 units][group][lane: 32 of a pitch of 32 to 36][4]
@@ -14,14 +14,13 @@ two that unpack.py asks for, sums by RESULT_SCALE.
 from functools import cache
 from typing import Any, Final
 
-import numpy as np
 from gguf import GGMLQuantizationType as GGMLType
 from numba import cuda, float32, int64, uint32
 
 from m40llm.kernels.intrinsics import load_float4_readonly, store_float4_shared
-from m40llm.kernels.planes import DENSE
+from m40llm.kernels.layouts import DENSE
 from m40llm.kernels.reduce import FULL_MASK, WARP_SIZE
-from m40llm.kernels.unpack import LANES, RESULT_SCALE, STAGE_SCALE, factor
+from m40llm.kernels.unpack import LANES, RESULT_SCALE, factors_of
 
 N_WARPS: Final = 8
 N_THREADS: Final = N_WARPS * WARP_SIZE
@@ -51,11 +50,7 @@ def stage_of(type: GGMLType, n_tokens: int, chunk_cols: int) -> Any:
     n_groups, pitch, token_slots = shape.n_groups, shape.pitch, shape.token_slots
     token_sums, has_sums = shape.token_sums, type not in DENSE
     sum_groups = lane.n_groups // lane.n_halves
-    unit_scale = STAGE_SCALE if has_sums else 1.0
-    factors = tuple(np.float32(unit_scale * factor(type, 0, k)) for k in range(4))
-    upper = tuple(np.float32(unit_scale * factor(type, n_groups - 1, k)) for k in range(4))
-    low0, low1, low2, low3 = factors
-    high0, high1, high2, high3 = upper
+    factors = factors_of(type)
 
     @cuda.jit(device=True, forceinline=True)
     def stage(x: Any, first_col: Any, n_cols: Any, staged: Any, sums: Any) -> None:
@@ -69,13 +64,10 @@ def stage_of(type: GGMLType, n_tokens: int, chunk_cols: int) -> Any:
                     at = int64(token) * x.shape[1] + first_col + 4 * quad
                     x0, x1, x2, x3 = load_float4_readonly(x, at)
                     total = (x0 + x1) + (x2 + x3)
-                    upper = group >= 4
-                    x0 *= high0 if upper else low0
-                    x1 *= high1 if upper else low1
-                    x2 *= high2 if upper else low2
-                    x3 *= high3 if upper else low3
+                    f0, f1, f2, f3 = factors(group)
                     slot = ((unit >> 5) * n_groups + group) * pitch + (unit & 31)
-                    store_float4_shared(staged, (token * token_slots + slot) * 4, x0, x1, x2, x3)
+                    at = (token * token_slots + slot) * 4
+                    store_float4_shared(staged, at, f0 * x0, f1 * x1, f2 * x2, f3 * x3)
                 if has_sums:
                     distance = 1
                     while distance < sum_groups:

@@ -1,10 +1,11 @@
-"""The inner loop of every matrix x vector: 16 bytes of quants of each row, in one lane.
+"""The inner loop of every matrix x vector: 16 bytes of quants of each row, or 8, in one lane.
 
     load(quants, highs, scales, rows, unit, words, high, packed)      what a lane needs of a unit
     multiply(words, high, packed, unit, staged_unit, staged, sums, acc)
 
-A unit is the 4 to 32 columns of 16 bytes of quants (unpack.Lane). `rows` are a warp's rows;
-`unit` counts from the row's first, `staged_unit` from the first that staging.py has laid out.
+A unit is the 4 to 32 columns whose quants a lane loads at a time (unpack.Lane). `rows` are a
+warp's rows; `unit` counts from the row's first, `staged_unit` from the first that staging.py has
+laid out.
 acc[r * n_tokens + token] takes the products. The two are apart so that the next unit can be on
 its way while this one is multiplied.
 
@@ -19,8 +20,8 @@ from typing import Any
 from gguf import GGMLQuantizationType as GGMLType
 from numba import cuda, float32, int64, uint32, uint64
 
-from m40llm.kernels.intrinsics import load_float4_shared, load_uint4_streaming
-from m40llm.kernels.planes import DENSE
+from m40llm.kernels.intrinsics import load_float4_shared, load_uint2_streaming, load_uint4_streaming
+from m40llm.kernels.layouts import DENSE
 from m40llm.kernels.scales import BIAS, SCALES
 from m40llm.kernels.staging import CHUNK_FLOATS, StagedShape
 from m40llm.kernels.unpack import LANES
@@ -34,7 +35,8 @@ def units_a_scale(type: GGMLType) -> int:
 @cache
 def load_unit(type: GGMLType, n_rows: int) -> Any:
     """load(quants, highs, scales, rows, unit, words, high, packed)"""
-    fetch, n_highs, n_shared = SCALES[type].fetch, LANES[type].n_highs, units_a_scale(type)
+    fetch, n_shared = SCALES[type].fetch, units_a_scale(type)
+    n_highs, n_loaded = LANES[type].n_highs, LANES[type].n_loaded
 
     @cuda.jit(device=True, forceinline=True)
     def load(
@@ -42,12 +44,15 @@ def load_unit(type: GGMLType, n_rows: int) -> Any:
         words: Any, high: Any, packed: Any,
     ) -> None:  # fmt: skip
         scaled_unit = unit // n_shared
-        row_units = uint32(uint32(quants.shape[1]) >> uint32(2))
+        row_units = uint32(uint32(quants.shape[1]) // uint32(n_loaded))
         for r in range(n_rows):
-            at = uint32(uint32(rows[r]) * row_units + uint32(unit))  # in units: up to 64 GB
-            words[r, 0], words[r, 1], words[r, 2], words[r, 3] = load_uint4_streaming(
-                quants, int64(at) * 4
-            )
+            at = uint32(uint32(rows[r]) * row_units + uint32(unit))  # in units: up to 32 GB
+            if n_loaded == 4:
+                words[r, 0], words[r, 1], words[r, 2], words[r, 3] = load_uint4_streaming(
+                    quants, int64(at) * 4
+                )
+            else:
+                words[r, 0], words[r, 1] = load_uint2_streaming(quants, int64(at) * 2)
         for r in range(n_rows):
             a, b, c, d = fetch(scales, rows[r], scaled_unit)
             packed[r, 0], packed[r, 1], packed[r, 2], packed[r, 3] = a, b, c, d
@@ -65,7 +70,7 @@ def multiply_unit(
     lane, shape = LANES[type], StagedShape(type, n_tokens, chunk_cols, chunk_floats)
     _, decode, has_minimum = SCALES[type]
     unpack, n_groups, n_halves, n_highs = lane.unpack, lane.n_groups, lane.n_halves, lane.n_highs
-    n_words, pitch, token_slots = lane.n_words, shape.pitch, shape.token_slots
+    first_word, pitch, token_slots = lane.first_word, shape.pitch, shape.token_slots
     token_sums, is_dense = shape.token_sums, type in DENSE
     half_groups = n_groups // n_halves
     bias, n_shared = float(BIAS.get(type, 0)), units_a_scale(type)
@@ -84,7 +89,7 @@ def multiply_unit(
             for g in range(half_groups):
                 group = half * half_groups + g
                 for r in range(n_rows):
-                    first = group * n_words & 3
+                    first = first_word(group)
                     f0, f1, f2, f3 = unpack(
                         words[r, first],
                         words[r, first + 1 & 3],

@@ -10,16 +10,20 @@ flushes subnormals to zero.
     f0, f1, f2, f3 = unpack(a, b, c, d, highs, highs_2, group)
 
 `group` says which four of a lane's run of quants (8 groups in 32 weights, 4 in the 16 of Q8_0, 2
-in the 8 of F16, 1 in the 4 of F32); a..d are words of quants from the group's first one on, of
-which most types need one. F16 and F32 are numbers already; their factor is 1.
+in the 8 of F16, 1 in the 4 of F32); a..d are words of quants from the group's first one on
+(Lane.first_word), of which most types need one. F16 and F32 are numbers already; their factor is 1.
 """
 
+from functools import cache
 from typing import Any, Final, NamedTuple
 
+import numpy as np
 from gguf import GGMLQuantizationType as GGMLType
 from numba import cuda, uint32
 
-from m40llm.kernels.intrinsics import half2_to_float2, uint_as_float
+from m40llm.kernels.bits import half2_to_float2, uint_as_float
+from m40llm.kernels.layouts import DENSE, VALUES_OF
+from m40llm.kernels.tables import look_up
 
 # x up to 2^39 cannot overflow, and what underflows is below 2^-88 of the unit of x.
 STAGE_SCALE: Final = 2.0**88
@@ -94,19 +98,77 @@ def _unpack_floats(a: Any, b: Any, c: Any, d: Any, highs: Any, highs_2: Any, gro
     return uint_as_float(a), uint_as_float(b), uint_as_float(c), uint_as_float(d)
 
 
+@cuda.jit(device=True)
+def _unpack_two(a: Any, b: Any, c: Any, d: Any, highs: Any, highs_2: Any, group: Any) -> Any:
+    shift = uint32(group & 6)
+    upper = uint32(a >> uint32(24))  # in common to the word's four groups
+    return (
+        uint_as_float(uint32(a & uint32(uint32(0x3) << shift))),
+        uint_as_float(uint32(a & uint32(uint32(0x300) << shift))),
+        uint_as_float(uint32(a & uint32(uint32(0x30000) << shift))),
+        uint_as_float(uint32(upper & uint32(uint32(0x3) << shift))),
+    )
+
+
+@cuda.jit(device=True)
+def _unpack_three(a: Any, b: Any, c: Any, d: Any, highs: Any, highs_2: Any, group: Any) -> Any:
+    bit = 2 * (group & 3) + (group >> 2)  # of the group's high bits in each byte; wanted at 2
+    if bit < 2:
+        high = uint32(highs << uint32(2 - bit)) & uint32(0x04040404)
+    else:
+        high = uint32(highs >> uint32(bit - 2)) & uint32(0x04040404)
+    low = uint32(a >> uint32(group & 6)) & uint32(0x03030303)
+    return _floats_of_bytes(uint32(low | high))
+
+
+@cache
+def _unpack_values(type: GGMLType) -> Any:
+    look_up_four = look_up(type)
+
+    @cuda.jit(device=True)
+    def unpack(a: Any, b: Any, c: Any, d: Any, highs: Any, highs_2: Any, group: Any) -> Any:
+        return _floats_of_bytes(look_up_four(uint32(a >> uint32(16 * (group & 1)))))
+
+    return unpack
+
+
+@cuda.jit(device=True)
+def _word_by_word(group: Any) -> Any:
+    return group & 3
+
+
+@cuda.jit(device=True)
+def _two_words(group: Any) -> Any:
+    return group & 1
+
+
+@cuda.jit(device=True)
+def _halves_of_words(group: Any) -> Any:
+    return group >> 1
+
+
+@cuda.jit(device=True)
+def _two_words_each(group: Any) -> Any:
+    return 2 * group
+
+
 class Lane(NamedTuple):
-    """What a lane makes of its 16 bytes of quants.
+    """What a lane makes of the quants that it loads at a time.
 
     n_groups    groups of four weights in them
     unpack      the device function
+    first_word  device function: which of the words loaded is a group's first
     n_words     words of a group
-    n_highs     words of high bits beside the 16 bytes
+    n_loaded    words in all: a load of 16 bytes, or of 8
+    n_highs     words of high bits beside them
     n_halves    runs that have a scale of their own
     """
 
     n_groups: int
     unpack: Any
+    first_word: Any = _word_by_word
     n_words: int = 1
+    n_loaded: int = 4
     n_highs: int = 0
     n_halves: int = 1
 
@@ -117,22 +179,51 @@ class Lane(NamedTuple):
 
 LANES: Final = {
     GGMLType.F32: Lane(1, _unpack_floats, n_words=4),
-    GGMLType.F16: Lane(2, _unpack_halves, n_words=2),
+    GGMLType.F16: Lane(2, _unpack_halves, _two_words_each, n_words=2),
     GGMLType.Q4_0: Lane(8, _unpack_nibbles),
     GGMLType.Q4_1: Lane(8, _unpack_nibbles),
     GGMLType.Q5_0: Lane(8, _unpack_five, n_highs=1),
     GGMLType.Q5_1: Lane(8, _unpack_five, n_highs=1),
     GGMLType.Q8_0: Lane(4, _unpack_bytes),
+    GGMLType.Q2_K: Lane(8, _unpack_two, _two_words, n_loaded=2, n_halves=2),
+    GGMLType.Q3_K: Lane(8, _unpack_three, _two_words, n_loaded=2, n_highs=1, n_halves=2),
     GGMLType.Q4_K: Lane(8, _unpack_nibbles),
     GGMLType.Q5_K: Lane(8, _unpack_five, n_highs=1),
     GGMLType.Q6_K: Lane(8, _unpack_six, n_highs=2, n_halves=2),
+    **{type: Lane(8, _unpack_values(type), _halves_of_words) for type in VALUES_OF},
 }
 
 
 def factor(type: GGMLType, group: int, k: int) -> float:
     """What undoes the position of the k-th quant of a group in its word; without STAGE_SCALE."""
     lane = LANES[type]
-    if lane.n_words > 1 or k == 3:  # the last one of a word is shifted to its lowest bits
+    if lane.n_words > 1:
+        return 1.0
+    if lane.unpack is _unpack_two:
+        return 2.0 ** -(8 * (k % 3) + (group & 6))
+    if k == 3:  # the last one of a word is shifted to its lowest bits
         return 1.0
     high_nibble = lane.unpack is _unpack_nibbles and group >= 4
     return 2.0 ** (-8 * k - (4 if high_nibble else 0))
+
+
+@cache
+def factors_of(type: GGMLType) -> Any:
+    """factors(group) -> (f0, f1, f2, f3): by what to multiply the x that meet a group's quants."""
+    scale = 1.0 if type in DENSE else STAGE_SCALE
+    rows = [[np.float32(scale * factor(type, g, k)) for k in range(4)] for g in (0, 2, 4, 6)]
+    (a0, a1, a2, a3), (b0, b1, b2, b3), (c0, c1, c2, c3), (d0, d1, d2, d3) = rows
+    is_by_two = rows[0] != rows[1]
+
+    @cuda.jit(device=True, forceinline=True)
+    def factors(group: Any) -> Any:
+        if is_by_two:
+            if group >= 6:
+                return d0, d1, d2, d3
+            if group >= 2 and group < 4:
+                return b0, b1, b2, b3
+        if group >= 4:
+            return c0, c1, c2, c3
+        return a0, a1, a2, a3
+
+    return factors

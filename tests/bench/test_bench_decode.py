@@ -8,7 +8,7 @@ import pytest
 from gguf import GGMLQuantizationType as GGMLType
 
 from m40llm.bench.decode import step_bytes, time_decode
-from m40llm.bench.shapes import SHAPES, tensor_type
+from m40llm.bench.shapes import SHAPES, TYPES, tensor_type
 from m40llm.bench.synthetic import random_blocks, synthetic_model
 from m40llm.device import open_device
 from m40llm.device.decoder import Answer
@@ -81,14 +81,15 @@ def test_a_wrong_token_is_noticed(ops: GpuOps) -> None:
         time_decode(model, ("small", "F16"), "persistent", 0, 4, None)
 
 
-@pytest.mark.parametrize("name", ["F16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q6_K"])
+@pytest.mark.parametrize("name", [name for name in TYPES if name != "Q4_K_M"])
 def test_drawn_weights(name: str) -> None:
     """Of the spread that was asked for, around 0."""
     kind = GGMLType[name]
     data = random_blocks(np.random.default_rng(0), kind, 64, 512, 0.02)
     assert data.size == 64 * row_bytes(kind, 512)
     weights = dequantize(kind, data.reshape(64, -1))
-    assert weights.std() == pytest.approx(0.02, rel=0.1)
+    # The scale of MXFP4 is a power of two.
+    assert weights.std() == pytest.approx(0.02, rel=0.42 if name == "MXFP4" else 0.1)
     assert abs(weights.mean()) < 0.1 * 0.02
 
 

@@ -10,13 +10,8 @@ import pytest
 from numba import cuda, float32, int32, int64, uint32
 
 from m40llm.device.emulator import Emulator
-from m40llm.kernels.intrinsics import (
-    half2_to_float2,
-    load_float4,
-    load_uint4_readonly,
-    store_float4,
-    uint_as_float,
-)
+from m40llm.kernels.bits import half2_to_float2, uint_as_float
+from m40llm.kernels.intrinsics import load_float4, load_uint4_readonly, store_float4
 from m40llm.kernels.reduce import warp_sum
 
 N_WARPS = 2

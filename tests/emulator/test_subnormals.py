@@ -8,7 +8,7 @@ from numba import cuda, uint32
 
 from m40llm.device.emulator import Emulator
 from m40llm.device.emulator.subnormals import without_subnormals
-from m40llm.kernels.intrinsics import uint_as_float
+from m40llm.kernels.bits import uint_as_float
 
 
 def multiply(words: Any, x: Any, out: Any) -> None:

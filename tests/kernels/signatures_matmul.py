@@ -7,10 +7,9 @@ from sm52_assembly import F16_2, F32_1, F32_2, I32, I32_1, I64, Signature
 from m40llm.kernels import add_bias, dequantize_rows, gemm, gemv
 from m40llm.kernels.gemm_choice import TILES
 from m40llm.kernels.gemm_tiles import Tile
-from m40llm.kernels.planes import DENSE, LAYOUTS
+from m40llm.kernels.layouts import DENSE, LAYOUTS
 
-U16_2, U32_2 = types.Array(types.uint16, 2, "C"), types.Array(types.uint32, 2, "C")
-HALF_SCALES = (GGMLType.Q4_0, GGMLType.Q5_0, GGMLType.Q8_0, GGMLType.Q6_K)
+U8_2, U16_2, U32_2 = (types.Array(t, 2, "C") for t in (types.uint8, types.uint16, types.uint32))
 
 
 def of_gemv(
@@ -43,7 +42,9 @@ def of_dequantize_rows(ggml_type: GGMLType) -> Signature:
 
 
 def planes_of(ggml_type: GGMLType) -> tuple[types.Type, ...]:
-    return U32_2, U32_2, U16_2 if ggml_type in HALF_SCALES else U32_2
+    if ggml_type in DENSE:
+        return U32_2, U32_2, U32_2
+    return U32_2, U32_2, (U8_2, U16_2, U32_2)[LAYOUTS[ggml_type].scale_bytes // 2]
 
 
 TYPES = (*DENSE, *LAYOUTS)

@@ -32,7 +32,7 @@ from m40llm.device.packages import CUBLAS_PACKAGES
 from m40llm.errors import DeviceError
 from m40llm.fuzz.launchers import EmulatedLauncher, card_launcher
 from m40llm.gguf.blocks import FORMATS
-from m40llm.kernels.planes import DENSE
+from m40llm.kernels.layouts import DENSE
 
 SLAB_BYTES = 64 << 10  # small, so that ordinary matrices take several slabs
 seeds = st.integers(0, 2**32)

@@ -13,7 +13,7 @@ from m40llm import reference
 from m40llm.errors import KernelContractError
 from m40llm.gguf.blocks import FORMATS, row_bytes
 from m40llm.kernels.dequantize_rows import dequantize_rows
-from m40llm.kernels.planes import DENSE, LAYOUTS
+from m40llm.kernels.layouts import DENSE, LAYOUTS
 
 seeds = st.integers(0, 2**32)
 

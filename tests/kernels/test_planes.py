@@ -15,7 +15,8 @@ from m40llm.errors import KernelContractError
 from m40llm.gguf.blocks import FORMATS, dequantize, row_bytes
 from m40llm.kernels.contract import Kernel
 from m40llm.kernels.dequantize import convert, fetch, row_start
-from m40llm.kernels.planes import DENSE, Planes, check_planes, from_blocks, to_blocks
+from m40llm.kernels.layouts import DENSE
+from m40llm.kernels.planes import Planes, check_planes, from_blocks, to_blocks
 
 TYPES = (*DENSE, *QUANTISED)
 sizes = {"n_rows": st.integers(1, 5), "n_units": st.integers(1, 4), "seed": st.integers(0, 2**32)}
@@ -102,8 +103,8 @@ def test_rows_off_16_bytes_are_refused(type_name: str, n_cols: int) -> None:
 
 
 def test_types_without_planes_are_refused() -> None:
-    with pytest.raises(KernelContractError, match="Q2_K"):
-        from_blocks(GGMLType.Q2_K, 1, 256, np.zeros((1, 84), np.uint8))
+    with pytest.raises(KernelContractError, match="IQ2_S"):
+        from_blocks(GGMLType.IQ2_S, 1, 256, np.zeros((1, 82), np.uint8))
 
 
 def test_planes_of_another_width_are_refused() -> None:

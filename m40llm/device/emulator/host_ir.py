@@ -155,10 +155,9 @@ _POINTEE = (
 _POINTER = re.compile(r"(?<![\w.])" + _POINTEE + r"\*")
 _ASSEMBLY = re.compile(r'asm\s+(?:sideeffect\s+)?"([^"]*)", "[^"]*"')
 
-_WORDS = r"\{\s*i32, i32, i32, i32\s*\}"
-_WIDE_LOAD = re.compile(  # 16 bytes of global memory, by whatever way through the caches
-    rf'^ *%"?([\w.]+)"? = (?:tail )?call {_WORDS} asm *(?:sideeffect )?'
-    r'"ld\.global\.(?:cs\.)?(?:nc\.)?v4\.u32 \{\$0,\$1,\$2,\$3\}, \[\$4\];", "[^"]*"'
+_WIDE_LOAD = re.compile(  # 8 or 16 bytes of global memory, by whatever way through the caches
+    r'^ *%"?([\w.]+)"? = (?:tail )?call \{\s*(i32(?:, i32)*)\s*\} asm *(?:sideeffect )?'
+    r'"ld\.global\.(?:cs\.)?(?:nc\.)?v[24]\.u32 \{[$\d,]+\}, \[\$[24]\];", "[^"]*"'
     r"\s*\(i64 (%[^)]*)\)(.*)$",
     re.M,
 )
@@ -199,17 +198,19 @@ def _rewrite(text: str) -> str:
 
 def _plain_load(match: re.Match[str]) -> str:
     """A wide load in assembly as a load that is checked like any other."""
-    name, address, rest = match[1], match[2], re.sub(r" #\d+", "", match[3])
+    name, words, address = match[1], match[2], match[3]
+    n, rest = len(words.split(",")), re.sub(r" #\d+", "", match[4])
     lines = [
         f'  %"{name}.at" = inttoptr i64 {address} to ptr',
-        f'  %"{name}.all" = load <4 x i32>, ptr %"{name}.at", align 16{rest}, !emu.global !{{}}',
+        f'  %"{name}.all" = load <{n} x i32>, ptr %"{name}.at", align {4 * n}{rest}, '
+        "!emu.global !{}",
     ]
     before = "undef"
-    for i in range(4):
-        after = f'%"{name}"' if i == 3 else f'%"{name}.with{i}"'
+    for i in range(n):
+        after = f'%"{name}"' if i == n - 1 else f'%"{name}.with{i}"'
         lines += [
-            f'  %"{name}.{i}" = extractelement <4 x i32> %"{name}.all", i32 {i}',
-            f'  {after} = insertvalue {{i32, i32, i32, i32}} {before}, i32 %"{name}.{i}", {i}',
+            f'  %"{name}.{i}" = extractelement <{n} x i32> %"{name}.all", i32 {i}',
+            f'  {after} = insertvalue {{{words}}} {before}, i32 %"{name}.{i}", {i}',
         ]
         before = after
     return "\n".join(lines)

@@ -148,6 +148,29 @@ def _half_conversions() -> str:
     return text
 
 
+def _permutation() -> str:
+    """prmt: byte k of the result is the byte of b:a that the low three bits of nibble k say; where
+    the nibble's highest bit is set, eight times that byte's sign."""
+    body = " %l = zext i32 %a to i64\n %h = zext i32 %b to i64\n %u = shl i64 %h, 32\n"
+    body += " %both = or i64 %l, %u\n"
+    for k in range(4):
+        body += f""" %n{k} = lshr i32 %s, {4 * k}
+ %i{k} = and i32 %n{k}, 7
+ %z{k} = zext i32 %i{k} to i64
+ %b{k} = shl i64 %z{k}, 3
+ %v{k} = lshr i64 %both, %b{k}
+ %t{k} = trunc i64 %v{k} to i8
+ %g{k} = ashr i8 %t{k}, 7
+ %q{k} = and i32 %n{k}, 8
+ %c{k} = icmp eq i32 %q{k}, 0
+ %e{k} = select i1 %c{k}, i8 %t{k}, i8 %g{k}
+ %m{k} = zext i8 %e{k} to i32
+ %p{k} = shl i32 %m{k}, {8 * k}
+"""
+    body += " %r1 = or i32 %p0, %p1\n %r2 = or i32 %p2, %p3\n %r = or i32 %r1, %r2\n ret i32 %r"
+    return _function("i32 @nvvm.prmt(i32 %a, i32 %b, i32 %s)", body)
+
+
 def _loads() -> str:
     volatile = " %p = inttoptr i64 %a to ptr\n %v = load volatile i32, ptr %p\n ret i32 %v"
     text = _function("i32 @asm.load_volatile(i64 %a)", volatile)
@@ -157,7 +180,10 @@ def _loads() -> str:
 
 def prelude() -> str:
     """The whole module, but for the triple and the functions of libdevice."""
-    parts = (_registers, _barriers, _warp_operations, _atomics, _half_conversions, _loads)
+    parts = (
+        *(_registers, _barriers, _warp_operations, _atomics),
+        *(_half_conversions, _permutation, _loads),
+    )
     return "".join(part() for part in parts)
 
 

@@ -11,7 +11,7 @@ from m40llm.device.gpu.card import Card
 from m40llm.device.gpu.decode import Other, Product, Setting, angles_on, encode, in_parts, new_parts
 from m40llm.device.gpu.decode_state import new_exchange, new_state
 from m40llm.device.instructions import Attend, Choose, Embed, Instruction, Project
-from m40llm.kernels.planes import DENSE, LAYOUTS
+from m40llm.kernels.layouts import DENSE, LAYOUTS
 from m40llm.kernels.program import state as rings
 from m40llm.kernels.program import words
 from m40llm.kernels.program.form import MAX_TYPES

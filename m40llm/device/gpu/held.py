@@ -5,7 +5,7 @@ from typing import Final
 from gguf import GGMLQuantizationType as GGMLType
 
 from m40llm.gguf.blocks import row_bytes
-from m40llm.kernels.planes import DENSE, LAYOUTS
+from m40llm.kernels.layouts import DENSE, LAYOUTS
 
 _GATHERED: Final = {*LAYOUTS, *DENSE, GGMLType.BF16}  # whose rows the kernel `embedding` reads
 

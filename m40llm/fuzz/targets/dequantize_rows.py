@@ -13,7 +13,8 @@ from m40llm.fuzz.strategies import choices, seeds, sizes
 from m40llm.fuzz.targets.matmul_forms import row_cols
 from m40llm.gguf.blocks import row_bytes
 from m40llm.kernels import dequantize_rows as kernels
-from m40llm.kernels.planes import DENSE, from_blocks
+from m40llm.kernels.layouts import DENSE
+from m40llm.kernels.planes import from_blocks
 
 TYPES = choices([ggml_type.name for ggml_type in (*DENSE, *QUANTISED)])
 

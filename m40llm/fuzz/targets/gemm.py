@@ -30,6 +30,11 @@ FORMS = choices(
         ("Q4_K", SMALL, 1, False, False, False),
         ("Q5_K", FEW, 1, False, False, False),
         ("Q6_K", SMALL, 1, False, False, True),
+        ("Q2_K", SMALL, 1, False, False, False),
+        ("Q3_K", FEW, 1, False, False, True),
+        ("IQ4_NL", SMALL, 2, False, False, False),
+        ("IQ4_XS", FEWER, 1, False, False, False),
+        ("MXFP4", SMALL, 1, False, True, False),
     ]
 )
 

@@ -27,6 +27,11 @@ FORMS = choices(
         ("Q4_K", 1, 4, False, False),
         ("Q5_K", 2, 4, False, True),
         ("Q6_K", 3, 2, False, False),
+        ("Q2_K", 1, 4, False, False),
+        ("Q3_K", 2, 2, True, False),
+        ("IQ4_NL", 1, 2, False, False),
+        ("IQ4_XS", 1, 4, False, True),
+        ("MXFP4", 3, 2, False, False),
     ]
 )
 SWIGLU_FORMS = choices([("F16", 2, 2), ("F16", 1, 4), ("Q4_0", 1, 2), ("Q6_K", 2, 4)])

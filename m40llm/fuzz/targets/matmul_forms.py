@@ -11,7 +11,7 @@ from m40llm.fuzz.bounds import UNIT_ROUNDOFF, assert_within
 from m40llm.fuzz.contents import integers, normals
 from m40llm.fuzz.matmul import error_bound, integer_blocks, normal_blocks, planes_and_weights
 from m40llm.gguf.blocks import FORMATS
-from m40llm.kernels.planes import DENSE
+from m40llm.kernels.layouts import DENSE
 
 EXACT_TERMS = 1024  # of x that are not zero: 63 * 127 (Q6_K) of them stay below 2^24
 

@@ -20,17 +20,15 @@ from numba.cuda.types import float16
 from m40llm.kernels.attention_common import HALVES_PER_LOAD, LOWEST, NEGATIVE_INFINITY
 from m40llm.kernels.attention_keys import KEYS_IN_FLIGHT, keys_a_pass, lanes_per_key
 from m40llm.kernels.attention_merge import MAX_SPLITS, scatter_warp_of, scattered
+from m40llm.kernels.bits import float2_to_half2, half2_to_float2, uint_as_float
 from m40llm.kernels.contract import ceil_div
 from m40llm.kernels.intrinsics import (
-    float2_to_half2,
-    half2_to_float2,
     load_float4_shared,
     load_uint4,
     load_uint4_shared,
     store_float4_shared,
     store_uint2,
     store_uint2_shared,
-    uint_as_float,
 )
 from m40llm.kernels.program import words
 from m40llm.kernels.program.attend_splits import give_splits_of, part_row_of

@@ -17,12 +17,8 @@ from typing import Any, Final, NamedTuple
 from gguf import GGMLQuantizationType as GGMLType
 from numba import cuda, float32, int32, int64, uint32
 
-from m40llm.kernels.intrinsics import (
-    float_as_uint,
-    load_uint4_volatile,
-    load_volatile,
-    uint_as_float,
-)
+from m40llm.kernels.bits import float_as_uint, uint_as_float
+from m40llm.kernels.intrinsics import load_uint4_volatile, load_volatile
 from m40llm.kernels.order import key_of
 from m40llm.kernels.program import words
 from m40llm.kernels.program.code import word_of

@@ -20,12 +20,11 @@ from typing import Any
 
 from numba import cuda, uint32
 
+from m40llm.kernels.bits import float_as_uint, uint_as_float
 from m40llm.kernels.intrinsics import (
-    float_as_uint,
     load_uint4_volatile,
     store_uint2_volatile,
     store_uint4_volatile,
-    uint_as_float,
 )
 
 

@@ -6,7 +6,7 @@ from typing import Final, Literal
 from gguf import GGMLQuantizationType as GGMLType
 
 from m40llm.kernels.contract import ceil_div
-from m40llm.kernels.planes import DENSE
+from m40llm.kernels.layouts import DENSE
 from m40llm.kernels.reduce import WARP_SIZE
 from m40llm.kernels.staging import StagedShape
 from m40llm.kernels.unpack import LANES
@@ -96,7 +96,7 @@ class Form:
 
 
 def span_cols(type: GGMLType, n_seqs: int) -> int:
-    """Columns that a warp takes at a time: 16 bytes of quants a lane."""
+    """Columns that a warp takes at a time: a load of quants a lane."""
     return WARP_SIZE // row_lanes(n_seqs) * LANES[type].n_cols
 
 

@@ -1,18 +1,18 @@
 """A warp's part of a product: its items, their weights, and the sums of what they give.
 
-A span is 16 bytes of quants a lane: 512 of a row, or 256 of each of two rows (form.row_lanes). An
-item is a group of rows by some spans, whose products a lane adds up before the warp adds over its
-lanes. The items of a segment, those of a group one after another, are dealt out to the block's
-warps in turn.
+A span is a load of quants a lane, 16 bytes (8 of Q2_K and Q3_K): 512 of a row, or 256 of each of
+two rows (form.row_lanes). An item is a group of rows by some spans, whose products a lane adds up
+before the warp adds over its lanes. The items of a segment, those of a group one after another, are
+dealt out to the block's warps in turn.
 """
 
 from functools import cache
 from typing import Any, NamedTuple
 
 from gguf import GGMLQuantizationType as GGMLType
-from numba import cuda, float32, int32, uint16, uint32
+from numba import cuda, float32, int32, uint8, uint16, uint32
 
-from m40llm.kernels.planes import DENSE, LAYOUTS
+from m40llm.kernels.layouts import DENSE, LAYOUTS
 from m40llm.kernels.program import words
 from m40llm.kernels.program.code import word_of
 from m40llm.kernels.program.exchange import give1
@@ -33,10 +33,7 @@ from m40llm.kernels.views import array_at
 
 def _scale_kind(type: GGMLType) -> Any:
     """The type of the plane of scales."""
-    if type in DENSE:
-        return uint32
-    head = LAYOUTS[type].head
-    return uint16 if head.stop - head.start == 2 else uint32
+    return uint32 if type in DENSE else (uint8, uint16, uint32)[LAYOUTS[type].scale_bytes // 2]
 
 
 class Items(NamedTuple):

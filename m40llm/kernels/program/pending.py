@@ -21,12 +21,8 @@ from typing import Any, Final
 
 from numba import cuda, float32, int32, uint32
 
-from m40llm.kernels.intrinsics import (
-    float_as_uint,
-    load_uint4_shared,
-    store_uint4_shared,
-    uint_as_float,
-)
+from m40llm.kernels.bits import float_as_uint, uint_as_float
+from m40llm.kernels.intrinsics import load_uint4_shared, store_uint4_shared
 from m40llm.kernels.program import words
 from m40llm.kernels.program.code import epoch_of, word_of
 from m40llm.kernels.program.epilogue import NOWHERE, give_pair, my_pair, place_of, warp_has_pairs

@@ -10,7 +10,8 @@ from typing import Any, Final
 
 from numba import cuda, float32, int32, int64
 
-from m40llm.kernels.intrinsics import float_as_uint, load_volatile, store_volatile
+from m40llm.kernels.bits import float_as_uint
+from m40llm.kernels.intrinsics import load_volatile, store_volatile
 from m40llm.kernels.program import state, words
 from m40llm.kernels.program.form import N_THREADS
 from m40llm.kernels.views import array_at

@@ -22,8 +22,9 @@ from typing import Any, Final
 from gguf import GGMLQuantizationType as GGMLType
 from numba import cuda, float32, int32, int64, uint32
 
-from m40llm.kernels.intrinsics import load_uint4_volatile, uint_as_float
-from m40llm.kernels.planes import DENSE
+from m40llm.kernels.bits import uint_as_float
+from m40llm.kernels.intrinsics import load_uint4_volatile
+from m40llm.kernels.layouts import DENSE
 from m40llm.kernels.program import words
 from m40llm.kernels.program.code import ask_next_norm, epoch_of, put_word, word_of
 from m40llm.kernels.program.epilogue import (

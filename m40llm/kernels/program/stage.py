@@ -19,12 +19,12 @@ import math
 from functools import cache
 from typing import Any
 
-import numpy as np
 from gguf import GGMLQuantizationType as GGMLType
 from numba import cuda, float32, int32, uint32
 
-from m40llm.kernels.intrinsics import load_float4_readonly, store_float4_shared, uint_as_float
-from m40llm.kernels.planes import DENSE
+from m40llm.kernels.bits import uint_as_float
+from m40llm.kernels.intrinsics import load_float4_readonly, store_float4_shared
+from m40llm.kernels.layouts import DENSE
 from m40llm.kernels.program import words
 from m40llm.kernels.program.code import word_of
 from m40llm.kernels.program.exchange import has_arrived, look4
@@ -38,7 +38,7 @@ from m40llm.kernels.program.form import (
     max_stage_cols,
 )
 from m40llm.kernels.reduce import FULL_MASK, WARP_SIZE, warp_sum
-from m40llm.kernels.unpack import LANES, RESULT_SCALE, STAGE_SCALE, factor
+from m40llm.kernels.unpack import LANES, RESULT_SCALE, factors_of
 from m40llm.kernels.views import UNSEEN, array_at
 
 
@@ -55,24 +55,6 @@ def _slot_of(type: GGMLType) -> Any:
         return int32(((unit >> uint32(5)) * n_groups + group) * pitch + (unit & uint32(31)))
 
     return slot_of
-
-
-@cache
-def _factors_of(type: GGMLType) -> Any:
-    """factors(quad): of its four columns; see unpack.py."""
-    n_groups, scale = LANES[type].n_groups, 1.0 if type in DENSE else STAGE_SCALE
-    low0, low1, low2, low3 = (np.float32(scale * factor(type, 0, k)) for k in range(4))
-    high0, high1, high2, high3 = (
-        np.float32(scale * factor(type, n_groups - 1, k)) for k in range(4)
-    )
-
-    @cuda.jit(device=True, forceinline=True)
-    def factors(quad: Any) -> Any:
-        if uint32(quad) % uint32(n_groups) >= 4:
-            return high0, high1, high2, high3
-        return low0, low1, low2, low3
-
-    return factors
 
 
 def _quads_a_seq(n_seqs: int) -> int:
@@ -141,7 +123,7 @@ def _put_of(type: GGMLType, n_seqs: int) -> Any:
     slot_of, shape, lane = _slot_of(type), Pool(type, n_seqs).shape, LANES[type]
     token_slots, token_sums, has_sums = shape.token_slots, shape.token_sums, type not in DENSE
     sum_groups = lane.n_groups // lane.n_halves
-    factors = _factors_of(type)
+    factors, n_groups = factors_of(type), lane.n_groups
 
     @cuda.jit(device=True, forceinline=True)
     def put(
@@ -149,7 +131,7 @@ def _put_of(type: GGMLType, n_seqs: int) -> Any:
     ) -> None:
         if inside:
             at = int32((t * token_slots + slot_of(quad)) * 4)
-            f0, f1, f2, f3 = factors(quad)
+            f0, f1, f2, f3 = factors(uint32(quad) % uint32(n_groups))
             store_float4_shared(staged, at, f0 * x0, f1 * x1, f2 * x2, f3 * x3)
         if has_sums:
             total = float32(0)
