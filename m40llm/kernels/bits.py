@@ -4,6 +4,7 @@
     a = float2_to_half2(low, high)                    cvt.rn.f16.f32, twice; low goes to bits 0..15
     u = float_as_uint(f); f = uint_as_float(u)        mov.b32
     u = permute_bytes(a, b, selectors)                prmt.b32
+    x = within_half(x)                                65,504 of its sign if beyond; NaN stays
 
 Each is one instruction or two in LLVM, so that the emulator runs it as it stands.
 """
@@ -11,12 +12,23 @@ Each is one instruction or two in LLVM, so that the emulator runs it as it stand
 from typing import Any, Final
 
 from llvmlite import ir
-from numba import types
+from numba import cuda, float32, types
 from numba.core import cgutils
 from numba.cuda.extending import intrinsic
 
 _HALF2: Final = ir.VectorType(ir.HalfType(), 2)
 _INT32: Final = ir.IntType(32)
+LARGEST_HALF: Final = 65504.0
+
+
+@cuda.jit(device=True, forceinline=True)
+def within_half(x: Any) -> Any:
+    """x, or the largest FP16 of its sign, which is nearer than infinity; NaN stays NaN."""
+    if x > float32(LARGEST_HALF):
+        return float32(LARGEST_HALF)
+    if x < float32(-LARGEST_HALF):
+        return float32(-LARGEST_HALF)
+    return x
 
 
 @intrinsic

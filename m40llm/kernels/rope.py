@@ -5,7 +5,8 @@ layout "interleaved": elements (2d, 2d + 1); "half": elements (d, d + rope_dim /
 
 rope          x float32[n_tokens, n_heads, head_dim], in place
 rope_append   q the same, in place; k is turned and, with v, appended to one layer's KV cache:
-              cache[seq[t], h, pos[t]] = k[t, h], rounded to FP16 once (nearest, ties to even)
+              cache[seq[t], h, pos[t]] = k[t, h], rounded to FP16 once (nearest, ties to even);
+              65,504 of its sign where it is beyond: infinity would make NaN of all attention
 
 q             float32[n_tokens, n_heads, head_dim]
 k, v          float32[n_tokens, n_kv_heads, head_dim], only read
@@ -25,9 +26,11 @@ from numba import cuda, int32
 from numba.cuda.types import float16
 
 from m40llm.errors import KernelContractError
+from m40llm.kernels.bits import within_half
 from m40llm.kernels.contract import Kernel, Launcher, ceil_div, check_array
 from m40llm.kernels.reduce import WARP_SIZE
 
+LAYOUTS: Final = ("half", "interleaved")
 HEADS_PER_BLOCK: Final = 4
 MAX_REGISTERS: Final = 40
 
@@ -37,37 +40,41 @@ def _turned(a: Any, b: Any, cos: Any, sin: Any) -> Any:
     return a * cos - b * sin, a * sin + b * cos
 
 
-@cuda.jit(device=True)
-def _rotate_interleaved(x: Any, out: Any, cos: Any, sin: Any) -> None:
-    """out[:rope_dim] = x turned; x, out [head_dim] may be the same; one warp."""
-    for pair in range(cuda.threadIdx.x, cos.size, WARP_SIZE):
-        a, b = _turned(x[2 * pair], x[2 * pair + 1], cos[pair], sin[pair])
-        out[2 * pair] = a
-        out[2 * pair + 1] = b
+@cache
+def _rotate_of(layout: str, *, is_cached: bool) -> Any:
+    """rotate(x, out, cos, sin): out[:rope_dim] = x turned; x, out [head_dim] may be the same; one
+    warp. is_cached: out is FP16, and what is beyond its range becomes its largest number."""
 
+    @cuda.jit(device=True)
+    def put(out: Any, first: Any, second: Any, a: Any, b: Any) -> None:
+        out[first] = within_half(a) if is_cached else a
+        out[second] = within_half(b) if is_cached else b
 
-@cuda.jit(device=True)
-def _rotate_half(x: Any, out: Any, cos: Any, sin: Any) -> None:
-    """As _rotate_interleaved, for pairs half of rope_dim apart."""
-    for pair in range(cuda.threadIdx.x, cos.size, WARP_SIZE):
-        a, b = _turned(x[pair], x[pair + cos.size], cos[pair], sin[pair])
-        out[pair] = a
-        out[pair + cos.size] = b
+    @cuda.jit(device=True)
+    def rotate_interleaved(x: Any, out: Any, cos: Any, sin: Any) -> None:
+        for pair in range(cuda.threadIdx.x, cos.size, WARP_SIZE):
+            a, b = _turned(x[2 * pair], x[2 * pair + 1], cos[pair], sin[pair])
+            put(out, 2 * pair, 2 * pair + 1, a, b)
 
+    @cuda.jit(device=True)
+    def rotate_half(x: Any, out: Any, cos: Any, sin: Any) -> None:
+        for pair in range(cuda.threadIdx.x, cos.size, WARP_SIZE):
+            a, b = _turned(x[pair], x[pair + cos.size], cos[pair], sin[pair])
+            put(out, pair, pair + cos.size, a, b)
 
-_ROTATE: Final = {"interleaved": _rotate_interleaved, "half": _rotate_half}
+    return {"interleaved": rotate_interleaved, "half": rotate_half}[layout]
 
 
 @cuda.jit(device=True)
 def _copy(x: Any, out: Any, first: Any) -> None:
-    """out[first:] = x[first:]; one warp."""
+    """out[first:] = x[first:], FP16; one warp."""
     for d in range(first + cuda.threadIdx.x, x.size, WARP_SIZE):
-        out[d] = float16(x[d])
+        out[d] = float16(within_half(x[d]))
 
 
 @cache
 def _compile(layout: str) -> Kernel:
-    rotate = _ROTATE[layout]
+    rotate = _rotate_of(layout, is_cached=False)
 
     def rope_kernel(x: Any, pos: Any, cos: Any, sin: Any) -> None:
         token = cuda.blockIdx.x
@@ -80,7 +87,7 @@ def _compile(layout: str) -> Kernel:
 
 @cache
 def _compile_append(layout: str) -> Kernel:
-    rotate = _ROTATE[layout]
+    rotate, append_turned = (_rotate_of(layout, is_cached=c) for c in (False, True))
 
     def rope_append_kernel(
         q: Any, k: Any, v: Any, k_cache: Any, v_cache: Any, seq: Any, pos: Any, cos: Any, sin: Any
@@ -94,7 +101,7 @@ def _compile_append(layout: str) -> Kernel:
         elif head < n_heads + n_kv_heads:
             kv_head = head - n_heads
             cached = k_cache[seq[token], kv_head, at]
-            rotate(k[token, kv_head], cached, cos[at], sin[at])
+            append_turned(k[token, kv_head], cached, cos[at], sin[at])
             _copy(k[token, kv_head], cached, 2 * cos.shape[1])
         elif head < n_heads + 2 * n_kv_heads:
             kv_head = head - n_heads - n_kv_heads
@@ -143,8 +150,8 @@ def rope_append(
 def _check_table(cos: Any, sin: Any, layout: str, head_dim: int) -> None:
     check_array("cos", cos, np.float32, (None, None))
     check_array("sin", sin, np.float32, cos.shape)
-    if layout not in _ROTATE:
-        raise KernelContractError(f"layout: expected one of {sorted(_ROTATE)}, got {layout!r}")
+    if layout not in LAYOUTS:
+        raise KernelContractError(f"layout: expected one of {sorted(LAYOUTS)}, got {layout!r}")
     if 2 * cos.shape[1] > head_dim:
         raise KernelContractError(f"cos: {cos.shape[1]} pairs, more than head_dim {head_dim} has")
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 
@@ -10,9 +11,9 @@ def append(
 ) -> NDArray[Any]:
     """k [n_tokens, n_kv_heads, head_dim], cache [n_seqs, n_kv_heads, max_seq_len, head_dim]
 
-    Returns the cache after the append, in its own type.
+    Returns the cache after the append, in its own type; what is beyond that is its largest number.
     """
-    cache = cache.copy()
+    cache, largest = cache.copy(), np.finfo(cache.dtype).max
     for t in range(k.shape[0]):
-        cache[seq[t], :, pos[t]] = k[t].astype(cache.dtype)
+        cache[seq[t], :, pos[t]] = np.clip(k[t], -largest, largest).astype(cache.dtype)
     return cache

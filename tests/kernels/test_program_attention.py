@@ -64,11 +64,15 @@ def words_of(numbers: Array, epoch: int) -> Array:
     return np.stack([bits, np.full_like(bits, epoch)], -1)
 
 
-def attend(launcher: Any, form: Form, case: Case, n_blocks: int) -> tuple[Array, Array]:
-    """(out [n_heads, head_dim], the cache's K after it), the newest key and value given with Q."""
+def attend(
+    launcher: Any, form: Form, case: Case, n_blocks: int, factor: float = 1.0
+) -> tuple[Array, Array]:
+    """(out [n_heads, head_dim], the cache's K after it), the newest key and value given with Q, the
+    key `factor` times what it is in the case's cache."""
     pos, k_cache, v_cache = int(case.pos[0]), case.k.copy(), case.v.copy()
     newest = [cache[0, :, pos].astype(np.float32).reshape(1, -1) for cache in (case.k, case.v)]
     k_cache[0, :, pos], v_cache[0, :, pos] = np.nan, np.nan
+    newest[0] *= np.float32(factor)
     qkv = np.concatenate([case.q.reshape(1, -1), *newest], 1)
     state, _ = new_state(launcher, form, 8, n_blocks)
     x, out = (new_exchange(launcher, 1, n) for n in (qkv.shape[1], form.q_dim))
@@ -128,3 +132,13 @@ def test_parts_are_given_through_the_exchange() -> None:
     form = form_of("odd groups")
     assert split_shape(form, 14) == (1, 6, 3, 66, 2)
     assert MAX_SEQ_LEN % KEYS_UNIT == 0
+
+
+def test_a_key_that_fp16_cannot_hold(launcher: Any) -> None:
+    """It is the largest that it can hold, here as in rope_append: infinity would make NaN."""
+    form = form_of("8 keys a load")
+    case = drawn(form, 5, 0, 0, 1.0)
+    _, k = attend(launcher, form, case, 2, factor=1e5)
+    newest = case.k[0, :, 4].astype(np.float32) * np.float32(1e5)
+    np.testing.assert_array_equal(k[0, :, 4], np.clip(newest, -65504, 65504).astype(np.float16))
+    assert (np.abs(newest) > 65504).any()

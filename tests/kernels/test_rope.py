@@ -97,6 +97,21 @@ def test_rope_append(
     np.testing.assert_array_equal(v_cache, reference.append(case.v, case.cache, case.seq, case.pos))
 
 
+@pytest.mark.parametrize("layout", ["half", "interleaved"])
+def test_what_fp16_cannot_hold(launcher: Any, layout: str) -> None:
+    """Finite values stay finite; NaN stays NaN, so that damage is seen."""
+    case = Append(0, 1, 1, 8, 2)
+    case.k[0, 0] = case.v[0, 0] = [7e4, -7e4, 65519, -1e30, np.inf, -np.inf, np.nan, 1]
+    case.cos[:], case.sin[:] = 1, 0
+    _, k_cache, v_cache = case.run(launcher, launcher, layout)
+    most = 65504.0
+    expected = np.array([most, -most, most, -most, most, -most, np.nan, 1], np.float16)
+    at = case.seq[0], 0, case.pos[0]
+    np.testing.assert_array_equal(v_cache[at], expected)
+    np.testing.assert_array_equal(k_cache[at][:4], expected[:4])
+    np.testing.assert_array_equal(k_cache[at][4:], expected[4:])
+
+
 def test_beyond_2_to_31_elements(launcher: Any) -> None:
     """A sparse cache of 2^31 + elements: only the pages that are written exist."""
     if not hasattr(launcher, "emulator"):

@@ -68,6 +68,8 @@ def rope_append(
     q = integers(rng, n_tokens, 2 * n_kv_heads, head_dim, most=8)
     k, v = (integers(rng, n_tokens, n_kv_heads, head_dim, most=8) for _ in "kv")
     v *= np.float32(1 + 2**-11)  # a tie of FP16
+    k[0] *= 2**13  # beyond FP16 here and there
+    v[0] *= 2**13
     cos, sin = (integers(rng, MAX_SEQ_LEN, n_pairs, most=8) for _ in "cs")
     cache = np.full((N_SEQS, n_kv_heads, MAX_SEQ_LEN, head_dim), POISON, np.float16)
     q_on, k_cache, v_cache = (card.upload(a, read_only=False) for a in (q, cache, cache))

@@ -20,7 +20,7 @@ from numba.cuda.types import float16
 from m40llm.kernels.attention_common import HALVES_PER_LOAD, LOWEST, NEGATIVE_INFINITY
 from m40llm.kernels.attention_keys import KEYS_IN_FLIGHT, keys_a_pass, lanes_per_key
 from m40llm.kernels.attention_merge import MAX_SPLITS, scatter_warp_of, scattered
-from m40llm.kernels.bits import float2_to_half2, half2_to_float2, uint_as_float
+from m40llm.kernels.bits import float2_to_half2, half2_to_float2, uint_as_float, within_half
 from m40llm.kernels.contract import ceil_div
 from m40llm.kernels.intrinsics import (
     load_float4_shared,
@@ -156,7 +156,8 @@ def _take_of(form: Form) -> Any:
             first = int32(k_first if quad < head_quads else v_first)
             at = int32(first_row + int32(first + int32(kv_head * head_dim + 4 * of_head)))
             x0, x1, x2, x3 = take4(qkv, at, epoch)
-            low, high = float2_to_half2(x0, x1), float2_to_half2(x2, x3)
+            low = float2_to_half2(within_half(x0), within_half(x1))
+            high = float2_to_half2(within_half(x2), within_half(x3))
             store_uint2_shared(fresh, int32(2 * quad), low, high)
 
     return take_query
