@@ -90,7 +90,7 @@ IMPOSSIBLE: list[tuple[type[Exception], dict[str, Any], str]] = [
     (
         ValueError,
         {"arch": "bert"},
-        "arch: expected one of llama, .*, phi3, got 'bert'",
+        "arch: expected one of llama, .*, qwen3moe, got 'bert'",
     ),
     (ValueError, {"tensor_type": "Q9"}, "tensor_type: expected one of F32, .*, got 'Q9'"),
     (ValueError, {"tokenizer": "wpm"}, "tokenizer: expected one of spm, bpe, got 'wpm'"),

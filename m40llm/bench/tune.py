@@ -61,10 +61,10 @@ def matrices_of(model: Transformer) -> list[list[Planes]]:
     """The weights that prefill multiplies many tokens by, of one type and shape together."""
     found: dict[Any, list[Planes]] = {}
     for w in model.weights.layers:
-        for matrix in (
-            *(w.attn_q, w.attn_k, w.attn_v, w.attn_output),
-            *(w.ffn_gate, w.ffn_up, w.ffn_down),
-        ):
+        of_ffn: tuple[Any, ...] = (w.ffn_gate, w.ffn_up, w.ffn_down)
+        if w.experts is not None:  # each as large as the others
+            of_ffn = (w.experts.gate[0], w.experts.up[0], w.experts.down[0])
+        for matrix in (w.attn_q, w.attn_k, w.attn_v, w.attn_output, *of_ffn):
             found.setdefault((matrix.type, matrix.n_rows, matrix.n_cols), []).append(matrix)
     return [matrices[:MAX_MATRICES] for matrices in found.values()]
 

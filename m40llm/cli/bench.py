@@ -161,7 +161,7 @@ def _rows_of_model(name: str, what: _What, device: str) -> "list[Row]":
         model = llm.transformer
         fill_cache(model, np.random.default_rng(0))
         rate = _read_rate(model.ops)
-        of_model = llm.path.name, model.weights.layers[0].ffn_down.type.name
+        of_model = llm.path.name, model.weights.layers[0].attn_output.type.name
         return _timed(model, of_model, what, rate, progress)
 
 

@@ -192,3 +192,7 @@ class Ops(Sizes, Protocol):
     def take_rows(self, x: Buffer, rows: Buffer, *, out: Buffer) -> None:
         """out[i] = x[rows[i]]"""
         ...
+
+    def add_rows(self, x: Buffer, rows: Buffer, shares: Buffer, y: Buffer) -> None:
+        """x[rows[i]] += shares[i] y[i]; no row twice   shares [n], y [n, n_cols]"""
+        ...

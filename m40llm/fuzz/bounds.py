@@ -79,6 +79,14 @@ def add_scaled_bound(x: Array, y: Array, factor: float) -> Array:
     return np.asarray(UNIT_ROUNDOFF * (2 * product + np.abs(x)) * 1.01 + SMALLEST_NORMAL)
 
 
+def add_rows_bound(x: Array, rows: Array, shares: Array, y: Array) -> Array:
+    """As add_scaled's, in the rows that change; the others stay as they are."""
+    bound = np.zeros(x.shape)
+    product = np.abs(shares[:, None].astype(np.float64) * y)
+    bound[rows] = UNIT_ROUNDOFF * (2 * product + np.abs(x[rows])) * 1.01 + SMALLEST_NORMAL
+    return bound
+
+
 def rope_bound(x: Array) -> Array:
     """Two products and a sum: three roundings of at most |a| + |b| (|cos|, |sin| <= 1)."""
     return np.asarray(3 * UNIT_ROUNDOFF * 2 * np.abs(x).max(axis=-1, keepdims=True))

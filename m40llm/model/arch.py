@@ -29,6 +29,7 @@ class Architecture:
     global_step: int = 0  # each so many-th layer sees all, the others sliding_window; 0: all do
     local_theta: float | None = None  # of those others, which stretch no context; None: as all
     is_fused: bool = False  # Q, K and V are one tensor, and so are gate and up
+    experts: Literal["never", "may", "must"] = "never"  # in place of one feed-forward network
     n_layers_of_wide: int = 0  # of the size whose scores are divided by sqrt(n_embd / n_heads)
 
     def score_scale(self, hp: HParams) -> float:
@@ -62,10 +63,11 @@ ARCHITECTURES: dict[str, Architecture] = {
     for row in (
         # llama.cpp's converter permutes Q and K rows of llama files for interleaved pairs; files
         # of Mistral, SmolLM and many others say "llama" as well.
-        Architecture("llama", rope_layout="interleaved"),
+        Architecture("llama", rope_layout="interleaved", experts="may"),  # Mixtral has them
         Architecture("mistral", rope_layout="interleaved", has_sliding_window=True),
         Architecture("qwen2", rope_layout="half", has_qkv_bias=True),
         Architecture("qwen3", rope_layout="half", qk_norm="head"),
+        Architecture("qwen3moe", rope_layout="half", qk_norm="head", experts="must"),
         Architecture("olmo2", rope_layout="half", qk_norm="row", norms="after"),
         Architecture("granite", rope_layout="interleaved"),
         # Step and theta are not in the file (llama-model.cpp); norms there have the +1 already.
@@ -114,12 +116,15 @@ def architecture_of(file: GGUFFile) -> Architecture:
             f"general.architecture: expected one of {known}, got {name!r}: "
             "this version does not run it"
         )
+    row = ARCHITECTURES[name]
     n_experts = file.metadata.get_int(f"{name}.expert_count", 0, minimum=0)
-    if n_experts:
+    if n_experts and row.experts == "never":
         raise UnsupportedModelError(
-            f"{name}.expert_count: {n_experts} experts; this version runs dense models only"
+            f"{name}.expert_count: {n_experts} experts; this version runs {name} without them only"
         )
-    return ARCHITECTURES[name]
+    if not n_experts and row.experts == "must":
+        raise UnsupportedModelError(f"{name}.expert_count: expected experts, got none")
+    return row
 
 
 def tensor_specs(arch: Architecture, hp: HParams) -> Iterator[TensorSpec]:
@@ -158,12 +163,23 @@ def layer_specs(arch: Architecture, hp: HParams) -> Iterator[TensorSpec]:
         yield TensorSpec("attn_k_norm.weight", (hp.kv_dim if is_row else hp.head_dim,))
     yield TensorSpec("attn_output.weight", (hp.n_embd, hp.q_dim))
     yield TensorSpec("attn_output.bias", (hp.n_embd,), is_optional=True)
+    if hp.n_experts:
+        yield from expert_specs(hp)
+        return
     for name, n_out in gate_up:
         yield TensorSpec(f"{name}.weight", (n_out, hp.n_embd))
         if not arch.is_fused:
             yield TensorSpec(f"{name}.bias", (n_out,), is_optional=True)
     yield TensorSpec("ffn_down.weight", (hp.n_embd, hp.n_ff))
     yield TensorSpec("ffn_down.bias", (hp.n_embd,), is_optional=True)
+
+
+def expert_specs(hp: HParams) -> Iterator[TensorSpec]:
+    """What stands in place of a layer's feed-forward network where it has experts."""
+    yield TensorSpec("ffn_gate_inp.weight", (hp.n_experts, hp.n_embd))
+    for name in ("ffn_gate_exps", "ffn_up_exps"):
+        yield TensorSpec(f"{name}.weight", (hp.n_experts, hp.n_ff, hp.n_embd))
+    yield TensorSpec("ffn_down_exps.weight", (hp.n_experts, hp.n_embd, hp.n_ff))
 
 
 class RowRange(NamedTuple):

@@ -21,6 +21,7 @@ MAX_HEADS = 2**12  # 128 in Llama 3 405B
 MAX_HEAD_DIM = 2**11  # 512 at most so far
 MAX_EMBD = 2**18  # 16,384 in Llama 3 405B
 MAX_FF = 2**20  # 53,248 in Llama 3 405B
+MAX_EXPERTS = 2**12  # 512 in Qwen 3 Next
 MAX_VOCAB = 2**24  # 262,144 in Gemma 3
 MAX_CONTEXT = 2**26  # 10 million tokens in Llama 4 Scout
 MAX_FACTOR = 1e6  # of RoPE's scaling numbers: the context grows no more than that
@@ -76,6 +77,8 @@ class HParams:
     embedding_scale: float = 1.0  # multiplies embeddings
     residual_scale: float = 1.0  # multiplies what a block adds to the residual stream
     logit_scale: float = 1.0  # divides logits
+    n_experts: int = 0  # feed-forward networks of a layer, each of n_ff; 0: one, for all tokens
+    n_experts_used: int = 0  # by each token
 
     @property
     def group_size(self) -> int:
@@ -114,13 +117,14 @@ class HParams:
         window = metadata.get_int(
             f"{arch}.attention.sliding_window", 0, minimum=0, maximum=2**32 - 1
         )
+        n_experts, n_experts_used, n_ff = _experts(metadata, arch, n_layers)
         return cls(
             arch=arch,
             context_length=context_length,
             vocab_size=_vocab_size(metadata, arch),
             n_layers=n_layers,
             n_embd=n_embd,
-            n_ff=_per_layer(metadata, f"{arch}.feed_forward_length", n_layers, MAX_FF),
+            n_ff=n_ff,
             n_heads=n_heads,
             n_kv_heads=n_kv_heads,
             head_dim=head_dim,
@@ -131,6 +135,8 @@ class HParams:
             embedding_scale=_multiplier(metadata, f"{arch}.embedding_scale", 1.0),
             residual_scale=_multiplier(metadata, f"{arch}.residual_scale", 1.0),
             logit_scale=_multiplier(metadata, f"{arch}.logit_scale", 1.0),
+            n_experts=n_experts,
+            n_experts_used=n_experts_used,
         )
 
 
@@ -155,6 +161,17 @@ def _per_layer(
     if np.any(counts != counts[0]):
         metadata.refuse(key, "the same number in every layer", span, UnsupportedModelError)
     return int(counts[0])
+
+
+def _experts(metadata: Metadata, arch: str, n_layers: int) -> tuple[int, int, int]:
+    """(n_experts, n_experts_used, n_ff), of an expert where there are some."""
+    n_experts = metadata.get_int(f"{arch}.expert_count", 0, minimum=0, maximum=MAX_EXPERTS)
+    ff_key, own_key = f"{arch}.feed_forward_length", f"{arch}.expert_feed_forward_length"
+    if not n_experts:
+        return 0, 0, _per_layer(metadata, ff_key, n_layers, MAX_FF)
+    n_used = metadata.get_int(f"{arch}.expert_used_count", minimum=1, maximum=n_experts)
+    key = own_key if own_key in metadata else ff_key
+    return n_experts, n_used, _per_layer(metadata, key, n_layers, MAX_FF)
 
 
 def _vocab_size(metadata: Metadata, arch: str) -> int:

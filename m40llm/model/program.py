@@ -33,6 +33,7 @@ def why_not(arch: Architecture, hp: HParams, weights: Weights) -> str:
         "layers without RoPE": arch.no_rope_step > 0,
         "layers of two kinds": arch.global_step > 0,
         "another activation": arch.activation != "silu",
+        "experts": hp.n_experts > 0,
         "multipliers": (hp.embedding_scale, hp.residual_scale, hp.logit_scale) != (1, 1, 1),
     }
     if found := [what for what, is_there in more.items() if is_there]:

@@ -11,6 +11,7 @@ from m40llm.device.ops import Buffer, Matrix, Ops, RopeTable
 from m40llm.errors import KernelContractError
 from m40llm.model.arch import Architecture
 from m40llm.model.batch import Batch
+from m40llm.model.experts import add_experts
 from m40llm.model.hparams import HParams, RopeParams
 from m40llm.model.kv_cache import KVCache
 from m40llm.model.program import decode_program, weights_by_name, why_not
@@ -173,6 +174,9 @@ class Transformer:
     def _ffn_block(self, w: LayerWeights, ws: Rows) -> None:
         ops = self.ops
         x = self._normed(ws, w.ffn_norm)  # [t, n_embd]
+        if w.experts is not None:
+            add_experts(ops, w.experts, ws, x, self.hp)
+            return
         ops.matmul(w.ffn_gate, x, out=ws.gate, bias=w.ffn_gate_bias)  # [t, n_ff]
         ops.matmul(w.ffn_up, x, out=ws.up, bias=w.ffn_up_bias)  # [t, n_ff]
         gated = ops.geglu if self.arch.activation == "gelu" else ops.swiglu

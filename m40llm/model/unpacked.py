@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from m40llm.device.ops import Sizes
 from m40llm.gguf import GGUFFile
+from m40llm.model.weights import rows_and_columns
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,9 @@ def unpacked_tensors(sizes: Sizes, file: GGUFFile) -> tuple[Unpacked, ...]:
     """Matrices that take more memory on the device than in the file, by type."""
     found: dict[str, Unpacked] = {}
     for info in file.tensors.values():
-        if len(info.shape) != 2:
+        if len(info.shape) == 1:
             continue
-        held = sizes.matrix_bytes(info.type, *info.shape)
+        held = sizes.matrix_bytes(info.type, *rows_and_columns(info))
         if held > info.n_bytes:
             name = info.type.name
             so_far = found.get(name, Unpacked(name, 0, 0, 0))

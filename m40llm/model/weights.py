@@ -1,5 +1,6 @@
 """The model's tensors on a device: checked against the architecture first, then uploaded once."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,9 +36,10 @@ class LayerWeights:
     attn_k: Matrix  # [kv_dim, n_embd]
     attn_v: Matrix  # [kv_dim, n_embd]
     attn_output: Matrix  # [n_embd, q_dim]
-    ffn_gate: Matrix  # [n_ff, n_embd]
-    ffn_up: Matrix  # [n_ff, n_embd]
-    ffn_down: Matrix  # [n_embd, n_ff]
+    # None where the layer has experts:
+    ffn_gate: Matrix | None = None  # [n_ff, n_embd]
+    ffn_up: Matrix | None = None  # [n_ff, n_embd]
+    ffn_down: Matrix | None = None  # [n_embd, n_ff]
     attn_norm: Buffer | None = None  # [n_embd], and the three below: as the architecture has them
     post_attention_norm: Buffer | None = None
     ffn_norm: Buffer | None = None
@@ -56,9 +58,21 @@ class LayerWeights:
     ffn_gate_up_bias: Buffer | None = None  # [2 n_ff]
     attn_q_norm: Buffer | None = None  # [head_dim] or [q_dim]
     attn_k_norm: Buffer | None = None  # [head_dim] or [kv_dim]
+    experts: "Experts | None" = None
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A layer's feed-forward networks, of which each token uses a few, and who chooses them."""
+
+    router: Matrix  # [n_experts, n_embd]
+    gate: tuple[Matrix, ...]  # each [n_ff, n_embd]
+    up: tuple[Matrix, ...]
+    down: tuple[Matrix, ...]  # each [n_embd, n_ff]
 
 
 _STACKS = {"attn_qkv": ("attn_q", "attn_k", "attn_v"), "ffn_gate_up": ("ffn_gate", "ffn_up")}
+_OF_EXPERTS = ("ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
 _STACKED = {part for parts in _STACKS.values() for part in parts}
 
 
@@ -110,11 +124,16 @@ def weight_bytes(sizes: Sizes, file: GGUFFile) -> int:
     embd = file.tensors["token_embd.weight"]
     total = sizes.table_bytes(embd.type, *embd.shape, is_tied=is_tied)
     for info in file.tensors.values():
-        if len(info.shape) != 2:
+        if len(info.shape) == 1:
             total += 4 * info.n_elements
         elif info is not embd or is_tied:
-            total += sizes.matrix_bytes(info.type, *info.shape)
+            total += sizes.matrix_bytes(info.type, *rows_and_columns(info))
     return total
+
+
+def rows_and_columns(info: TensorInfo) -> tuple[int, int]:
+    """Of a matrix, or of the matrices of all experts above one another."""
+    return math.prod(info.shape[:-1]), info.shape[-1]
 
 
 def load_weights(
@@ -144,15 +163,32 @@ def _layer(
     tensors: dict[str, Any] = {
         _field(name): _tensor(ops, file, f"{prefix}.{name}")
         for name in names
-        if name.removesuffix(".weight") not in {*_STACKED, *_STACKS}
+        if name.removesuffix(".weight") not in {*_STACKED, *_STACKS, *_OF_EXPERTS}
     }
+    if f"{prefix}.ffn_gate_inp.weight" in file.tensors:
+        tensors["experts"] = _experts(ops, file, prefix)
     for whole, parts in _STACKS.items():
+        if rows[parts[0]].tensor not in names:
+            continue  # experts are there instead
         matrices = [_rows(file, prefix, rows[part]) for part in parts]
         tensors[whole], each = ops.stack(matrices)
         tensors |= dict(zip(parts, each, strict=True))
         lengths = [rows[part].n_rows for part in parts]
         tensors[f"{whole}_bias"] = _stacked_bias(ops, file, prefix, parts, lengths)
     return LayerWeights(**tensors)
+
+
+def _experts(ops: Ops, file: GGUFFile, prefix: str) -> Experts:
+    """Each tensor on the device once; its experts are parts of it."""
+
+    def each(name: str) -> tuple[Matrix, ...]:
+        info = file.tensors[f"{prefix}.{name}.weight"]
+        n_experts, n_rows, n_cols = info.shape
+        data = file.tensor_bytes(info.name).reshape(n_experts, -1)
+        return ops.stack([MatrixData(info.type, n_rows, n_cols, part) for part in data])[1]
+
+    router, *exps = _OF_EXPERTS
+    return Experts(_matrix(ops, file, f"{prefix}.{router}.weight"), *map(each, exps))
 
 
 def _stacked_bias(

@@ -23,14 +23,28 @@ class Rows:
     attn_heads: Buffer  # [t, n_heads, head_dim]    attn again
     gate: Buffer  # [t, n_ff]
     up: Buffer  # [t, n_ff]
+    expert_rows: "ExpertRows | None"
     token_ids: Buffer  # [t]
     seq: Buffer  # [t]
     pos: Buffer  # [t]
 
 
+@dataclass(frozen=True)
+class ExpertRows:
+    """What layers with experts need beside; the first n_tokens rows, or all that a token uses."""
+
+    router: Buffer  # [t, n_experts]
+    x: Buffer  # [t, n_embd]              rows of one expert
+    out: Buffer  # [t, n_embd]            and what it makes of them
+    rows: Buffer  # [t * n_experts_used]  int32
+    shares: Buffer  # [t * n_experts_used]
+
+
 def workspace_bytes(hp: HParams, max_tokens: int, max_logits: int) -> int:
     """Bytes of all buffers below."""
     per_token = 2 * hp.n_embd + 2 * hp.q_dim + 2 * hp.kv_dim + 2 * hp.n_ff + 3
+    if hp.n_experts:
+        per_token += hp.n_experts + 2 * hp.n_embd + 2 * hp.n_experts_used
     return 4 * (max_tokens * per_token + max_logits * (hp.n_embd + hp.vocab_size + 1))
 
 
@@ -55,6 +69,16 @@ class Workspace:
         self._ints = {
             name: ops.empty((max_tokens,), "int32") for name in ("token_ids", "seq", "pos")
         }
+        self._of_experts: dict[str, Buffer] = {}
+        if hp.n_experts:
+            n_shares = max_tokens * hp.n_experts_used
+            self._of_experts = {
+                "router": ops.empty((max_tokens, hp.n_experts)),
+                "x": ops.empty((max_tokens, hp.n_embd)),
+                "out": ops.empty((max_tokens, hp.n_embd)),
+                "rows": ops.empty((n_shares,), "int32"),
+                "shares": ops.empty((n_shares,)),
+            }
         self.logit_rows = ops.empty((max_logits,), "int32")
         self.x_last = ops.empty((max_logits, hp.n_embd))  # the rows whose logits are wanted
         self.logits = ops.empty((max_logits, hp.vocab_size))
@@ -70,4 +94,13 @@ class Workspace:
             "v_heads": wide["v"].reshape(n_tokens, hp.n_kv_heads, hp.head_dim),
             "attn_heads": wide["attn"].reshape(n_tokens, hp.n_heads, hp.head_dim),
         }
-        return Rows(**wide, **per_head, **ints)
+        return Rows(**wide, **per_head, **ints, expert_rows=self._expert_rows(n_tokens))
+
+    def _expert_rows(self, n_tokens: int) -> ExpertRows | None:
+        if not self._hp.n_experts:
+            return None
+        n_shares = n_tokens * self._hp.n_experts_used
+        lengths = {"rows": n_shares, "shares": n_shares}
+        return ExpertRows(
+            **{name: b[: lengths.get(name, n_tokens)] for name, b in self._of_experts.items()}
+        )

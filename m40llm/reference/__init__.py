@@ -5,6 +5,7 @@ and returns a new array; float32 inputs are widened first and nothing is rounded
 """
 
 from m40llm.reference.add_bias import add_bias
+from m40llm.reference.add_rows import add_rows
 from m40llm.reference.append import append
 from m40llm.reference.argmax import argmax
 from m40llm.reference.attention import attention
@@ -22,6 +23,7 @@ from m40llm.reference.top_k import top_k
 
 __all__ = [
     "add_bias",
+    "add_rows",
     "add_scaled",
     "append",
     "argmax",

@@ -88,6 +88,12 @@ class NoisyOps(ReferenceOps):
         super().scale(x, factor)
         self._disturb(x, UNIT_ROUNDOFF * np.abs(x))
 
+    def add_rows(self, x: Array, rows: Array, shares: Array, y: Array) -> None:
+        bound = np.zeros_like(x)
+        bound[rows] = UNIT_ROUNDOFF * (np.abs(x[rows]) + 3 * np.abs(shares[:, None] * y))
+        super().add_rows(x, rows, shares, y)
+        self._disturb(x, bound)
+
     def add_scaled(self, x: Array, y: Array, factor: float) -> None:
         bound = UNIT_ROUNDOFF * (np.abs(x) + 2 * np.abs(factor * y))
         super().add_scaled(x, y, factor)

@@ -126,3 +126,6 @@ class ReferenceOps:
 
     def take_rows(self, x: Array, rows: Array, *, out: Array) -> None:
         out[...] = x[rows]
+
+    def add_rows(self, x: Array, rows: Array, shares: Array, y: Array) -> None:
+        x[...] = reference.add_rows(x, rows, shares, y)

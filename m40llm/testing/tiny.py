@@ -41,6 +41,7 @@ class TinyArch:
     qk_norm: str = "none"  # head or row
     norms: str = "before"  # after or both
     fused: bool = False  # q, k and v in one tensor, gate and up in another
+    experts: bool = False  # in place of one feed-forward network
 
 
 _NORMS = {  # around attention, around feed-forward
@@ -58,6 +59,8 @@ ARCHS = {
     "gemma3": TinyArch("gemma3", "spm", biases=False, qk_norm="head", norms="both"),
     "smollm3": TinyArch("smollm3", "bpe", biases=False),
     "phi3": TinyArch("phi3", "spm", biases=False, fused=True),
+    "mixtral": TinyArch("llama", "spm", biases=False, experts=True),  # a llama to GGUF
+    "qwen3moe": TinyArch("qwen3moe", "bpe", biases=False, qk_norm="head", experts=True),
 }
 
 
@@ -71,6 +74,8 @@ class TinyShape:
     n_kv_heads: int = 2
     head_dim: int | None = None  # n_embd / n_heads, and then no key_length is written
     n_ff: int | None = None  # 128, or one block of the tensor type
+    n_experts: int = 8  # where the architecture has experts
+    n_experts_used: int = 2  # by each token
     vocab_size: int | None = None  # the tokenizer's; more are unused tokens
     context_length: int = 128
     rope_theta: float = 10000.0
@@ -112,8 +117,8 @@ def write_tiny_gguf(
 
     `arch` is a key of ARCHS; `tensor_type` the GGML type of all matrices (vectors are
     F32). `shape` takes the fields of `TinyShape`: n_layers, n_embd, n_heads, n_kv_heads,
-    head_dim, n_ff, vocab_size, context_length, rope_theta, rope_dim, rope_scaling, rope_freqs,
-    rope_factors, tied, biases, tokenizer, chat_template, metadata.
+    head_dim, n_ff, n_experts, n_experts_used, vocab_size, context_length, rope_theta, rope_dim,
+    rope_scaling, rope_freqs, rope_factors, tied, biases, tokenizer, chat_template, metadata.
 
     Raises TypeError for an unknown keyword, ValueError for values that make no model.
     """
@@ -205,6 +210,8 @@ def _keys(plan: _Plan) -> dict[str, Any]:
         f"{arch}.attention.layer_norm_rms_epsilon": _NORM_EPS,
         f"{arch}.rope.dimension_count": plan.rope_dim,
         f"{arch}.rope.freq_base": shape.rope_theta,
+        f"{arch}.expert_count": shape.n_experts if plan.arch.experts else None,
+        f"{arch}.expert_used_count": shape.n_experts_used if plan.arch.experts else None,
         **{f"{arch}.rope.scaling.{key}": value for key, value in scaling.items()},
         "tokenizer.chat_template": shape.chat_template,
     }
@@ -216,44 +223,63 @@ _Tensor = tuple[str, NDArray[Any], GGMLQuantizationType]
 def _tensors(rng: np.random.Generator, plan: _Plan) -> Iterator[_Tensor]:
     """Every tensor of the model: name, bytes (or F32 values), type."""
     shape, n_embd = plan.shape, plan.n_embd
-
-    def matrix(name: str, n_out: int, n_in: int, gain: float = 1.0) -> _Tensor:
-        data = random_tensor(rng, (n_out, n_in), gain / n_in**0.5, plan.type)
-        return f"{name}.weight", data, plan.type
-
-    yield matrix("token_embd", plan.n_vocab, n_embd, _LOGIT_STD)
+    yield _matrix(rng, plan, "token_embd", plan.n_vocab, n_embd, _LOGIT_STD)
     if shape.rope_freqs:  # as Llama 3.1 has them: the slow pairs are slowed down further
         yield _vector("rope_freqs.weight", np.linspace(1.0, 8.0, plan.rope_dim // 2))
     if shape.rope_factors:
         yield _vector("rope_factors_short.weight", np.linspace(1.0, 1.5, plan.rope_dim // 2))
         yield _vector("rope_factors_long.weight", np.linspace(1.0, 6.0, plan.rope_dim // 2))
     for layer in range(shape.n_layers):
-        prefix = f"blk.{layer}"
-        q_dim, kv_dim = shape.n_heads * plan.head_dim, shape.n_kv_heads * plan.head_dim
-        of_attention, of_ffn = _NORMS[plan.arch.norms]
-        for norm in of_attention:
-            yield _norm(rng, f"{prefix}.{norm}", n_embd)
-        qkv = [("attn_q", q_dim), ("attn_k", kv_dim), ("attn_v", kv_dim)]
-        gate_up = [("ffn_gate", plan.n_ff), ("ffn_up", plan.n_ff)]
-        if plan.arch.fused:
-            qkv, gate_up = [("attn_qkv", q_dim + 2 * kv_dim)], [("ffn_up", 2 * plan.n_ff)]
-        for name, n_out in qkv:
-            yield matrix(f"{prefix}.{name}", n_out, n_embd)
-            if plan.biases:
-                yield _vector(f"{prefix}.{name}.bias", rng.normal(0.0, 0.1, n_out))
-        if plan.arch.qk_norm != "none":
-            is_row = plan.arch.qk_norm == "row"
-            yield _norm(rng, f"{prefix}.attn_q_norm", q_dim if is_row else plan.head_dim)
-            yield _norm(rng, f"{prefix}.attn_k_norm", kv_dim if is_row else plan.head_dim)
-        yield matrix(f"{prefix}.attn_output", n_embd, q_dim)
-        for norm in of_ffn:
-            yield _norm(rng, f"{prefix}.{norm}", n_embd)
-        for name, n_out in gate_up:
-            yield matrix(f"{prefix}.{name}", n_out, n_embd)
-        yield matrix(f"{prefix}.ffn_down", n_embd, plan.n_ff)
+        yield from _layer(rng, plan, f"blk.{layer}")
     yield _norm(rng, "output_norm", n_embd)
     if not shape.tied:
-        yield matrix("output", plan.n_vocab, n_embd, _LOGIT_STD)
+        yield _matrix(rng, plan, "output", plan.n_vocab, n_embd, _LOGIT_STD)
+
+
+def _layer(rng: np.random.Generator, plan: _Plan, prefix: str) -> Iterator[_Tensor]:
+    shape, n_embd = plan.shape, plan.n_embd
+    q_dim, kv_dim = shape.n_heads * plan.head_dim, shape.n_kv_heads * plan.head_dim
+    of_attention, of_ffn = _NORMS[plan.arch.norms]
+    for norm in of_attention:
+        yield _norm(rng, f"{prefix}.{norm}", n_embd)
+    qkv = [("attn_q", q_dim), ("attn_k", kv_dim), ("attn_v", kv_dim)]
+    gate_up = [("ffn_gate", plan.n_ff), ("ffn_up", plan.n_ff)]
+    if plan.arch.fused:
+        qkv, gate_up = [("attn_qkv", q_dim + 2 * kv_dim)], [("ffn_up", 2 * plan.n_ff)]
+    for name, n_out in qkv:
+        yield _matrix(rng, plan, f"{prefix}.{name}", n_out, n_embd)
+        if plan.biases:
+            yield _vector(f"{prefix}.{name}.bias", rng.normal(0.0, 0.1, n_out))
+    if plan.arch.qk_norm != "none":
+        is_row = plan.arch.qk_norm == "row"
+        yield _norm(rng, f"{prefix}.attn_q_norm", q_dim if is_row else plan.head_dim)
+        yield _norm(rng, f"{prefix}.attn_k_norm", kv_dim if is_row else plan.head_dim)
+    yield _matrix(rng, plan, f"{prefix}.attn_output", n_embd, q_dim)
+    for norm in of_ffn:
+        yield _norm(rng, f"{prefix}.{norm}", n_embd)
+    if plan.arch.experts:
+        yield from _experts(rng, plan, prefix)
+        return
+    for name, n_out in gate_up:
+        yield _matrix(rng, plan, f"{prefix}.{name}", n_out, n_embd)
+    yield _matrix(rng, plan, f"{prefix}.ffn_down", n_embd, plan.n_ff)
+
+
+def _matrix(
+    rng: np.random.Generator, plan: _Plan, name: str, n_out: int, n_in: int, gain: float = 1.0
+) -> _Tensor:
+    data = random_tensor(rng, (n_out, n_in), gain / n_in**0.5, plan.type)
+    return f"{name}.weight", data, plan.type
+
+
+def _experts(rng: np.random.Generator, plan: _Plan, prefix: str) -> Iterator[_Tensor]:
+    """A router in F32, as llama.cpp keeps it, whose choices are clear, and the experts."""
+    n, n_embd, n_ff = plan.shape.n_experts, plan.n_embd, plan.n_ff
+    router = random_tensor(rng, (n, n_embd), 2.0 / n_embd**0.5, GGMLQuantizationType.F32)
+    yield f"{prefix}.ffn_gate_inp.weight", router.view(np.float32), GGMLQuantizationType.F32
+    for name, n_out, n_in in (("gate", n_ff, n_embd), ("up", n_ff, n_embd), ("down", n_embd, n_ff)):
+        data = random_tensor(rng, (n, n_out, n_in), n_in**-0.5, plan.type)
+        yield f"{prefix}.ffn_{name}_exps.weight", data, plan.type
 
 
 def _norm(rng: np.random.Generator, name: str, n_embd: int) -> _Tensor:

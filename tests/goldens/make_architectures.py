@@ -53,6 +53,13 @@ MODELS: dict[str, dict[str, Any]] = {
     "gemma3": {"arch": "gemma3", "n_layers": 7, "head_dim": 24, "metadata": GEMMA3},
     "phi3": {"arch": "phi3", "metadata": {"phi3.attention.sliding_window": 20}},
     "phi3, longrope": {"arch": "phi3", "rope_factors": True, "rope_scaling": LONGROPE},
+    "mixtral": {"arch": "mixtral"},
+    "qwen3moe": {"arch": "qwen3moe", "n_experts": 16, "n_experts_used": 4, "n_ff": 64},
+    "mixtral in Q3_K": {"arch": "mixtral", "tensor_type": "Q3_K"},
+    "mixtral in IQ4_NL": {"arch": "mixtral", "tensor_type": "IQ4_NL"},
+    "qwen3moe in Q2_K": {"arch": "qwen3moe", "tensor_type": "Q2_K"},
+    "qwen3moe in MXFP4": {"arch": "qwen3moe", "tensor_type": "MXFP4"},
+    "llama in IQ4_XS": {"arch": "llama", "tensor_type": "IQ4_XS"},
     "qwen3 in Q8_0": {"arch": "qwen3", "tensor_type": "Q8_0", "tied": True},
     "smollm3 in Q4_K": {"arch": "smollm3", "tensor_type": "Q4_K", "n_layers": 4},
     "olmo2 in Q5_1": {"arch": "olmo2", "tensor_type": "Q5_1"},
@@ -75,6 +82,7 @@ NAMES = {  # of a layer
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+    "ffn_gate_inp": "mlp.gate",
 }
 SPECIAL = {
     ("phi3", "ffn_up"): "mlp.gate_up_proj",
@@ -91,7 +99,7 @@ INTERLEAVED = ("llama", "smollm3", "granite")  # whose Q and K rows the converte
 class Torch64:
     """torch, to modules of transformers: what they would compute in FP32, they compute in FP64."""
 
-    float32 = torch.float64
+    float32 = float = torch.float64
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch, name)
@@ -136,7 +144,17 @@ class Reading:
             "attn_implementation": "eager",
             "pad_token_id": None,
         }
-        name = "gemma3_text" if self.arch == "gemma3" else self.arch
+        has_experts = self.key("expert_count") is not None
+        theirs = {"gemma3": "gemma3_text", "qwen3moe": "qwen3_moe"}
+        name = theirs.get(self.arch, self.arch)
+        if has_experts:
+            name = "mixtral" if self.arch == "llama" else name
+            fields["experts_implementation"] = "eager"  # the others know no FP64
+            for key in ("num_local_experts", "num_experts"):
+                fields[key] = self.key("expert_count")
+            fields["num_experts_per_tok"] = self.key("expert_used_count")
+            fields["moe_intermediate_size"] = fields["intermediate_size"]
+            fields["norm_topk_prob"] = True
         return AutoConfig.for_model(name, **fields, **self._more())
 
     def _more(self) -> dict[str, Any]:
@@ -179,6 +197,9 @@ class Reading:
                 found[f"{WHOLE[stem]}.{kind}"] = values - 1 if is_gemma_norm else values
                 continue
             _, layer, part = stem.split(".")
+            if part.endswith("_exps"):
+                self._add_experts(found, layer, part, values)
+                continue
             if part in ("attn_q", "attn_k") and self.arch in INTERLEAVED:
                 suffix = "" if part == "attn_q" else "_kv"
                 values = halves(values, self.key(f"attention.head_count{suffix}"))
@@ -187,6 +208,15 @@ class Reading:
                 values = values - 1  # which its converter adds, and its code again
             found[f"model.layers.{layer}.{theirs}.{kind}"] = values
         return {name: torch.from_numpy(values.copy()) for name, values in found.items()}
+
+    def _add_experts(self, found: dict[str, Any], layer: str, part: str, values: Any) -> None:
+        """Gate and up of an expert are one tensor there, gate first."""
+        at = f"model.layers.{layer}.mlp.experts"
+        if part == "ffn_down_exps":
+            found[f"{at}.down_proj"] = values
+        elif part == "ffn_gate_exps":
+            up = self.tensors[f"blk.{layer}.ffn_up_exps.weight"]
+            found[f"{at}.gate_up_proj"] = np.concatenate((values, up), axis=1)
 
 
 def halves(rows: Any, n_heads: int) -> Any:

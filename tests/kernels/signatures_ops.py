@@ -15,6 +15,7 @@ from sm52_assembly import (
 )
 
 from m40llm.kernels import (
+    add_rows,
     argmax,
     cast,
     embedding,
@@ -54,6 +55,7 @@ SIGNATURES = [
         Signature(swiglu._compile(name), (F32_2, F32_2, F32_2), swiglu.N_THREADS, name)
         for name in ("silu", "gelu_tanh")
     ),
+    Signature(add_rows._compile(), (F32_2, I32_1, F32_1, F32_2), add_rows.N_THREADS),
     Signature(scale._compile(), (F32_2, F32), scale.N_THREADS),
     Signature(scale._compile_add(), (F32_2, F32_2, F32), scale.N_THREADS),
     Signature(softmax._compile(256), (F32_2, F32_2), 256),

@@ -46,7 +46,7 @@ def golden(request: pytest.FixtureRequest) -> Any:
 
 
 def test_each_has_a_golden() -> None:
-    assert {golden["shape"]["arch"] for golden in MODELS.values()} == set(ARCHITECTURES)
+    assert {golden["shape"]["arch"] for golden in MODELS.values()} >= set(ARCHITECTURES)
 
 
 def test_logits_of_64_positions(golden: dict[str, Any], tiny: Tiny) -> None:

@@ -185,3 +185,19 @@ def test_the_architecture_must_be_named(tmp_path: Path) -> None:
     path.write_bytes(build_gguf_bytes())
     with open_gguf(path) as file, pytest.raises(ModelFileError, match=r"general.architecture"):
         HParams.from_gguf(file)
+
+
+def test_experts(tmp_path: Path) -> None:
+    """An expert's own width where the file gives one."""
+    keys = {"qwen3moe.expert_feed_forward_length": 128, "qwen3moe.feed_forward_length": 4096}
+    path = write_tiny_gguf(tmp_path / "t.gguf", arch="qwen3moe", n_experts_used=3, metadata=keys)
+    with open_gguf(path) as file:
+        hp = HParams.from_gguf(file)
+    assert (hp.n_experts, hp.n_experts_used, hp.n_ff) == (8, 3, 128)
+
+
+@pytest.mark.parametrize("used", [0, 9])
+def test_more_experts_used_than_there_are(used: int, tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "t.gguf", arch="mixtral", n_experts_used=used)
+    with open_gguf(path) as file, pytest.raises(ModelFileError, match="expert_used_count"):
+        HParams.from_gguf(file)

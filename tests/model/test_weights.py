@@ -83,6 +83,10 @@ def test_unknown_architecture_is_refused_with_the_known_ones(tmp_path: Path) -> 
 
 
 def test_experts_are_refused(tmp_path: Path) -> None:
-    path = write_tiny_gguf(tmp_path / "t.gguf", metadata={"llama.expert_count": 8})
+    path = write_tiny_gguf(
+        tmp_path / "t.gguf",
+        arch="qwen2",
+        metadata={"qwen2.expert_count": 8, "qwen2.expert_used_count": 2},
+    )
     with open_gguf(path) as file, pytest.raises(UnsupportedModelError, match="8 experts"):
         architecture_of(file)

@@ -147,6 +147,9 @@ class CpuOps:
     def take_rows(self, x: Floats, rows: Ints, *, out: Floats) -> None:
         np.take(x, rows, axis=0, out=out)
 
+    def add_rows(self, x: Floats, rows: Ints, shares: Floats, y: Floats) -> None:
+        x[rows] += shares[:, None] * y
+
 
 def _is_packed(ggml_type: GGMLType, n_cols: int) -> bool:
     return ggml_type in FORMATS and n_cols % UNIT == 0

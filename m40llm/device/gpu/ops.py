@@ -17,6 +17,7 @@ from m40llm.device.gpu.tuned import Tuned
 from m40llm.device.instructions import Instruction
 from m40llm.device.ops import MatrixData, RopeTable
 from m40llm.gguf.blocks import dequantize
+from m40llm.kernels.add_rows import add_rows
 from m40llm.kernels.attention_common import TINY_HEAD_DIMS
 from m40llm.kernels.attention_decode import attention_decode, partial_shape, split_count
 from m40llm.kernels.attention_prefill import attention_prefill
@@ -245,6 +246,9 @@ class GpuOps:
 
     def take_rows(self, x: Buffer, rows: Buffer, *, out: Buffer) -> None:
         take_rows(x, rows, out, stream=self.card)
+
+    def add_rows(self, x: Buffer, rows: Buffer, shares: Buffer, y: Buffer) -> None:
+        add_rows(x, rows, shares, y, stream=self.card)
 
 
 def _planes(matrix: MatrixData) -> Planes:
