@@ -7,13 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m40llm.device.decoder import Decoder, ModelParts
-from m40llm.device.ops import Buffer, Matrix, Ops, RopeTable
+from m40llm.device.ops import Buffer, Ops, RopeTable
 from m40llm.errors import KernelContractError
 from m40llm.model.arch import Architecture
 from m40llm.model.batch import Batch
 from m40llm.model.experts import add_experts
 from m40llm.model.hparams import HParams, RopeParams
 from m40llm.model.kv_cache import KVCache
+from m40llm.model.lora import Adapter
 from m40llm.model.program import decode_program, weights_by_name, why_not
 from m40llm.model.rope import rope_table, still_table
 from m40llm.model.weights import LayerWeights, Weights
@@ -37,6 +38,7 @@ class Transformer:
         freq_factors: NDArray[np.float32] | None = None,
     ) -> None:
         self.ops, self.arch, self.hp, self.weights = ops, arch, hp, weights
+        self.adapter: Adapter | None = None  # of the rows to come; what is cached stays as it is
         self.kv = KVCache(ops, hp, n_seqs, max_seq_len)
         self.workspace = Workspace(ops, hp, max_tokens, max_logits)
         self._ropes = self._rope_tables(max_seq_len, freq_factors)
@@ -118,7 +120,7 @@ class Transformer:
             self.ops.scale(ws.x, self._embedding_scale)
         for layer, w in enumerate(self.weights.layers):
             self._attention_block(layer, w, ws, batch.has_single_rows)
-            self._ffn_block(w, ws)
+            self._ffn_block(layer, w, ws)
         np.maximum.at(self.kv.seq_lens, batch.seq, batch.pos + 1)
         return ws
 
@@ -148,9 +150,9 @@ class Transformer:
     def _attention_block(self, layer: int, w: LayerWeights, ws: Rows, single_rows: bool) -> None:
         ops, k_cache, v_cache = self.ops, self.kv.k[layer], self.kv.v[layer]
         x = self._normed(ws, w.attn_norm)  # [t, n_embd]
-        ops.matmul(w.attn_q, x, out=ws.q, bias=w.attn_q_bias)  # [t, q_dim]
-        ops.matmul(w.attn_k, x, out=ws.k, bias=w.attn_k_bias)  # [t, kv_dim]
-        ops.matmul(w.attn_v, x, out=ws.v, bias=w.attn_v_bias)  # [t, kv_dim]
+        self._product(layer, "attn_q", x, ws.q)  # [t, q_dim]
+        self._product(layer, "attn_k", x, ws.k)  # [t, kv_dim]
+        self._product(layer, "attn_v", x, ws.v)  # [t, kv_dim]
         if self.arch.qk_norm != "none":
             is_row = self.arch.qk_norm == "row"
             q, k = (ws.q, ws.k) if is_row else (ws.q_heads, ws.k_heads)
@@ -169,19 +171,19 @@ class Transformer:
             single_rows=single_rows,
             out=ws.attn_heads,
         )  # [t, n_heads, head_dim]
-        self._add(ws, w.attn_output, ws.attn, w.attn_output_bias, w.post_attention_norm)
+        self._add(layer, "attn_output", ws, ws.attn, w.post_attention_norm)
 
-    def _ffn_block(self, w: LayerWeights, ws: Rows) -> None:
+    def _ffn_block(self, layer: int, w: LayerWeights, ws: Rows) -> None:
         ops = self.ops
         x = self._normed(ws, w.ffn_norm)  # [t, n_embd]
         if w.experts is not None:
             add_experts(ops, w.experts, ws, x, self.hp)
             return
-        ops.matmul(w.ffn_gate, x, out=ws.gate, bias=w.ffn_gate_bias)  # [t, n_ff]
-        ops.matmul(w.ffn_up, x, out=ws.up, bias=w.ffn_up_bias)  # [t, n_ff]
+        self._product(layer, "ffn_gate", x, ws.gate)  # [t, n_ff]
+        self._product(layer, "ffn_up", x, ws.up)  # [t, n_ff]
         gated = ops.geglu if self.arch.activation == "gelu" else ops.swiglu
         gated(ws.gate, ws.up, out=ws.gate)  # in place
-        self._add(ws, w.ffn_down, ws.gate, w.ffn_down_bias, w.post_ffw_norm)
+        self._add(layer, "ffn_down", ws, ws.gate, w.post_ffw_norm)
 
     def _normed(self, ws: Rows, norm: Buffer | None) -> Buffer:
         """The residual stream as a block reads it."""
@@ -190,15 +192,23 @@ class Transformer:
         self.ops.rms_norm(ws.x, norm, self.hp.norm_eps, out=ws.x_norm)
         return ws.x_norm
 
-    def _add(
-        self, ws: Rows, w: Matrix, x: Buffer, bias: Buffer | None, norm: Buffer | None
+    def _product(
+        self, layer: int, name: str, x: Buffer, out: Buffer, *, accumulate: bool = False
     ) -> None:
+        """out (+)= W x (+ bias), and what the adapter adds, of a matrix of the layer."""
+        w = self.weights.layers[layer]
+        matrix, bias = getattr(w, name), getattr(w, f"{name}_bias")
+        self.ops.matmul(matrix, x, out=out, bias=bias, accumulate=accumulate)
+        if self.adapter is not None:
+            self.adapter.add(f"blk.{layer}.{name}", x, out)
+
+    def _add(self, layer: int, name: str, ws: Rows, x: Buffer, norm: Buffer | None) -> None:
         """ws.x += residual_scale * norm(W x + bias), of which the product adds if that is all."""
         ops, factor = self.ops, self.hp.residual_scale
         if norm is None and factor == 1:
-            ops.matmul(w, x, out=ws.x, bias=bias, accumulate=True)
+            self._product(layer, name, x, ws.x, accumulate=True)
             return
-        ops.matmul(w, x, out=ws.x_norm, bias=bias)
+        self._product(layer, name, x, ws.x_norm)
         if norm is not None:
             ops.rms_norm(ws.x_norm, norm, self.hp.norm_eps, out=ws.x_norm)
         ops.add_scaled(ws.x, ws.x_norm, factor)
@@ -213,6 +223,8 @@ class Transformer:
         ops.take_rows(ws.x, rows, out=x_last)  # [n_logits, n_embd]
         ops.rms_norm(x_last, self.weights.output_norm, self.hp.norm_eps, out=x_last)
         ops.matmul(self.weights.output, x_last, out=logits)  # [n_logits, vocab_size]
+        if self.adapter is not None:
+            self.adapter.add("output", x_last, logits)
         if self.hp.logit_scale != 1:
             ops.scale(logits, 1 / self.hp.logit_scale)
         return logits
