@@ -7,7 +7,7 @@ been made. What the device's sampler lacks, the host's loop serves: `why_host` s
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Final, Literal
 
 import numpy as np
@@ -44,7 +44,7 @@ def checked_choice(name: object) -> DecodeChoice:
     raise RequestError(f"decode: expected {', '.join(DECODE_CHOICES)}, got {name!r}")
 
 
-def why_host(params: SamplingParams, stop_ids: Sequence[int], decoder: Decoder) -> str:
+def why_host(params: SamplingParams, stop_ids: Collection[int], decoder: Decoder) -> str:
     """Why this request needs the host's loop; empty where the device serves it."""
     if params.logprobs:
         return "logprobs of other tokens than the chosen one"

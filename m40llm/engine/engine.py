@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from m40llm.device.decoder import Form
 from m40llm.device.ops import Buffer
 from m40llm.engine.decode_step import DecodeForm, decode, slot_request, why_host
-from m40llm.engine.sampling import Chain
+from m40llm.engine.request import Request
 from m40llm.engine.sampling_params import SamplingParams
-from m40llm.engine.step import Clock, Step, StopReason, TokenLogprob, logprob_of
-from m40llm.errors import ModelFileError, RequestError
+from m40llm.engine.speculate import Proposal, Proposer, choose
+from m40llm.engine.step import Clock, Step, StopReason, TokenLogprob, check_finite
+from m40llm.errors import RequestError
 from m40llm.model.batch import Batch
 from m40llm.model.transformer import Transformer
 from m40llm.progress import Progress
@@ -37,6 +38,7 @@ class Engine:
         self.model = model
         self.stop_ids = stop_ids
         self.decode_form = decode_form
+        self.proposer: Proposer | None = None  # for the host's loop
         self._cached_ids: list[int] = []  # what the cache holds of sequence 0
         self._has_failed = False  # the forward before: the device must recover first
 
@@ -118,13 +120,15 @@ class Engine:
         """Logits float32[vocab_size] after the prompt, whose first n_cached tokens are cached."""
         step = self.model.workspace.max_tokens
         self._cached_ids = prompt_ids[:n_cached]
+        self.model.kv.truncate(0, n_cached)
         for first in range(n_cached, len(prompt_ids), step):
             piece = prompt_ids[first : first + step]
             logits = self._forward(Batch.of((0, first, piece)))
             self._cached_ids = prompt_ids[: first + len(piece)]
             if progress:
                 progress("reading the prompt", (first + len(piece)) / len(prompt_ids))
-        return self._read_logits(logits)
+        row: NDArray[np.float32] = self._read_logits(logits)[0]
+        return row
 
     def generate(
         self,
@@ -143,78 +147,115 @@ class Engine:
         """
         prompt = self.check_ids(prompt_ids)
         self.check_params(params)
-        clock = clock if clock is not None else Clock()
-        seed = params.seed if params.seed is not None else secrets.randbits(63)
-        begin = time.perf_counter()
-        logits = self.prefill(prompt, self._n_shared(prompt) if reuse_prefix else 0, progress)
-        clock.prefill_s = time.perf_counter() - begin
-        ids: list[int] = []
-        chain = Chain(params, prompt, seed)
+        request = Request(
+            prompt,
+            params,
+            seed=params.seed if params.seed is not None else secrets.randbits(63),
+            clock=clock if clock is not None else Clock(),
+            begin_s=time.perf_counter(),
+            stop_ids=self._all_stop_ids(params),
+            max_seq_len=self.max_seq_len,
+        )
+        rows = self.prefill(prompt, self._n_shared(prompt) if reuse_prefix else 0, progress)[None]
+        request.clock.prefill_s = time.perf_counter() - request.begin_s
+        if self.proposer:
+            self.proposer.begin(reuse_prefix=reuse_prefix)
+        proposals: list[Proposal] = []
         while True:
-            token = logprob_of(logits, params, chain.choose(logits, ids))
-            ids.append(token.token_id)
-            now = time.perf_counter() - begin
-            clock.ttft_s = clock.ttft_s or now
-            clock.decode_s = now - clock.prefill_s
-            reason = self._stop_reason(params, prompt, ids)
-            yield Step(token, reason)
-            if reason:
+            for step in self._chosen(request, rows, proposals):
+                yield step
+                if step.stop_reason:
+                    return
+            if form := self._device_form(request):
+                yield from self._decode_on_device(form, request)
                 return
-            if form := self._device_form(params):
-                yield from self._decode_on_device(form, params, prompt, ids, seed, clock)
-                return
-            logits = self._decode(token.token_id, len(prompt) + len(ids) - 1)
+            proposals = self._proposed(request)
+            rows = self._decode([request.ids[-1], *(p.token_id for p in proposals)], request)
 
-    def _device_form(self, params: SamplingParams) -> Form | None:
+    def _chosen(
+        self, request: Request, rows: NDArray[np.float32], proposals: list[Proposal]
+    ) -> Iterator[Step]:
+        """A token of each row, up to the first that is not what had been proposed."""
+        for row, proposal in zip(rows, [*proposals, None], strict=True):
+            if request.ids:
+                self._note_cached(request)
+            check_finite(row)
+            token_id = choose(request.chain, row, request.ids, proposal)
+            is_accepted = proposal is not None and token_id == proposal.token_id
+            request.clock.n_accepted += is_accepted
+            yield request.add(token_id, row)
+            if not is_accepted:
+                return
+
+    def _proposed(self, request: Request) -> list[Proposal]:
+        """What the proposer says, as far as there is room for it."""
+        if self.proposer is None:
+            return []
+        n = min(self.proposer.n_tokens, self.model.workspace.max_logits - 1, request.n_room)
+        if n < 1:
+            return []
+        with self._noting_failure():  # of a draft model, on the same device
+            proposals = self.proposer.propose(request.prompt, request.ids, n, request.chain)
+        request.clock.n_proposed += len(proposals)
+        return proposals
+
+    def logits_after(self, ids: list[int]) -> NDArray[np.float32]:
+        """Logits float32[vocab_size] after the ids, of which what is cached is kept."""
+        logits = self.prefill(ids, self._n_shared(ids))
+        check_finite(logits)
+        return logits
+
+    def _device_form(self, request: Request) -> Form | None:
         """In which form the device decodes this request by itself; None where the host must."""
         if self.decode_form == "host":
             return None
         decoder = self.model.decoder
-        if isinstance(decoder, str) or why_host(params, self._all_stop_ids(params), decoder):
+        if isinstance(decoder, str) or why_host(request.params, request.stop_ids, decoder):
             return None
         return self.decode_form
 
-    def _all_stop_ids(self, params: SamplingParams) -> list[int]:
-        own = set() if params.ignore_eos else self.stop_ids
-        return sorted(own | set(params.stop_ids))
+    def _all_stop_ids(self, params: SamplingParams) -> frozenset[int]:
+        own = frozenset() if params.ignore_eos else self.stop_ids
+        return own | frozenset(params.stop_ids)
 
-    def _decode_on_device(
-        self,
-        form: Form,
-        params: SamplingParams,
-        prompt: list[int],
-        ids: list[int],
-        seed: int,
-        clock: Clock,
-    ) -> Iterator[Step]:
+    def _decode_on_device(self, form: Form, request: Request) -> Iterator[Step]:
         """The rest of an answer whose first token the host has chosen."""
-        decoder, hp = self.model.decoder, self.model.hp
+        decoder, hp, clock = self.model.decoder, self.model.hp, request.clock
         assert not isinstance(decoder, str)
-        stop_ids = self._all_stop_ids(params)
-        request = slot_request(params, prompt, ids, stop_ids, seed, hp.vocab_size)
+        slot = slot_request(
+            request.params,
+            request.prompt,
+            request.ids,
+            sorted(request.stop_ids),
+            request.seed,
+            hp.vocab_size,
+        )
         begin = time.perf_counter() - clock.decode_s
         with self._noting_failure():
-            for answer in decode(decoder, form, request):
-                self._cached_ids[len(prompt) + len(ids) - 1 :] = [ids[-1]]
-                self.model.kv.seq_lens[0] = len(self._cached_ids)
-                ids.append(answer.token_id)
+            for answer in decode(decoder, form, slot):
+                self._note_cached(request)
+                request.ids.append(answer.token_id)
                 clock.decode_s = time.perf_counter() - begin
                 token = TokenLogprob(answer.token_id, answer.logprob)
                 yield Step(token, None if answer.done is None else _REASONS[answer.done])
 
     def _n_shared(self, prompt: list[int]) -> int:
         """Leading tokens that are cached already; the last one must be computed for its logits."""
-        n_shared = 0
-        for cached, wanted in zip(self._cached_ids, prompt[:-1], strict=False):
-            if cached != wanted:
-                break
-            n_shared += 1
-        return n_shared
+        n = min(len(self._cached_ids), len(prompt) - 1)
+        if self._cached_ids[:n] == prompt[:n]:
+            return n
+        differ = (a != b for a, b in zip(self._cached_ids, prompt, strict=False))
+        return next(at for at, is_other in enumerate(differ) if is_other)
 
-    def _decode(self, token_id: int, pos: int) -> NDArray[np.float32]:
-        logits = self._forward(Batch.of((0, pos, [token_id])))
-        self._cached_ids[pos:] = [token_id]
+    def _decode(self, token_ids: list[int], request: Request) -> NDArray[np.float32]:
+        """Logits float32[n, vocab_size] after each: the last token, then what is proposed."""
+        logits = self._forward(Batch.of((0, request.last_pos, token_ids), logits="all"))
         return self._read_logits(logits)
+
+    def _note_cached(self, request: Request) -> None:
+        """The last token has been computed; what lies behind it belongs to nobody."""
+        self._cached_ids[request.last_pos :] = [request.ids[-1]]
+        self.model.kv.seq_lens[0] = request.last_pos + 1
 
     def _forward(self, batch: Batch) -> Buffer:
         return self._run(self.model.forward, batch)
@@ -237,24 +278,8 @@ class Engine:
 
     def _read_logits(self, logits: Buffer) -> NDArray[np.float32]:
         with self._noting_failure():  # a card tells only now what went wrong in the launches
-            row: NDArray[np.float32] = self.model.ops.read(logits)[0]
-        if not np.isfinite(row).all():
-            raise ModelFileError(
-                "the model's logits are not finite numbers: its weights are damaged or overflow"
-            )
-        return row
-
-    def _stop_reason(
-        self, params: SamplingParams, prompt: list[int], ids: list[int]
-    ) -> StopReason | None:
-        is_model_end = ids[-1] in self.stop_ids and not params.ignore_eos
-        if is_model_end or ids[-1] in params.stop_ids:
-            return "stop"
-        if params.max_tokens is not None and len(ids) >= params.max_tokens:
-            return "length"
-        if len(prompt) + len(ids) > self.max_seq_len:  # the last token cannot be fed back
-            return "context"
-        return None
+            rows: NDArray[np.float32] = self.model.ops.read(logits)
+        return rows
 
     def check_params(self, params: SamplingParams) -> None:
         """RequestError for a token id, or a count of them, beyond the vocabulary."""

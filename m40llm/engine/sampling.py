@@ -6,6 +6,7 @@ Greedy takes the largest logit after bias, penalties and DRY.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -46,6 +47,18 @@ _SAMPLERS: Final[dict[str, Sampler]] = {
 _BEFORE_CHOICE: Final = ("penalties", "dry")  # what greedy and mirostat heed, too
 
 
+class Draws(NamedTuple):
+    """The random numbers of one position, uniform in [0, 1)."""
+
+    token: float  # draws the token
+    xtc: float
+    accept: float  # a draft model's proposal is taken, or not
+    proposal: float  # draws that proposal
+
+
+_NO_DRAWS: Final = Draws(0.0, 0.0, 0.0, 0.0)
+
+
 class Chain:
     """Chooses the tokens of one answer, one after the other.
 
@@ -56,12 +69,28 @@ class Chain:
         self._params, self._prompt_ids, self._seed = params, prompt_ids, seed
         self._most_surprise = 2.0 * params.mirostat_tau  # mirostat's mu, in bits
 
+    def fork(self) -> "Chain":
+        """Another that remembers the same; what it is told from now on, this one is not."""
+        return copy(self)
+
     def choose(self, logits: Logits, ids: Sequence[int]) -> int:
         """The next token's id. logits float32[vocab_size], unmodified; ids is the answer so far."""
+        draws = self.draws(ids)
+        candidates = self.candidates(logits, ids, draws)
+        token_id = draw(candidates, draws.token)
+        self.heed(token_id, candidates)
+        return token_id
+
+    def draws(self, ids: Sequence[int]) -> Draws:
+        """The random numbers of the token that follows `ids`."""
+        if self._params.is_greedy:
+            return _NO_DRAWS
+        return draws_at(self._seed, len(self._prompt_ids) + len(ids))
+
+    def candidates(self, logits: Logits, ids: Sequence[int], draws: Draws) -> Candidates:
+        """The tokens that the next one is drawn from; their probabilities are those of the draw."""
         params = self._params
-        pos = len(self._prompt_ids) + len(ids)
-        uniforms = (0.0, 0.0) if params.is_greedy else uniforms_at(self._seed, pos)
-        moment = Moment(params, self._prompt_ids, ids, uniforms[1])
+        moment = Moment(params, self._prompt_ids, ids, draws.xtc)
         if params.logit_bias:
             logits = apply_bias(logits, params.logit_bias)
         candidates = Candidates.of(logits)
@@ -72,19 +101,20 @@ class Chain:
             if name in _BEFORE_CHOICE or not is_short:
                 candidates = _SAMPLERS[name](candidates, moment)
         if params.is_greedy:
-            return int(candidates.ids[np.argmax(candidates.logits)])
+            best = int(np.argmax(candidates.logits))
+            return candidates.keep(slice(best, best + 1))
         if params.mirostat == 2:
-            return self._mirostat(samplers.temperature(candidates, params), uniforms[0])
-        return draw(candidates, uniforms[0])
+            tempered = samplers.temperature(candidates, params)
+            return samplers.surprise_below(tempered, self._most_surprise)
+        return candidates
 
-    def _mirostat(self, candidates: Candidates, uniform: float) -> int:
-        """Mirostat 2: cut what is more surprising than mu, draw, and correct mu by the result."""
-        candidates = samplers.surprise_below(candidates, self._most_surprise)
-        token_id = draw(candidates, uniform)
-        probability = candidates.probabilities[candidates.ids == token_id][0]
-        error = -math.log2(probability) - self._params.mirostat_tau
-        self._most_surprise -= self._params.mirostat_eta * error
-        return token_id
+    def heed(self, token_id: int, candidates: Candidates) -> None:
+        """What was chosen, and from what: mirostat 2 corrects mu by how surprising that was."""
+        params = self._params
+        if params.mirostat == 2 and not params.is_greedy:
+            probability = candidates.probabilities[candidates.ids == token_id][0]
+            error = -math.log2(probability) - params.mirostat_tau
+            self._most_surprise -= params.mirostat_eta * error
 
 
 def choose(
@@ -108,6 +138,8 @@ def apply_bias(logits: Logits, bias: Mapping[int, float]) -> Logits:
 
 def draw(candidates: Candidates, uniform: float) -> int:
     """Inverse-CDF draw: `uniform` in [0, 1) picks the token."""
+    if candidates.ids.size == 1:
+        return int(candidates.ids[0])
     candidates = candidates.descending()
     cumulative = np.cumsum(candidates.probabilities)
     at = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
@@ -116,16 +148,16 @@ def draw(candidates: Candidates, uniform: float) -> int:
 
 def uniform_at(seed: int, pos: int) -> float:
     """The random number that draws the token of a position."""
-    return uniforms_at(seed, pos)[0]
+    return draws_at(seed, pos).token
 
 
-def uniforms_at(seed: int, pos: int) -> tuple[float, float]:
-    """Two random numbers of one position, for the draw and for XTC; they depend on nothing else.
+def draws_at(seed: int, pos: int) -> Draws:
+    """The random numbers of one position; they depend on nothing else.
 
     Philox4x64 (Salmon et al., 2011) keyed by the seed, its counter the position.
     """
     generator = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, pos]))
-    return float(generator.random()), float(generator.random())
+    return Draws(*generator.random(len(Draws._fields)).tolist())
 
 
 def log_softmax(logits: Logits) -> NDArray[np.float64]:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from m40llm.engine.sampling import log_softmax
 from m40llm.engine.sampling_params import SamplingParams
+from m40llm.errors import ModelFileError
 
 StopReason = Literal["stop", "length", "context", "cancelled"]
 
@@ -31,11 +32,13 @@ class Step:
 
 @dataclass
 class Clock:
-    """Seconds that the parts of one request took."""
+    """Seconds that the parts of one request took, and what speculation came to."""
 
     prefill_s: float = 0.0
     decode_s: float = 0.0
     ttft_s: float = 0.0
+    n_proposed: int = 0  # tokens that were proposed and checked
+    n_accepted: int = 0  # those of them that are in the answer
 
 
 def logprob_of(logits: NDArray[np.float32], params: SamplingParams, token_id: int) -> TokenLogprob:
@@ -46,3 +49,11 @@ def logprob_of(logits: NDArray[np.float32], params: SamplingParams, token_id: in
         order = np.argsort(-logprobs, kind="stable")[: params.logprobs]
         top = tuple((int(i), float(logprobs[i])) for i in order)
     return TokenLogprob(token_id, float(logprobs[token_id]), top)
+
+
+def check_finite(logits: NDArray[np.float32]) -> None:
+    """ModelFileError for logits that nothing can be chosen from."""
+    if not np.isfinite(logits).all():
+        raise ModelFileError(
+            "the model's logits are not finite numbers: its weights are damaged or overflow"
+        )

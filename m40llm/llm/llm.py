@@ -17,20 +17,19 @@ from m40llm.engine.decode_step import DecodeChoice, DecodeForm, checked_choice
 from m40llm.engine.engine import Engine
 from m40llm.engine.sampling_params import SamplingParams
 from m40llm.errors import RequestError
-from m40llm.gguf import open_gguf
 from m40llm.llm.arguments import checked_name, is_many
 from m40llm.llm.breakers import with_breaker_ids
 from m40llm.llm.decode_form import decode_form
 from m40llm.llm.embed import Pooling, embeddings
-from m40llm.llm.plan import Plan, plan_memory
+from m40llm.llm.load import on_device, opened
+from m40llm.llm.plan import Plan
 from m40llm.llm.results import Completion
+from m40llm.llm.speculation import speculation
 from m40llm.llm.stream import TextStream
-from m40llm.model.arch import architecture_of
 from m40llm.model.hparams import HParams
 from m40llm.model.transformer import Transformer
-from m40llm.model.weights import check_tensors, load_weights, rope_factors
 from m40llm.progress import Progress
-from m40llm.text import Tokenizer, build_tokenizer
+from m40llm.text import Tokenizer
 
 Prompt = str | Sequence[int]
 Messages = Sequence[Mapping[str, Any]]
@@ -81,6 +80,8 @@ class LLM:
         cublas: bool | None = None,
         require_sm52: bool = False,
         decode: DecodeChoice | str | None = None,
+        speculate: str | Path | None = None,
+        speculate_tokens: int | None = None,
     ) -> "LLM":
         """Loads a model file.
 
@@ -98,6 +99,10 @@ class LLM:
                        the same tokens, and probabilities apart from the host's by rounding.
                        "auto" is the fastest that works, measured when a card first meets a model
                        of this shape; None is "auto" on a card, and "host" elsewhere
+        speculate      "ngram", or a smaller model of the same vocabulary: it proposes tokens, of
+                       which the model checks several at once, in the host's loop; the answers
+                       are distributed as without it (docs/speculative.md)
+        speculate_tokens  how many at a time, 1 to 64 (None: 15 of "ngram", 4 of a model)
 
         Raises ModelFileError (the file is broken), UnsupportedModelError (sound, but not run
         here), DeviceError (no such device, or it does not fit), PullError, RequestError.
@@ -105,31 +110,17 @@ class LLM:
         begin = time.perf_counter()
         choice = None if decode is None else checked_choice(decode)
         path = hub.resolve(checked_name(path_or_alias), progress=progress)
-        file = open_gguf(path)
-        try:
-            arch, hp = architecture_of(file), HParams.from_gguf(file)
-            check_tensors(file, arch, hp)
-            tokenizer = build_tokenizer(file)
+        with (
+            opened(path) as model,
+            speculation(speculate, speculate_tokens, choice, model, progress) as proposing,
+        ):
             ops, reason = open_device(device, cublas=cublas, require_sm52=require_sm52)
-            plan = plan_memory(ops, file, hp, max_seq_len)
-            ops.prepare(progress)
-            model = Transformer(
-                ops,
-                arch,
-                hp,
-                load_weights(ops, file, arch, hp, progress),
-                n_seqs=1,
-                max_seq_len=plan.max_seq_len,
-                max_tokens=plan.max_tokens,
-                max_logits=plan.max_logits,
-                freq_factors=rope_factors(file, hp, plan.max_seq_len),
-            )
-        finally:
-            file.close()  # the mapping itself lives as long as the weights that view it
-        engine = Engine(model, tokenizer.stop_ids)
-        engine.decode_form = decode_form(choice, engine, file, progress)
+            engine, plan = on_device(model, ops, max_seq_len, progress)
+            if proposing:
+                engine.proposer, choice = proposing.of(engine, progress), "host"
+        engine.decode_form = decode_form(choice, engine, model.file, progress)
         engine.check_form()
-        return cls(engine, tokenizer, plan, path, reason, time.perf_counter() - begin)
+        return cls(engine, model.tokenizer, plan, path, reason, time.perf_counter() - begin)
 
     def close(self) -> None:
         """Gives the memory back; any later request is a RequestError."""

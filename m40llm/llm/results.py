@@ -18,6 +18,8 @@ class Timings:
     decode_s: float
     ttft_s: float  # time to first token, from the request on
     tokens_per_s: float  # of decode; 0 where there was none
+    proposed_tokens: int = 0  # by speculation (docs/speculative.md)
+    accepted_tokens: int = 0  # those of them that are in the answer
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,8 @@ class TextStream:
             decode_s=clock.decode_s,
             ttft_s=clock.ttft_s,
             tokens_per_s=n_decoded / clock.decode_s if n_decoded > 0 else 0.0,
+            proposed_tokens=clock.n_proposed,
+            accepted_tokens=clock.n_accepted,
         )
 
     def _run(

@@ -13,6 +13,7 @@ from m40llm import LLM, SamplingParams
 from m40llm.device.cpu.ops import CpuOps
 from m40llm.device.decoder import FORMS, Answer, Form, SlotRequest
 from m40llm.engine import engine as engine_module
+from m40llm.engine import request as request_module
 from m40llm.engine.decode_timing import N_CHECKED, N_REPEATS, N_TIMED
 from m40llm.engine.engine import Engine
 from m40llm.errors import DeviceError
@@ -95,7 +96,8 @@ def decoder(monkeypatch: pytest.MonkeyPatch) -> FakeDecoder:
 
     monkeypatch.setattr(CpuOps, "decoder", lambda *_: fake)
     monkeypatch.setattr(Engine, "_decode", timed_step)
-    monkeypatch.setattr(engine_module, "time", fake)
+    for module in (engine_module, request_module):
+        monkeypatch.setattr(module, "time", fake)
     return fake
 
 
