@@ -41,6 +41,8 @@ def chat(
     cublas: opt.Cublas = None,
     require_sm52: opt.RequireSm52 = False,
     decode: opt.Decode = None,
+    speculate: opt.Speculate = None,
+    speculate_tokens: opt.SpeculateTokens = None,
     as_json: opt.AsJson = False,
     debug: opt.Debug = False,
 ) -> None:
@@ -70,7 +72,8 @@ def chat(
         frequency_penalty=frequency_penalty,
         seed=seed,
     )
-    with loaded(model, device, max_seq_len, cublas, require_sm52, decode) as llm:
+    proposing = {"speculate": speculate, "speculate_tokens": speculate_tokens}
+    with loaded(model, device, max_seq_len, cublas, require_sm52, decode, **proposing) as llm:
         if known := llm.tokenizer.template_of:
             status(f"chat template: the one that {known} is known for, since the file has none")
         session = Session(llm, model, params)

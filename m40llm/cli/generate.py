@@ -35,6 +35,8 @@ def generate(
     cublas: opt.Cublas = None,
     require_sm52: opt.RequireSm52 = False,
     decode: opt.Decode = None,
+    speculate: opt.Speculate = None,
+    speculate_tokens: opt.SpeculateTokens = None,
     as_json: opt.AsJson = False,
     debug: opt.Debug = False,
 ) -> None:
@@ -65,7 +67,8 @@ def generate(
         seed=seed,
         ignore_eos=ignore_eos,
     )
-    with loaded(model, device, max_seq_len, cublas, require_sm52, decode) as llm:
+    proposing = {"speculate": speculate, "speculate_tokens": speculate_tokens}
+    with loaded(model, device, max_seq_len, cublas, require_sm52, decode, **proposing) as llm:
         completion = _run(llm.stream(text, params), show=not as_json)
         if as_json:
             print_json({"model": model, "device": llm.device_name, **_document(completion)})

@@ -78,6 +78,27 @@ Decode = Annotated[
         show_default=False,
     ),
 ]
+Speculate = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ngram|MODEL",
+        help="Propose tokens, of which the model checks several at once: what followed the last "
+        "time that the text went like this, or a smaller model of the same vocabulary. The "
+        "answers stay the model's own (docs/speculative.md).",
+        show_default=False,
+    ),
+]
+SpeculateTokens = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=64,  # MAX_PROPOSALS of engine/speculate.py; a test compares
+        metavar="N",
+        help="How many tokens are proposed at a time, 1 to 64.  [default: 15 of ngram, 4 of a "
+        "model]",
+        show_default=False,
+    ),
+]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON document (docs/cli.md lists its keys).")
 ]
@@ -162,6 +183,8 @@ FLAGS = {field: f"--{field.replace('_', '-')}" for field in DEFAULTS} | {
     "max_seq_len": "--max-seq-len",
     "cublas": "--cublas",
     "decode": "--decode",
+    "speculate": "--speculate",
+    "speculate_tokens": "--speculate-tokens",
     "require_sm52": "--require-sm52",
 }
 

@@ -84,10 +84,12 @@ def shown_token(text: str) -> str:
 
 def speed_line(timings: "Timings", stop_reason: str) -> str:
     """The closing line of an answer: tokens, seconds, tokens a second, and why it ended."""
+    n_proposed, n_accepted = timings.proposed_tokens, timings.accepted_tokens
+    proposed = f"; {n_accepted} of {n_proposed} proposed tokens accepted" if n_proposed else ""
     return (
         f"{timings.generated_tokens} tokens, {timings.tokens_per_s:.1f} tokens/s "
         f"(prompt: {timings.prompt_tokens} tokens in {timings.prefill_s:.2f} s; first token after "
-        f"{timings.ttft_s:.2f} s; ended by: {stop_reason})"
+        f"{timings.ttft_s:.2f} s{proposed}; ended by: {stop_reason})"
     )
 
 
@@ -153,8 +155,11 @@ def loaded(
     cublas: bool | None,
     require_sm52: bool,
     decode: str | None = "host",
+    **speculation: Any,
 ) -> Iterator["LLM"]:
     """Load `model` with a progress bar, say which device was chosen and why, close it at the end.
+
+    `speculation` is `speculate` and `speculate_tokens`, of the verbs that have them.
 
     Raises:
         M40LLMError: what `LLM.load` raises.
@@ -170,6 +175,7 @@ def loaded(
             cublas=cublas,
             decode=decode,
             require_sm52=require_sm52,
+            **speculation,
         )
         with llm:
             has_choice = decode != "host" and llm.device_name != "cpu"

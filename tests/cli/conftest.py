@@ -24,6 +24,8 @@ class FakeTimings:
     decode_s: float = 0.5
     ttft_s: float = 0.1
     tokens_per_s: float = 4.0
+    proposed_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass

@@ -118,6 +118,42 @@ def test_who_makes_the_tokens(run: Run, fake_llm: Any, tiny_model: str) -> None:
     assert fake_llm.asked["decode"] == "host"
 
 
+@pytest.mark.parametrize("verb", ["generate", "chat"])
+def test_who_proposes_tokens(
+    run: Run, fake_llm: Any, tiny_model: str, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    load = classmethod(lambda cls, model, **options: asked.append(options) or cls(model))
+    monkeypatch.setattr(fake_llm, "load", load)
+    text = ["-p", "hello"] if verb == "generate" else []
+    run(verb, tiny_model, *text, input="")
+    run(verb, tiny_model, *text, "--speculate", "ngram", "--speculate-tokens", "7", input="")
+    told = [(each["speculate"], each["speculate_tokens"]) for each in asked]
+    assert told == [(None, None), ("ngram", 7)]
+    for n in ("0", "65"):
+        refused = run(verb, tiny_model, *text, "--speculate", "ngram", "--speculate-tokens", n)
+        assert refused.exit_code == 2
+
+
+def test_what_came_of_proposals_is_told(run: Run, tiny_model: str) -> None:
+    args = ("generate", tiny_model, "-p", "aaaaaaaaaa", "-n", "30", "--temp", "0", "--ignore-eos")
+    proposing = (
+        *args,
+        "--device",
+        "cpu",
+        "--speculate",
+        "ngram",
+        "--set",
+        "repetition_penalty=0.2",
+    )
+    made = document(run(*proposing, "--json"))
+    assert 0 < made["timings"]["accepted_tokens"] <= made["timings"]["proposed_tokens"]
+    assert "proposed tokens accepted; ended by: length" in run(*proposing).stderr
+    refused = run(*args, "--speculate-tokens", "4")
+    assert refused.exit_code == 1
+    assert "error: --speculate-tokens: expected speculate beside it" in refused.stderr
+
+
 def test_who_makes_the_tokens_is_told_of_a_card(
     run: Run, fake_llm: Any, tiny_model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
