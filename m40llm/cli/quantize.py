@@ -16,7 +16,7 @@ Type = Annotated[
     typer.Option(
         "--type",
         metavar="T",
-        help="F32, F16, BF16, Q8_0, Q5_1, Q5_0, Q4_1, Q4_0, MXFP4, TQ2_0 or TQ1_0.",
+        help="F32, F16, BF16, Q8_0, Q6_K, Q5_K, Q5_1, Q5_0, Q4_K, Q4_1, Q4_0, MXFP4, TQ2_0, TQ1_0.",
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace OUT if it is there.")]
@@ -34,12 +34,14 @@ def quantize(
     """Write a model file again with its matrices in another type.
 
     All matrices get the type T; vectors stay as they are. Rounding is that of llama.cpp's
-    reference code. Start from an F32, F16 or BF16 file: of one that is quantised already, the
-    error stays and the new one comes on top. The parts of a split model become one file.
+    reference code, in Q6_K, Q5_K and Q4_K with a little less error. Start from an F32, F16 or
+    BF16 file: of one that is quantised already, the error stays and the new one comes on top.
+    The parts of a split model become one file.
 
     \b
     Examples:
       m40llm quantize model-f16.gguf model-q8_0.gguf --type Q8_0
+      m40llm quantize model-f16.gguf model-q4_k.gguf --type Q4_K
       m40llm quantize model-00001-of-00003.gguf whole.gguf --type BF16
     """
     from m40llm import hub

@@ -1,9 +1,9 @@
 """A model file written again with its matrices in another type.
 
 Values are those of the `gguf` package's own quantisers (gguf.quants, kept by llama.cpp), which
-round as llama.cpp's reference code does. Vectors, and what routes experts, stay as they are; a
-matrix whose rows are no whole number of blocks becomes F16, or stays if that is smaller. The
-file appears whole or not at all.
+round as llama.cpp's reference code does, or in Q4_K, Q5_K and Q6_K those of k_quants. Vectors,
+and what routes experts, stay as they are; a matrix whose rows are no whole number of blocks
+becomes F16, or stays if that is smaller. The file appears whole or not at all.
 """
 
 import math
@@ -23,12 +23,18 @@ from m40llm.errors import ModelFileError, RequestError
 from m40llm.gguf.blocks import FORMATS, can_dequantize, dequantize, row_bytes
 from m40llm.gguf.directory import TensorInfo
 from m40llm.gguf.file import GGUFFile
+from m40llm.gguf.k_quants import K_QUANTS, quantize_k
 from m40llm.progress import Progress
 
 _WEIGHTS_AT_ONCE: Final = 1 << 24  # 64 MB of FP32: the memory that a large tensor takes
 _UNTOUCHED: Final = ("ffn_gate_inp.weight",)  # llama.cpp keeps the router of experts, too
 _REWRITTEN: Final = ("general.architecture", "general.alignment", "general.file_type")
-_FILE_TYPES: Final = {GGMLType.F32: "ALL_F32", GGMLType.MXFP4: "MOSTLY_MXFP4_MOE"}
+_FILE_TYPES: Final = {  # where that is not MOSTLY_ and the type's name
+    GGMLType.F32: "ALL_F32",
+    GGMLType.MXFP4: "MOSTLY_MXFP4_MOE",
+    GGMLType.Q4_K: "MOSTLY_Q4_K_S",
+    GGMLType.Q5_K: "MOSTLY_Q5_K_S",
+}
 
 
 @dataclass
@@ -50,11 +56,13 @@ class Written:
 
 @cache
 def quantizable() -> dict[str, GGMLType]:
-    """The types that gguf.quants can write, by name; asked with one block of zeros each."""
+    """The types that can be written, by name; gguf.quants is asked with a block of zeros each."""
     return {type.name: type for type in FORMATS if _can_quantize(type)}
 
 
 def _can_quantize(type: GGMLType) -> bool:
+    if type in K_QUANTS:
+        return True
     try:
         gguf_quantize(np.zeros((1, FORMATS[type].n_weights), np.float32), type)
     except NotImplementedError:
@@ -182,6 +190,8 @@ def _pieces(data: NDArray[np.uint8], info: TensorInfo) -> Iterator[tuple[int, An
 
 
 def _quantized(weights: NDArray[np.float32], type: GGMLType) -> NDArray[np.uint8]:
+    if type in K_QUANTS:
+        return quantize_k(weights, type)
     with np.errstate(all="ignore"):  # a block of zeros divides by its scale of zero
         return np.ascontiguousarray(gguf_quantize(weights, type)).view(np.uint8)
 

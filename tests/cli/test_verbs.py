@@ -356,9 +356,22 @@ def test_quantize(run: Run, tiny_model: str, tmp_path: Path) -> None:
     assert "relative error" in run("quantize", tiny_model, str(out), "--type=F16", "--force").stdout
     twice = run("quantize", str(out), str(tmp_path / "tq.gguf"), "--type", "tq2_0")
     assert "no whole number of its blocks" in twice.stderr
-    refused = run("quantize", tiny_model, str(tmp_path / "x.gguf"), "--type", "Q4_K")
+    refused = run("quantize", tiny_model, str(tmp_path / "x.gguf"), "--type", "Q3_K")
     assert refused.exit_code == 1
     assert "expected one of F32, F16" in refused.stderr
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "q5_k", "Q6_K"])
+def test_quantize_to_a_k_quant(run: Run, tmp_path: Path, name: str) -> None:
+    wide = write_tiny_gguf(tmp_path / "in.gguf", n_layers=1, n_embd=256, n_ff=512)
+    out = tmp_path / "out.gguf"
+    made = document(run("quantize", str(wide), str(out), "--type", name, "--json"))
+    assert made["type"] == name.upper()
+    assert set(made["tensors"]) == {"F32", name.upper()}
+    assert not made["fallbacks"]
+    assert 0 < made["relative_error"] < 0.08
+    assert name.upper() in run("quantize", "--help").stdout
+    assert document(run("info", str(out), "--json"))["runs"]
 
 
 def test_info(run: Run, tiny_model: str) -> None:

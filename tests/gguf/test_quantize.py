@@ -1,4 +1,4 @@
-"""A file in another type: the values of gguf.quants, all metadata, and never half a file."""
+"""A file in another type: values of gguf.quants or k_quants, all metadata, never half a file."""
 
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,14 @@ from m40llm.errors import ModelFileError, RequestError
 from m40llm.gguf import open_gguf
 from m40llm.gguf import quantize as module
 from m40llm.gguf.blocks import dequantize
+from m40llm.gguf.k_quants import quantize_k
 from m40llm.gguf.quantize import quantizable, quantize_file, quantized_type
 from m40llm.testing import write_tiny_gguf
 
 WIDE = {"n_embd": 256, "n_ff": 256}  # whole blocks of every type
 NAMES = ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4"]
+K_NAMES = ["Q4_K", "Q5_K", "Q6_K"]
+NOT_FINITE = [(np.nan, "Q8_0"), (np.nan, "Q4_K"), (np.inf, "Q5_K"), (-np.inf, "Q6_K")]
 
 
 def converted(path: Path, out: Path, name: str) -> Any:
@@ -35,9 +38,9 @@ def matrices(path: Path) -> dict[str, np.ndarray]:
         }
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *K_NAMES])
 @pytest.mark.parametrize("n_at_once", [1 << 24, 1000])
-def test_the_values_are_those_of_gguf_quants(
+def test_the_values_are_those_of_gguf_quants_or_k_quants(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, n_at_once: int
 ) -> None:
     """Also where a tensor is read three rows at a time."""
@@ -49,7 +52,8 @@ def test_the_values_are_those_of_gguf_quants(
         for tensor, weights in matrices(before).items():
             info = after.tensors[tensor]
             assert info.type.name == name
-            expected = gguf_quantize(weights, info.type).view(np.uint8).reshape(-1)
+            quantize = quantize_k if name in K_NAMES else gguf_quantize
+            expected = quantize(weights, info.type).view(np.uint8).reshape(-1)
             np.testing.assert_array_equal(after.tensor_bytes(tensor), expected)
             again = dequantize(info.type, expected.reshape(len(weights), -1))
             sum_error += float(((again - weights.astype(np.float64)) ** 2).sum())
@@ -60,8 +64,25 @@ def test_the_values_are_those_of_gguf_quants(
     assert not written.fallbacks
 
 
-def test_the_types_are_those_that_gguf_quants_writes() -> None:
-    assert sorted(quantizable()) == sorted(["F32", *NAMES])
+def test_the_types_are_those_that_gguf_quants_and_k_quants_write() -> None:
+    assert sorted(quantizable()) == sorted(["F32", *NAMES, *K_NAMES])
+
+
+@pytest.mark.parametrize(
+    ("name", "most", "file_type"), [("Q4_K", 0.09, 14), ("Q5_K", 0.045, 16), ("Q6_K", 0.02, 18)]
+)
+def test_a_k_quant_runs_and_says_almost_the_same(
+    tmp_path: Path, name: str, most: float, file_type: int
+) -> None:
+    """Errors are those of normal weights (0.070, 0.035, 0.018); MOSTLY_Q4_K_S, Q5_K_S, Q6_K."""
+    before = write_tiny_gguf(tmp_path / "a.gguf", n_layers=1, **WIDE)
+    written = converted(before, tmp_path / "b.gguf", name)
+    assert 0 < written.relative_error < most
+    assert set(written.types) == {name, "F32"}
+    assert GGUFReader(tmp_path / "b.gguf").fields["general.file_type"].contents() == file_type
+    with LLM.load(before, device="cpu") as a, LLM.load(tmp_path / "b.gguf", device="cpu") as b:
+        exact, rounded = a.logits([1, 5, 9]), b.logits([1, 5, 9])
+    assert np.linalg.norm(rounded - exact) < 6 * most * np.linalg.norm(exact)
 
 
 def test_metadata_and_vectors_stay(tmp_path: Path) -> None:
@@ -94,16 +115,19 @@ def test_the_same_type_is_a_copy_and_the_model_says_the_same(tmp_path: Path) -> 
         np.testing.assert_array_equal(weights, matrices(before)[name])
 
 
-def test_rows_that_are_no_whole_blocks_become_f16_or_stay_if_smaller(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["TQ2_0", *K_NAMES])
+def test_rows_that_are_no_whole_blocks_become_f16_or_stay_if_smaller(
+    tmp_path: Path, name: str
+) -> None:
     narrow = write_tiny_gguf(tmp_path / "a.gguf", n_embd=64, n_ff=96)
-    written = converted(narrow, tmp_path / "b.gguf", "TQ2_0")
+    written = converted(narrow, tmp_path / "b.gguf", name)
     assert set(written.types) == {"F16", "F32"}
     assert len(written.fallbacks) == written.types["F16"]
     smaller = write_tiny_gguf(tmp_path / "c.gguf", n_embd=64, n_ff=96, tensor_type="Q4_0")
-    assert set(converted(smaller, tmp_path / "d.gguf", "TQ2_0").types) == {"Q4_0", "F32"}
+    assert set(converted(smaller, tmp_path / "d.gguf", name).types) == {"Q4_0", "F32"}
 
 
-@pytest.mark.parametrize("name", ["Q4_K", "q9", "", "IQ2_XXS"])
+@pytest.mark.parametrize("name", ["Q3_K", "q9", "", "IQ2_XXS"])
 def test_a_type_that_cannot_be_written_is_refused_with_the_list(name: str) -> None:
     with pytest.raises(RequestError, match="expected one of F32, F16, "):
         quantized_type(name)
@@ -119,12 +143,16 @@ def test_the_file_that_is_read_is_not_replaced(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("weight", "name", "error", "told"),
-    [(np.nan, "Q8_0", ModelFileError, "no finite"), (1e6, "F16", RequestError, "BF16 and F32")],
+    [
+        *((value, name, ModelFileError, "no finite") for value, name in NOT_FINITE),
+        (1e6, "F16", RequestError, "BF16 and F32"),
+        *((1e9, name, RequestError, f"{name} cannot hold the weights of") for name in K_NAMES),
+    ],
 )
 def test_weights_that_cannot_be_held_leave_no_file(
     tmp_path: Path, weight: float, name: str, error: type[Exception], told: str
 ) -> None:
-    path = write_tiny_gguf(tmp_path / "a.gguf")
+    path = write_tiny_gguf(tmp_path / "a.gguf", **WIDE)
     with open_gguf(path) as file:
         info = file.tensors["blk.0.ffn_up.weight"]
     data = bytearray(path.read_bytes())
