@@ -15,9 +15,7 @@ Inside, arrays are float32[run_dim, n_runs, n_blocks], so that sums over a run a
 each block is divided by a power of two, which is exact and keeps squares within FP32.
 """
 
-import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
@@ -39,7 +37,7 @@ from m40llm.gguf.k_search import (
 
 Bytes = NDArray[np.uint8]
 
-_BLOCKS_AT_ONCE: Final = 1024  # 1 MB an array, some ten of them a thread
+_BLOCKS_AT_ONCE: Final = 1024  # 1 MB an array, of which there are some ten
 _LEAST_FP16: Final = 2.0**-24
 
 _SCHEMES: Final = {
@@ -89,13 +87,9 @@ def quantize_k(weights: Floats, type: GGMLType) -> Bytes:
     n_bytes, n_row_bytes = row_bytes(type, BLOCK_DIM), row_bytes(type, weights.shape[-1])
     blocks = weights.reshape(weights.size // BLOCK_DIM, BLOCK_DIM)
     out = np.empty((len(blocks), n_bytes), np.uint8)
-
-    def fill(first: int) -> None:
+    for first in range(0, len(blocks), _BLOCKS_AT_ONCE):
         piece = slice(first, first + _BLOCKS_AT_ONCE)
         out[piece] = _quantized(blocks[piece], type)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy computes outside the GIL
-        list(pool.map(fill, range(0, len(blocks), _BLOCKS_AT_ONCE)))
     return out.reshape(*weights.shape[:-1], n_row_bytes)
 
 
