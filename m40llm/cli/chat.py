@@ -43,6 +43,8 @@ def chat(
     decode: opt.Decode = None,
     speculate: opt.Speculate = None,
     speculate_tokens: opt.SpeculateTokens = None,
+    lora: opt.Lora = None,
+    lora_scale: opt.LoraScale = None,
     as_json: opt.AsJson = False,
     debug: opt.Debug = False,
 ) -> None:
@@ -76,7 +78,8 @@ def chat(
     with loaded(model, device, max_seq_len, cublas, require_sm52, decode, **proposing) as llm:
         if known := llm.tokenizer.template_of:
             status(f"chat template: the one that {known} is known for, since the file has none")
-        session = Session(llm, model, params)
+        adapter = opt.load_lora(llm, lora, lora_scale)
+        session = Session(llm, model, params, lora=adapter)
         session.set_system(system or "")
         at_terminal = sys.stdin.isatty()
         with contextlib.suppress(QuitChat):

@@ -27,6 +27,7 @@ class Session:
     params: "SamplingParams"
     messages: list[Message] = dataclasses.field(default_factory=list)
     turns: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    lora: str | None = None
     n_context: int = 0  # tokens of the last prompt and its answer
 
     @property
@@ -77,7 +78,7 @@ class Session:
 
     def _stream(self, write: Callable[[str], None]) -> "Completion":
         with stop_on_interrupt() as stopped:
-            stream = self.llm.chat(self.messages, self.params, stream=True)
+            stream = self.llm.chat(self.messages, self.params, stream=True, lora=self.lora)
             # The second Ctrl-C arrives as an exception, and means the same.
             with contextlib.suppress(KeyboardInterrupt), contextlib.closing(stream):
                 for item in stream:

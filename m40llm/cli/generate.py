@@ -37,6 +37,8 @@ def generate(
     decode: opt.Decode = None,
     speculate: opt.Speculate = None,
     speculate_tokens: opt.SpeculateTokens = None,
+    lora: opt.Lora = None,
+    lora_scale: opt.LoraScale = None,
     as_json: opt.AsJson = False,
     debug: opt.Debug = False,
 ) -> None:
@@ -69,7 +71,8 @@ def generate(
     )
     proposing = {"speculate": speculate, "speculate_tokens": speculate_tokens}
     with loaded(model, device, max_seq_len, cublas, require_sm52, decode, **proposing) as llm:
-        completion = _run(llm.stream(text, params), show=not as_json)
+        adapter = opt.load_lora(llm, lora, lora_scale)
+        completion = _run(llm.stream(text, params, lora=adapter), show=not as_json)
         if as_json:
             print_json({"model": model, "device": llm.device_name, **_document(completion)})
         status(speed_line(completion.timings, completion.stop_reason))

@@ -13,6 +13,7 @@ from m40llm.errors import RequestError
 
 if TYPE_CHECKING:
     from m40llm.engine.sampling_params import SamplingParams
+    from m40llm.llm import LLM
 
 # Those of engine/decode_step.py; a test compares.
 _DECODE_CHOICES = ("auto", "host", "eager", "graph", "persistent")
@@ -96,6 +97,22 @@ SpeculateTokens = Annotated[
         metavar="N",
         help="How many tokens are proposed at a time, 1 to 64.  [default: 15 of ngram, 4 of a "
         "model]",
+        show_default=False,
+    ),
+]
+Lora = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="A LoRA adapter (GGUF), added to the model's weights while it runs (docs/lora.md).",
+        show_default=False,
+    ),
+]
+LoraScale = Annotated[
+    float | None,
+    typer.Option(
+        metavar="X",
+        help="How many times as strong as it was trained to be.  [default: 1]",
         show_default=False,
     ),
 ]
@@ -185,8 +202,20 @@ FLAGS = {field: f"--{field.replace('_', '-')}" for field in DEFAULTS} | {
     "decode": "--decode",
     "speculate": "--speculate",
     "speculate_tokens": "--speculate-tokens",
+    "lora": "--lora",
+    "scale": "--lora-scale",
+    "lora_scale": "--lora-scale",
     "require_sm52": "--require-sm52",
 }
+
+
+def load_lora(llm: "LLM", path: str | None, scale: float | None) -> str | None:
+    """The name of the adapter that was asked for. RequestError for a scale of none."""
+    if path is None:
+        if scale is not None:
+            raise RequestError("lora_scale: expected --lora beside it")
+        return None
+    return llm.load_lora(path, scale=1.0 if scale is None else scale)
 
 
 def with_flag(message: str) -> str:

@@ -207,7 +207,7 @@ class Engine:
 
     def _device_form(self, request: Request) -> Form | None:
         """In which form the device decodes this request by itself; None where the host must."""
-        if self.decode_form == "host":
+        if self.decode_form == "host" or self.model.adapter:
             return None
         decoder = self.model.decoder
         if isinstance(decoder, str) or why_host(request.params, request.stop_ids, decoder):

@@ -4,7 +4,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -17,15 +16,15 @@ from m40llm.engine.decode_step import DecodeChoice, DecodeForm, checked_choice
 from m40llm.engine.engine import Engine
 from m40llm.engine.sampling_params import SamplingParams
 from m40llm.errors import RequestError
+from m40llm.llm.adapters import Adapters, use
 from m40llm.llm.arguments import checked_name, is_many
-from m40llm.llm.breakers import with_breaker_ids
 from m40llm.llm.decode_form import decode_form
 from m40llm.llm.embed import Pooling, embeddings
 from m40llm.llm.load import on_device, opened
 from m40llm.llm.plan import Plan
 from m40llm.llm.results import Completion
 from m40llm.llm.speculation import speculation
-from m40llm.llm.stream import TextStream
+from m40llm.llm.stream import TextStream, open_stream
 from m40llm.model.hparams import HParams
 from m40llm.model.transformer import Transformer
 from m40llm.progress import Progress
@@ -33,6 +32,8 @@ from m40llm.text import Tokenizer
 
 Prompt = str | Sequence[int]
 Messages = Sequence[Mapping[str, Any]]
+Params = SamplingParams | None
+Name = str | None  # of an adapter
 
 
 class LLM:
@@ -60,7 +61,7 @@ class LLM:
         self._engine: Engine | None = engine
         self._turn = threading.Lock()
         self._turn_of: int | None = None  # the thread whose turn it is
-        self._load_s = load_s
+        self._load_s, self._adapters = load_s, Adapters()
         self.hparams: HParams = engine.model.hp
         self.tokenizer = tokenizer
         self.plan = plan
@@ -122,9 +123,18 @@ class LLM:
         engine.check_form()
         return cls(engine, model.tokenizer, plan, path, reason, time.perf_counter() - begin)
 
+    def load_lora(self, path: str | Path, name: str | None = None, scale: float = 1.0) -> str:
+        """Loads a LoRA adapter (GGUF) for requests with lora=name, `scale` times as strong.
+
+        The name, the file's own by default, is returned. What uses it decodes in the host's loop;
+        the model's weights stay as they are. Raises what `load` raises of a file.
+        """
+        with self._take_turn():
+            return self._adapters.load(self._open_engine(), path, name, scale)
+
     def close(self) -> None:
         """Gives the memory back; any later request is a RequestError."""
-        self._engine = None
+        self._engine, self._adapters = None, Adapters()
 
     def __enter__(self) -> "LLM":
         return self
@@ -137,20 +147,20 @@ class LLM:
 
     @overload
     def generate(  # type: ignore[overload-overlap]  # a str is a sequence of str, too
-        self, prompt: Prompt, params: SamplingParams | None = None
+        self, prompt: Prompt, params: Params = None, *, lora: Name = None
     ) -> Completion: ...
     @overload
     def generate(
-        self, prompt: Sequence[Prompt], params: SamplingParams | None = None
+        self, prompt: Sequence[Prompt], params: Params = None, *, lora: Name = None
     ) -> list[Completion]: ...
-    def generate(self, prompt: Any, params: SamplingParams | None = None) -> Any:
+    def generate(self, prompt: Any, params: Params = None, *, lora: Name = None) -> Any:
         """Continues a prompt: a text (encoded as the file says, no chat template) or token ids.
 
-        A list of prompts gives a list of completions, in the same order.
+        A list of prompts gives a list of completions, in the same order. `lora` names an adapter.
         """
         if is_many(prompt):
-            return [self.generate(one, params) for one in prompt]
-        with self.stream(prompt, params) as stream:
+            return [self.generate(one, params, lora=lora) for one in prompt]
+        with self.stream(prompt, params, lora=lora) as stream:
             for _ in stream:
                 pass
             return stream.completion
@@ -158,38 +168,42 @@ class LLM:
     def stream(
         self,
         prompt: Prompt,
-        params: SamplingParams | None = None,
+        params: Params = None,
         *,
+        lora: Name = None,
         progress: Progress | None = None,
     ) -> TextStream:
         """As `generate`, one StreamItem a token as it comes."""
         prompt_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        return self._start(prompt_ids, params, reuse_prefix=False, progress=progress)
+        return self._start(prompt_ids, params, lora, reuse_prefix=False, progress=progress)
 
     @overload
     def chat(
         self,
         messages: Messages,
-        params: SamplingParams | None = ...,
+        params: Params = ...,
         *,
         stream: Literal[False] = ...,
+        lora: Name = ...,
         **variables: Any,
     ) -> Completion: ...
     @overload
     def chat(
         self,
         messages: Messages,
-        params: SamplingParams | None = ...,
+        params: Params = ...,
         *,
         stream: Literal[True],
+        lora: Name = ...,
         **variables: Any,
     ) -> TextStream: ...
     def chat(
         self,
         messages: Messages,
-        params: SamplingParams | None = None,
+        params: Params = None,
         *,
         stream: bool = False,
+        lora: Name = None,
         **variables: Any,
     ) -> Completion | TextStream:
         """Answers a conversation: [{"role": "user", "content": "..."}, ...].
@@ -198,7 +212,7 @@ class LLM:
         conversation shares with the one before is not computed again.
         """
         prompt_ids = self.tokenizer.encode_chat(messages, **variables)
-        answer = self._start(prompt_ids, params, reuse_prefix=True, progress=None)
+        answer = self._start(prompt_ids, params, lora, reuse_prefix=True, progress=None)
         if stream:
             return answer
         with answer:
@@ -212,6 +226,7 @@ class LLM:
         """Raw logits after each of the ids: float32[n, vocab_size]."""
         engine = self._open_engine()
         with self._take_turn():
+            use(engine, None)
             checked = engine.check_ids(ids, "ids")
             out = np.empty((len(checked), self.hparams.vocab_size), np.float32)
             at = 0
@@ -238,6 +253,7 @@ class LLM:
         prompts: Any = prompt if many else [prompt]
         ids = [self.tokenizer.encode(one) if isinstance(one, str) else one for one in prompts]
         with self._take_turn():
+            use(engine, None)
             rows = embeddings(engine, ids, pooling, normalise, progress)
         return rows if many else rows[0]
 
@@ -257,26 +273,11 @@ class LLM:
         return self._engine
 
     def _start(
-        self,
-        prompt_ids: Sequence[int],
-        params: SamplingParams | None,
-        *,
-        reuse_prefix: bool,
-        progress: Progress | None,
+        self, prompt_ids: Sequence[int], params: Params, lora: Name, **how: Any
     ) -> TextStream:
-        engine = self._open_engine()
-        params = SamplingParams() if params is None else params
-        if not isinstance(params, SamplingParams):
-            raise RequestError(f"params: expected SamplingParams, got {type(params).__name__}")
-        checked = engine.check_ids(prompt_ids)
-        params = with_breaker_ids(params, self.tokenizer)
-        engine.check_params(params)
-        steps = partial(
-            engine.generate, checked, params, reuse_prefix=reuse_prefix, progress=progress
-        )
-        continues_text = not self.tokenizer.is_special(checked[-1])
-        decoder = self.tokenizer.stream_decoder(continuing=continues_text)
-        return TextStream(steps, decoder, checked, params, self._take_turn, self._load_s)
+        engine, adapter = self._open_engine(), self._adapters.named(lora)
+        turn = self._take_turn, self._load_s
+        return open_stream(engine, self.tokenizer, prompt_ids, params, adapter, *turn, **how)
 
     @contextmanager
     def _take_turn(self) -> Iterator[None]:

@@ -2,12 +2,18 @@
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
+from m40llm.engine.engine import Engine
 from m40llm.engine.sampling_params import SamplingParams
 from m40llm.engine.step import Clock, Step, StopReason
 from m40llm.errors import RequestError
+from m40llm.llm.adapters import use
+from m40llm.llm.breakers import with_breaker_ids
 from m40llm.llm.results import Completion, StreamItem, Timings, TokenLogprob
-from m40llm.text import StreamDecoder
+from m40llm.model.lora import Adapter
+from m40llm.progress import Progress
+from m40llm.text import StreamDecoder, Tokenizer
 
 
 class StopStrings:
@@ -145,3 +151,32 @@ class TextStream:
             text += last if found else last + self._stops.flush()
         self._texts.append(text)
         return StreamItem(token.token_id, text, token.logprob)
+
+
+def open_stream(
+    engine: Engine,
+    tokenizer: Tokenizer,
+    prompt_ids: Sequence[int],
+    params: Any,
+    adapter: Adapter | None,
+    turn: Callable[[], AbstractContextManager[None]],
+    load_s: float,
+    *,
+    reuse_prefix: bool,
+    progress: Progress | None,
+) -> TextStream:
+    """A checked request, which begins when the stream is first asked for a token."""
+    params = SamplingParams() if params is None else params
+    if not isinstance(params, SamplingParams):
+        raise RequestError(f"params: expected SamplingParams, got {type(params).__name__}")
+    checked = engine.check_ids(prompt_ids)
+    params = with_breaker_ids(params, tokenizer)
+    engine.check_params(params)
+
+    def steps(clock: Clock) -> Iterator[Step]:
+        use(engine, adapter)
+        how: Any = {"reuse_prefix": reuse_prefix, "progress": progress}
+        return engine.generate(checked, params, clock, **how)
+
+    decoder = tokenizer.stream_decoder(continuing=not tokenizer.is_special(checked[-1]))
+    return TextStream(steps, decoder, checked, params, turn, load_s)

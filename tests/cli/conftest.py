@@ -99,11 +99,17 @@ class FakeLLM:
         cls.asked = options
         return cls(resolve(model))
 
-    def stream(self, prompt: str, params: Any) -> FakeStream:
-        FakeLLM.asked = {"prompt": prompt, "params": params}
+    def load_lora(self, path: str, scale: float) -> str:
+        return f"{Path(path).stem} times {scale}"
+
+    def stream(self, prompt: str, params: Any, lora: str | None = None) -> FakeStream:
+        FakeLLM.asked = {"prompt": prompt, "params": params, "lora": lora}
         return FakeStream(["a", " b", " c"], self.on_piece)
 
-    def chat(self, messages: list[dict[str, str]], params: Any, stream: bool) -> FakeStream:
+    def chat(
+        self, messages: list[dict[str, str]], params: Any, stream: bool, lora: str | None = None
+    ) -> FakeStream:
+        FakeLLM.asked = {"lora": lora}
         return FakeStream(["you said: ", messages[-1]["content"]], self.on_piece)
 
     def embed(self, texts: list[str], pooling: str, **options: Any) -> np.ndarray:

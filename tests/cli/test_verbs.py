@@ -493,3 +493,16 @@ def test_doctor(run: Run) -> None:
     assert made["cache"]["is_writable"]
     assert any(item["command"] == "m40llm pull smollm2" for item in made["advice"])
     assert "NVIDIA driver" in run("doctor").stdout
+
+
+@pytest.mark.parametrize("verb", ["generate", "chat"])
+def test_lora(verb: str, run: Run, tiny_model: str, fake_llm: Any) -> None:
+    text = ["-p", "x"] if verb == "generate" else []
+    done = run(verb, tiny_model, *text, "--lora", "a/b.gguf", "--lora-scale", "0.5", input="x\n")
+    assert done.exit_code == 0, done.stderr
+    assert fake_llm.asked["lora"] == "b times 0.5"
+    run(verb, tiny_model, *text, input="x\n")
+    assert fake_llm.asked["lora"] is None
+    alone = run(verb, tiny_model, *text, "--lora-scale", "2", input="x\n")
+    assert alone.exit_code != 0
+    assert "error: --lora-scale: expected --lora beside it" in alone.stderr
