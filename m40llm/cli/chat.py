@@ -12,6 +12,7 @@ from m40llm.cli.chat_commands import QuitChat, SayAgain, run_command
 from m40llm.cli.chat_session import Session
 from m40llm.cli.guard import guarded
 from m40llm.cli.output import loaded, print_json, speed_line, status, write_text
+from m40llm.cli.prompt import read_option
 from m40llm.errors import RequestError
 
 System = Annotated[
@@ -36,6 +37,9 @@ def chat(
     seed: opt.Seed = None,
     stop: opt.Stop = None,
     settings: opt.Set = None,
+    json_schema: opt.JsonSchema = None,
+    regex: opt.Regex = None,
+    lark: opt.Lark = None,
     device: opt.Device = "auto",
     max_seq_len: opt.MaxSeqLen = None,
     cublas: opt.Cublas = None,
@@ -73,6 +77,9 @@ def chat(
         presence_penalty=presence_penalty,
         frequency_penalty=frequency_penalty,
         seed=seed,
+        json_schema=read_option("--json-schema", json_schema),
+        regex=regex,
+        lark=read_option("--lark", lark),
     )
     proposing = {"speculate": speculate, "speculate_tokens": speculate_tokens}
     with loaded(model, device, max_seq_len, cublas, require_sm52, decode, **proposing) as llm:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from m40llm.cli import options as opt
 from m40llm.cli.guard import guarded
 from m40llm.cli.output import loaded, print_json, speed_line, status, write_text
-from m40llm.cli.prompt import read_text
+from m40llm.cli.prompt import read_option, read_text
 
 if TYPE_CHECKING:
     from m40llm.llm import Completion, TextStream
@@ -29,6 +29,9 @@ def generate(
     seed: opt.Seed = None,
     stop: opt.Stop = None,
     settings: opt.Set = None,
+    json_schema: opt.JsonSchema = None,
+    regex: opt.Regex = None,
+    lark: opt.Lark = None,
     ignore_eos: opt.IgnoreEos = False,
     device: opt.Device = "auto",
     max_seq_len: opt.MaxSeqLen = None,
@@ -67,6 +70,9 @@ def generate(
         presence_penalty=presence_penalty,
         frequency_penalty=frequency_penalty,
         seed=seed,
+        json_schema=read_option("--json-schema", json_schema),
+        regex=regex,
+        lark=read_option("--lark", lark),
         ignore_eos=ignore_eos,
     )
     proposing = {"speculate": speculate, "speculate_tokens": speculate_tokens}

@@ -100,6 +100,30 @@ SpeculateTokens = Annotated[
         show_default=False,
     ),
 ]
+JsonSchema = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="The answer is JSON of the schema in this file (docs/constrained.md).",
+        show_default=False,
+    ),
+]
+Regex = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATTERN",
+        help="The whole answer matches this regular expression.",
+        show_default=False,
+    ),
+]
+Lark = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="The answer is one of the Lark grammar in this file.",
+        show_default=False,
+    ),
+]
 Lora = Annotated[
     str | None,
     typer.Option(
@@ -202,6 +226,9 @@ FLAGS = {field: f"--{field.replace('_', '-')}" for field in DEFAULTS} | {
     "decode": "--decode",
     "speculate": "--speculate",
     "speculate_tokens": "--speculate-tokens",
+    "json_schema": "--json-schema",
+    "regex": "--regex",
+    "lark": "--lark",
     "lora": "--lora",
     "scale": "--lora-scale",
     "lora_scale": "--lora-scale",

@@ -31,6 +31,16 @@ def read_text(prompt: str | None, file: str | None) -> str:
         raise RequestError(f"-f: cannot read {file}: {error.strerror}") from error
 
 
+def read_option(flag: str, file: str | None) -> str | None:
+    """The text of a file that an option names. RequestError where it cannot be read."""
+    if file is None:
+        return None
+    try:
+        return _decoded(Path(file).read_bytes(), file)
+    except OSError as error:
+        raise RequestError(f"{flag}: cannot read {file}: {error.strerror}") from error
+
+
 def _decoded(data: bytes, where: str) -> str:
     try:
         return data.decode("utf-8")

@@ -30,6 +30,9 @@ _OF_THE_HOST: Final = (
     "dry_multiplier",
     "mirostat",
     "samplers",
+    "json_schema",
+    "regex",
+    "lark",
 )
 _DEFAULTS: Final = SamplingParams()
 _POLL_S: Final = 20e-6

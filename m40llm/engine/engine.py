@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from m40llm.device.decoder import Form
 from m40llm.device.ops import Buffer
+from m40llm.engine.constraint import Constraint
 from m40llm.engine.decode_step import DecodeForm, decode, slot_request, why_host
 from m40llm.engine.request import Request
 from m40llm.engine.sampling_params import SamplingParams
@@ -137,6 +138,7 @@ class Engine:
         clock: Clock | None = None,
         *,
         reuse_prefix: bool = False,
+        constraint: Constraint | None = None,
         progress: Progress | None = None,
     ) -> Iterator[Step]:
         """One step a token, until a stop token, max_tokens or the context's end.
@@ -155,6 +157,7 @@ class Engine:
             begin_s=time.perf_counter(),
             stop_ids=self._all_stop_ids(params),
             max_seq_len=self.max_seq_len,
+            constraint=constraint,
         )
         rows = self.prefill(prompt, self._n_shared(prompt) if reuse_prefix else 0, progress)[None]
         request.clock.prefill_s = time.perf_counter() - request.begin_s

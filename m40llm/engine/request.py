@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass, field
 
+from m40llm.engine.constraint import Constraint
 from m40llm.engine.sampling import Chain, Logits
 from m40llm.engine.sampling_params import SamplingParams
 from m40llm.engine.step import Clock, Step, StopReason, logprob_of
@@ -19,10 +20,11 @@ class Request:
     begin_s: float  # of time.perf_counter
     stop_ids: frozenset[int]  # the model's, which params may ignore, and those of params
     max_seq_len: int
+    constraint: Constraint | None = None
     ids: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.chain = Chain(self.params, self.prompt, self.seed)
+        self.chain = Chain(self.params, self.prompt, self.seed, self.constraint)
 
     @property
     def last_pos(self) -> int:

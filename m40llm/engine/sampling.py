@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from m40llm.engine import samplers
 from m40llm.engine.candidates import Candidates
+from m40llm.engine.constraint import Constraint
 from m40llm.engine.dry import dry
 from m40llm.engine.sampling_params import SamplingParams
 from m40llm.errors import RequestError
@@ -62,16 +63,26 @@ _NO_DRAWS: Final = Draws(0.0, 0.0, 0.0, 0.0)
 class Chain:
     """Chooses the tokens of one answer, one after the other.
 
-    Random numbers depend on seed and position alone; only mirostat remembers what came before.
+    Random numbers depend on seed and position alone; only mirostat and a constraint remember what
+    came before.
     """
 
-    def __init__(self, params: SamplingParams, prompt_ids: Sequence[int], seed: int) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt_ids: Sequence[int],
+        seed: int,
+        constraint: Constraint | None = None,
+    ) -> None:
         self._params, self._prompt_ids, self._seed = params, prompt_ids, seed
+        self._constraint = constraint
         self._most_surprise = 2.0 * params.mirostat_tau  # mirostat's mu, in bits
 
     def fork(self) -> "Chain":
         """Another that remembers the same; what it is told from now on, this one is not."""
-        return copy(self)
+        other = copy(self)
+        other._constraint = self._constraint and self._constraint.fork()
+        return other
 
     def choose(self, logits: Logits, ids: Sequence[int]) -> int:
         """The next token's id. logits float32[vocab_size], unmodified; ids is the answer so far."""
@@ -96,6 +107,10 @@ class Chain:
         candidates = Candidates.of(logits)
         if logits.max() == -np.inf:
             raise RequestError("logit_bias: every token is banned")
+        if self._constraint:
+            candidates = candidates.keep(self._constraint.allowed())
+            if candidates.logits.max() == -np.inf:
+                raise RequestError("logit_bias: every token that may come next is banned")
         is_short = params.is_greedy or params.mirostat == 2
         for name in params.samplers:
             if name in _BEFORE_CHOICE or not is_short:
@@ -111,6 +126,8 @@ class Chain:
     def heed(self, token_id: int, candidates: Candidates) -> None:
         """What was chosen, and from what: mirostat 2 corrects mu by how surprising that was."""
         params = self._params
+        if self._constraint:
+            self._constraint.heed(token_id)
         if params.mirostat == 2 and not params.is_greedy:
             probability = candidates.probabilities[candidates.ids == token_id][0]
             error = -math.log2(probability) - params.mirostat_tau

@@ -22,6 +22,8 @@ SAMPLERS: Final = (
     "temperature",
 )
 
+CONSTRAINTS: Final = ("json_schema", "regex", "lark")
+
 
 @dataclass(frozen=True)
 class SamplingParams:
@@ -59,6 +61,9 @@ class SamplingParams:
     mirostat_tau        5.0    but for the temperature
     mirostat_eta        0.1    how fast it learns
     samplers            (...)  which samplers, in which order; one left out is not applied
+    json_schema         None   the answer is JSON of this schema, a dict or its text;
+    regex               None   the whole answer matches this regular expression;
+    lark                None   or this grammar of Lark; one of the three (docs/constrained.md)
     """
 
     temperature: float = 0.8
@@ -90,6 +95,9 @@ class SamplingParams:
     mirostat_tau: float = 5.0
     mirostat_eta: float = 0.1
     samplers: Sequence[str] = SAMPLERS
+    json_schema: Mapping[str, Any] | str | None = None
+    regex: str | None = None
+    lark: str | None = None
 
     def __post_init__(self) -> None:
         _check_range("temperature", self.temperature, 0.0, 1e3)
@@ -125,10 +133,25 @@ class SamplingParams:
         _check_range("mirostat_tau", self.mirostat_tau, 0.0, 1e3)
         _check_range("mirostat_eta", self.mirostat_eta, 0.0, 1.0)
         object.__setattr__(self, "samplers", _samplers(self.samplers))
+        _check_constraint(self)
 
     @property
     def is_greedy(self) -> bool:
         return self.temperature == 0
+
+
+def _check_constraint(params: SamplingParams) -> None:
+    """What the grammar itself must be like, whoever reads it says."""
+    given = [name for name in CONSTRAINTS if getattr(params, name) is not None]
+    if len(given) > 1:
+        raise RequestError(f"{given[1]}: expected no {given[0]} beside it")
+    for name in given:
+        value, is_json = getattr(params, name), name == "json_schema"
+        if not isinstance(value, str) and not (is_json and isinstance(value, Mapping)):
+            wanted = "a text or a mapping" if is_json else "a text"
+            raise RequestError(f"{name}: expected {wanted}, got {type(value).__name__}")
+        if params.ignore_eos:
+            raise RequestError(f"{name}: expected ignore_eos False: the answer ends by itself")
 
 
 def _check_range(name: str, value: Any, low: float, high: float, *, open_low: bool = False) -> None:

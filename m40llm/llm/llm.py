@@ -18,6 +18,7 @@ from m40llm.engine.sampling_params import SamplingParams
 from m40llm.errors import RequestError
 from m40llm.llm.adapters import Adapters, use
 from m40llm.llm.arguments import checked_name, is_many
+from m40llm.llm.constraint import Constraints
 from m40llm.llm.decode_form import decode_form
 from m40llm.llm.embed import Pooling, embeddings
 from m40llm.llm.load import on_device, opened
@@ -64,6 +65,7 @@ class LLM:
         self._load_s, self._adapters = load_s, Adapters()
         self.hparams: HParams = engine.model.hp
         self.tokenizer = tokenizer
+        self._constraints = Constraints(tokenizer, engine.model.hp.vocab_size)
         self.plan = plan
         self.max_seq_len = plan.max_seq_len
         self.path = path
@@ -276,8 +278,8 @@ class LLM:
         self, prompt_ids: Sequence[int], params: Params, lora: Name, **how: Any
     ) -> TextStream:
         engine, adapter = self._open_engine(), self._adapters.named(lora)
-        turn = self._take_turn, self._load_s
-        return open_stream(engine, self.tokenizer, prompt_ids, params, adapter, *turn, **how)
+        of_model = self._constraints, self._take_turn, self._load_s
+        return open_stream(engine, self.tokenizer, prompt_ids, params, adapter, *of_model, **how)
 
     @contextmanager
     def _take_turn(self) -> Iterator[None]:

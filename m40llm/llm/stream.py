@@ -10,6 +10,7 @@ from m40llm.engine.step import Clock, Step, StopReason
 from m40llm.errors import RequestError
 from m40llm.llm.adapters import use
 from m40llm.llm.breakers import with_breaker_ids
+from m40llm.llm.constraint import Constraints
 from m40llm.llm.results import Completion, StreamItem, Timings, TokenLogprob
 from m40llm.model.lora import Adapter
 from m40llm.progress import Progress
@@ -159,6 +160,7 @@ def open_stream(
     prompt_ids: Sequence[int],
     params: Any,
     adapter: Adapter | None,
+    constraints: Constraints,
     turn: Callable[[], AbstractContextManager[None]],
     load_s: float,
     *,
@@ -172,11 +174,18 @@ def open_stream(
     checked = engine.check_ids(prompt_ids)
     params = with_breaker_ids(params, tokenizer)
     engine.check_params(params)
+    constraint = constraints.of(params)
 
     def steps(clock: Clock) -> Iterator[Step]:
         use(engine, adapter)
-        how: Any = {"reuse_prefix": reuse_prefix, "progress": progress}
-        return engine.generate(checked, params, clock, **how)
+        return engine.generate(
+            checked,
+            params,
+            clock,
+            reuse_prefix=reuse_prefix,
+            constraint=constraint,
+            progress=progress,
+        )
 
     decoder = tokenizer.stream_decoder(continuing=not tokenizer.is_special(checked[-1]))
     return TextStream(steps, decoder, checked, params, turn, load_s)

@@ -102,6 +102,12 @@ class Tokenizer:
             ids.append(self.eos_id)
         return ids
 
+    def encode_inside(self, text: str) -> list[int]:
+        """Ids whose bytes are those of the text, as it stands within another: no BOS, no space
+        before it, no special token."""
+        _check_text(text)
+        return self._encoder.encode(text)
+
     def decode(
         self, ids: Sequence[int], skip_special: bool = False, continuing: bool = False
     ) -> str:

@@ -506,3 +506,20 @@ def test_lora(verb: str, run: Run, tiny_model: str, fake_llm: Any) -> None:
     alone = run(verb, tiny_model, *text, "--lora-scale", "2", input="x\n")
     assert alone.exit_code != 0
     assert "error: --lora-scale: expected --lora beside it" in alone.stderr
+
+
+@pytest.mark.parametrize("verb", ["generate", "chat"])
+def test_constraints(verb: str, run: Run, tiny_model: str, fake_llm: Any, tmp_path: Path) -> None:
+    text = ["-p", "x"] if verb == "generate" else []
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "integer"}')
+    done = run(verb, tiny_model, *text, "--json-schema", str(schema), input="x\n")
+    assert done.exit_code == 0, done.stderr
+    if verb == "generate":
+        assert fake_llm.asked["params"].json_schema == '{"type": "integer"}'
+    both = run(verb, tiny_model, *text, "--json-schema", str(schema), "--regex", "a", input="x\n")
+    assert both.exit_code == 2
+    assert "--regex: expected no json_schema beside it" in both.stderr
+    none = run(verb, tiny_model, *text, "--lark", str(tmp_path / "none"), input="x\n")
+    assert none.exit_code != 0
+    assert "--lark: cannot read" in none.stderr
