@@ -81,6 +81,7 @@ def chat(
         regex=regex,
         lark=read_option("--lark", lark),
     )
+    opt.check_lora(lora, lora_scale)
     proposing = {"speculate": speculate, "speculate_tokens": speculate_tokens}
     with loaded(model, device, max_seq_len, cublas, require_sm52, decode, **proposing) as llm:
         if known := llm.tokenizer.template_of:

@@ -75,6 +75,7 @@ def generate(
         lark=read_option("--lark", lark),
         ignore_eos=ignore_eos,
     )
+    opt.check_lora(lora, lora_scale)
     proposing = {"speculate": speculate, "speculate_tokens": speculate_tokens}
     with loaded(model, device, max_seq_len, cublas, require_sm52, decode, **proposing) as llm:
         adapter = opt.load_lora(llm, lora, lora_scale)

@@ -5,6 +5,7 @@ NumPy; a test compares the two.
 """
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -236,11 +237,17 @@ FLAGS = {field: f"--{field.replace('_', '-')}" for field in DEFAULTS} | {
 }
 
 
+def check_lora(path: str | None, scale: float | None) -> None:
+    """Before a model is loaded: a scale without an adapter, or a file that is not there."""
+    if path is None and scale is not None:
+        raise RequestError("lora_scale: expected --lora beside it")
+    if path is not None and not Path(path).is_file():
+        raise RequestError(f"lora: no such file: {path}")
+
+
 def load_lora(llm: "LLM", path: str | None, scale: float | None) -> str | None:
-    """The name of the adapter that was asked for. RequestError for a scale of none."""
+    """The name of the adapter that was asked for."""
     if path is None:
-        if scale is not None:
-            raise RequestError("lora_scale: expected --lora beside it")
         return None
     return llm.load_lora(path, scale=1.0 if scale is None else scale)
 

@@ -31,6 +31,8 @@ class Adapters:
 
     def load(self, engine: Engine, path: str | Path, name: str | None, scale: float) -> str:
         """The adapter's name; the file's own without ".gguf" where None is given."""
+        if not isinstance(path, str | Path):
+            raise RequestError(f"path: expected an adapter's file, got {path!r}")
         name = Path(path).stem if name is None else name
         if not isinstance(name, str) or not name:
             raise RequestError(f"name: expected a text, got {name!r}")
@@ -50,7 +52,7 @@ class Adapters:
         """None for None. RequestError for a name of none, with those that there are."""
         if name is None:
             return None
-        if name not in self._of:
+        if not isinstance(name, str) or name not in self._of:
             known = ", ".join(map(repr, self._of)) or "none was loaded"
             raise RequestError(f"lora: expected the name of an adapter ({known}), got {name!r}")
         return self._of[name]

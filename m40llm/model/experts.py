@@ -50,5 +50,6 @@ def choose(
     """
     chosen = np.argsort(-logits, axis=1, kind="stable")[:, :n_used]
     values = np.take_along_axis(logits, chosen, axis=1).astype(np.float64)
-    shares = np.exp(values - values[:, :1])
-    return chosen, (shares / shares.sum(axis=1, keepdims=True)).astype(np.float32)
+    with np.errstate(invalid="ignore"):  # of infinities, which the logits' check tells of
+        shares = np.exp(values - values[:, :1])
+        return chosen, (shares / shares.sum(axis=1, keepdims=True)).astype(np.float32)

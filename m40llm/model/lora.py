@@ -20,6 +20,7 @@ from m40llm.model.arch import Architecture, RowRange, rows_of
 from m40llm.model.hparams import HParams
 
 _A, _B = ".lora_a", ".lora_b"
+_ALORA = "adapter.alora.invocation_tokens"
 _RANK_UNIT = 4  # columns of an F32 matrix come in multiples of it
 Floats = NDArray[np.float32]
 
@@ -85,6 +86,8 @@ def _checked(file: GGUFFile, arch: Architecture) -> float:
         metadata.refuse("general.type", "'adapter'", repr(kind))
     if (found := metadata.get_str(what)) != "lora":
         metadata.refuse(what, "'lora'", repr(found), UnsupportedModelError)
+    if _ALORA in metadata:
+        metadata.refuse(_ALORA, "none: this one acts in parts of a text", "", UnsupportedModelError)
     name = metadata.get_str("general.architecture")
     if name != arch.name:
         wanted = f"{arch.name!r}, the model's"
@@ -142,4 +145,5 @@ def _on_device(ops: Ops, a: Floats, b: Floats, max_tokens: int) -> _LowRank:
 def _matrix(ops: Ops, values: Floats) -> Matrix:
     n_rows, n_cols = values.shape
     data = np.ascontiguousarray(values, np.float32).reshape(-1).view(np.uint8)
+    data.flags.writeable = False  # as a file's mapping, for which the products are compiled
     return ops.matrix(GGMLType.F32, n_rows, n_cols, data)

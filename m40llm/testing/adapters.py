@@ -1,6 +1,6 @@
 """Random LoRA adapters in GGUF files, as llama.cpp's convert_lora_to_gguf.py writes them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ def write_adapter(
     alpha: float = 6.0,
     dtype: Any = np.float32,
     seed: int = 0,
+    keys: Mapping[str, Sequence[int]] | None = None,
 ) -> Path:
     """An adapter of these tensors of a model file ("blk.0.attn_q.weight", ...), whose effect is
     about as large as the weights'."""
@@ -29,6 +30,8 @@ def write_adapter(
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")
     writer.add_float32("adapter.lora.alpha", alpha)
+    for key, values in (keys or {}).items():
+        writer.add_array(key, values)
     rng = np.random.default_rng(seed)
     for name, (n_rows, n_cols) in shapes.items():
         a = rng.normal(0, n_cols**-0.5, (rank, n_cols))

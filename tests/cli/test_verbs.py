@@ -496,9 +496,13 @@ def test_doctor(run: Run) -> None:
 
 
 @pytest.mark.parametrize("verb", ["generate", "chat"])
-def test_lora(verb: str, run: Run, tiny_model: str, fake_llm: Any) -> None:
+def test_lora(verb: str, run: Run, tiny_model: str, fake_llm: Any, tmp_path: Path) -> None:
     text = ["-p", "x"] if verb == "generate" else []
-    done = run(verb, tiny_model, *text, "--lora", "a/b.gguf", "--lora-scale", "0.5", input="x\n")
+    file = tmp_path / "b.gguf"
+    missing = run(verb, tiny_model, *text, "--lora", str(file), input="x\n")
+    assert "error: --lora: no such file" in missing.stderr
+    file.touch()
+    done = run(verb, tiny_model, *text, "--lora", str(file), "--lora-scale", "0.5", input="x\n")
     assert done.exit_code == 0, done.stderr
     assert fake_llm.asked["lora"] == "b times 0.5"
     run(verb, tiny_model, *text, input="x\n")

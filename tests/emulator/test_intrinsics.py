@@ -1,4 +1,4 @@
-"""kernels/intrinsics.py and reduce.py: right on the emulator, and the PTX that was wanted."""
+"""kernels/intrinsics.py, bits.py, reduce.py: right on the emulator, and the PTX that was wanted."""
 
 import re
 
@@ -11,6 +11,14 @@ from m40llm.device.emulator import Emulator
 from m40llm.device.emulator.errors import OutOfBoundsError
 from m40llm.device.emulator.frontend import no_driver_needed
 from m40llm.kernels import intrinsics as it
+from m40llm.kernels.bits import (
+    float2_to_half2,
+    float_as_uint,
+    half2_to_float2,
+    permute_bytes,
+    uint_as_float,
+    within_half,
+)
 from m40llm.kernels.hints import pinned
 from m40llm.kernels.reduce import warp_max, warp_sum
 
@@ -24,10 +32,8 @@ store_float2, store_float4 = it.store_float2, it.store_float4
 store_float2_shared, store_float4_shared = it.store_float2_shared, it.store_float4_shared
 store_uint2, store_uint4 = it.store_uint2, it.store_uint4
 store_uint2_shared, store_uint4_shared = it.store_uint2_shared, it.store_uint4_shared
-half2_to_float2, float2_to_half2 = it.half2_to_float2, it.float2_to_half2
-float_as_uint, uint_as_float = it.float_as_uint, it.uint_as_float
 load_volatile, store_volatile = it.load_volatile, it.store_volatile
-load_uint4_streaming = it.load_uint4_streaming
+load_uint4_streaming, load_uint2_streaming = it.load_uint4_streaming, it.load_uint2_streaming
 as_bytes, store_float_shared = it.as_bytes, it.store_float_shared
 
 
@@ -186,3 +192,47 @@ def test_bytes_of_a_shared_array_are_its_memory(emulator: Emulator) -> None:
     np.testing.assert_array_equal(y, x[np.arange(32) ^ 1])
     with pytest.raises(OutOfBoundsError):
         Emulator(time_limit_s=60).launch(through_bytes, 1, 32, (x, y, np.int32(8)))
+
+
+def permuted(words, selectors, out):
+    i = cuda.grid(1)
+    if i < out.size:
+        out[i] = permute_bytes(words[0], words[1], selectors[i])
+
+
+def test_bytes_are_permuted(emulator: Emulator) -> None:
+    """prmt.b32: three bits choose one of eight bytes, the fourth its sign, eight times."""
+    words = np.array([0x83726150, 0xF7E6D5C4], np.uint32)
+    selectors = np.random.default_rng(0).integers(0, 2**32, 500, np.uint32)
+    out = np.zeros(500, np.uint32)
+    emulator.launch(permuted, 4, 128, (words, selectors, out))
+    pool = words.view(np.uint8)
+    nibbles = (selectors[:, None] >> (4 * np.arange(4, dtype=np.uint32))) & 15
+    chosen = pool[nibbles & 7]
+    signs = np.where(chosen >> 7, 0xFF, 0).astype(np.uint8)
+    expected = np.where(nibbles >> 3, signs, chosen).astype(np.uint8)
+    np.testing.assert_array_equal(out.view(np.uint8).reshape(-1, 4), expected)
+
+
+def streamed_pairs(x, out):
+    i = cuda.threadIdx.x
+    out[2 * i], out[2 * i + 1] = load_uint2_streaming(x, 2 * i)
+
+
+def test_eight_bytes_are_streamed(emulator: Emulator) -> None:
+    x, out = np.arange(64, dtype=np.uint32), np.zeros(64, np.uint32)
+    emulator.launch(streamed_pairs, 1, 32, (x, out))
+    np.testing.assert_array_equal(out, x)
+    with pytest.raises(OutOfBoundsError):
+        Emulator(time_limit_s=60).launch(streamed_pairs, 1, 32, (x[:62].copy(), out))
+
+
+def bounded(x, out):
+    out[cuda.threadIdx.x] = within_half(x[cuda.threadIdx.x])
+
+
+def test_within_half(emulator: Emulator) -> None:
+    x = np.array([65504, 65505, -7e4, np.inf, -np.inf, np.nan, 0, -1], np.float32)
+    out = np.zeros(8, np.float32)
+    emulator.launch(bounded, 1, 8, (x, out))
+    np.testing.assert_array_equal(out, [65504, 65504, -65504, 65504, -65504, np.nan, 0, -1])

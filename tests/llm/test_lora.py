@@ -87,6 +87,10 @@ def test_refused_by_name(llm: LLM, model: Path) -> None:
     for scale in (float("nan"), 1e5, "2"):
         with pytest.raises(RequestError, match="scale: expected"):
             llm.load_lora(model.with_name("second.gguf"), scale=scale)  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="lora: expected the name"):
+        llm.generate(IDS, GREEDY, lora=["first"])  # type: ignore[call-overload]
+    with pytest.raises(RequestError, match="path: expected"):
+        llm.load_lora(None)  # type: ignore[arg-type]
     with pytest.raises(ModelFileError, match="adapter"):
         llm.load_lora(model)
     assert ids(llm, None)

@@ -118,6 +118,15 @@ def test_adapters_that_do_not_fit(
         with_adapter(model, adapter, CpuOps())
 
 
+def test_one_that_acts_in_parts_of_a_text(tmp_path: Path) -> None:
+    """Applied to all tokens, as others are, it would answer wrongly."""
+    model = write_tiny_gguf(tmp_path / "m.gguf")
+    keys = {"adapter.alora.invocation_tokens": [3, 4]}
+    adapter = write_adapter(tmp_path / "a.gguf", model, tensors_of(ALL), keys=keys)
+    with pytest.raises(UnsupportedModelError, match="alora"):
+        with_adapter(model, adapter, CpuOps())
+
+
 def test_a_model_is_no_adapter(tmp_path: Path) -> None:
     model = write_tiny_gguf(tmp_path / "m.gguf")
     with open_gguf(model) as file, pytest.raises(ModelFileError, match=r"general\.type"):
