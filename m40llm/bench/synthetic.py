@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from m40llm.bench.shapes import tensor_type
 from m40llm.device.gpu.ops import GpuOps
 from m40llm.gguf.blocks import FORMATS, dequantize
-from m40llm.kernels.layouts import DENSE
+from m40llm.kernels.layouts import DENSE, LAYOUTS
 from m40llm.kernels.planes import Planes, from_blocks
 from m40llm.model.arch import ARCHITECTURES
 from m40llm.model.hparams import HParams
@@ -23,9 +23,8 @@ from m40llm.model.transformer import Transformer
 from m40llm.model.weights import LayerWeights, Weights
 from m40llm.progress import Progress
 
-# Where a block keeps its FP16 scale; where a minimum follows, its ratio to the scale that moves
-# the mean of uniform quants to 0.
-_SCALE_AT = {GGMLType.Q2_K: 80, GGMLType.Q3_K: 108, GGMLType.Q6_K: 208}
+# Where a minimum follows the FP16 scale: its ratio to that which moves the mean of uniform quants
+# to 0.
 _MIN_RATIO = {
     GGMLType.Q4_1: -7.5,
     GGMLType.Q5_1: -15.5,
@@ -58,7 +57,7 @@ def _set_scales(blocks: NDArray[np.uint8], type: GGMLType, scale: NDArray[np.flo
     if type == GGMLType.MXFP4:  # a power of two, above 0
         blocks[:, 0] = 128 + np.round(np.log2(np.abs(scale))).astype(int)
         return
-    at = _SCALE_AT.get(type, 0)
+    at = LAYOUTS[type].head.start
     blocks[:, at : at + 2] = scale.astype("<f2")[:, None].view(np.uint8)
     if type in _MIN_RATIO:
         minimum = scale * _MIN_RATIO[type]

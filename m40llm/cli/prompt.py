@@ -25,16 +25,15 @@ def read_text(prompt: str | None, file: str | None) -> str:
             raise typer.BadParameter("-p: the text is not valid UTF-8")
         return prompt
     assert file is not None
-    try:
-        return _decoded(Path(file).read_bytes(), file)
-    except OSError as error:
-        raise RequestError(f"-f: cannot read {file}: {error.strerror}") from error
+    return _text_of("-f", file)
 
 
 def read_option(flag: str, file: str | None) -> str | None:
     """The text of a file that an option names. RequestError where it cannot be read."""
-    if file is None:
-        return None
+    return None if file is None else _text_of(flag, file)
+
+
+def _text_of(flag: str, file: str) -> str:
     try:
         return _decoded(Path(file).read_bytes(), file)
     except OSError as error:

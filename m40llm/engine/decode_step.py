@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m40llm.device.decoder import FORMS, Answer, Decoder, Form, SlotRequest
-from m40llm.engine.sampling_params import SamplingParams
+from m40llm.engine.sampling_params import CONSTRAINTS, SamplingParams
 from m40llm.errors import ModelFileError, RequestError
 
 DecodeForm = Literal["host", "eager", "graph", "persistent"]
@@ -30,9 +30,7 @@ _OF_THE_HOST: Final = (
     "dry_multiplier",
     "mirostat",
     "samplers",
-    "json_schema",
-    "regex",
-    "lark",
+    *CONSTRAINTS,
 )
 _DEFAULTS: Final = SamplingParams()
 _POLL_S: Final = 20e-6

@@ -73,7 +73,7 @@ def scale_bound(x: Array, factor: float) -> Array:
     return np.asarray(UNIT_ROUNDOFF * np.abs(x.astype(np.float64) * factor) + SMALLEST_NORMAL)
 
 
-def add_scaled_bound(x: Array, y: Array, factor: float) -> Array:
+def add_scaled_bound(x: Array, y: Array, factor: float | Array) -> Array:
     """A product and a sum, or one of both."""
     product = np.abs(y.astype(np.float64) * factor)
     return np.asarray(UNIT_ROUNDOFF * (2 * product + np.abs(x)) * 1.01 + SMALLEST_NORMAL)
@@ -82,8 +82,7 @@ def add_scaled_bound(x: Array, y: Array, factor: float) -> Array:
 def add_rows_bound(x: Array, rows: Array, shares: Array, y: Array) -> Array:
     """As add_scaled's, in the rows that change; the others stay as they are."""
     bound = np.zeros(x.shape)
-    product = np.abs(shares[:, None].astype(np.float64) * y)
-    bound[rows] = UNIT_ROUNDOFF * (2 * product + np.abs(x[rows])) * 1.01 + SMALLEST_NORMAL
+    bound[rows] = add_scaled_bound(x[rows], y, shares[:, None])
     return bound
 
 

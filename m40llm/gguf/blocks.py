@@ -10,6 +10,7 @@ its own C code (ggml-quants.c): "bit for bit as that package defines it". Import
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -95,3 +96,27 @@ def _convert(type: GGMLQuantizationType, data: NDArray[np.uint8]) -> NDArray[np.
             return data.view(_NUMPY_TYPES[type]).astype(np.float32)
         weights: NDArray[np.float32] = gguf_dequantize(data, type)
         return weights
+
+
+def split_fields(data: NDArray[np.uint8], n_bits: int) -> NDArray[np.uint8]:
+    """Fields of n_bits, lowest first: uint8[..., n] -> uint8[..., 8 / n_bits, n]."""
+    shifts = np.arange(0, 8, n_bits, dtype=np.uint8)[:, None]
+    return (data[..., None, :] >> shifts) & np.uint8((1 << n_bits) - 1)
+
+
+def join_fields(fields: NDArray[np.uint8], n_bits: int) -> NDArray[np.uint8]:
+    """The inverse of split_fields: uint8[..., 8 / n_bits, n] -> uint8[..., n]."""
+    shifts = np.arange(0, 8, n_bits, dtype=np.uint8)[:, None]
+    joined: NDArray[np.uint8] = np.bitwise_or.reduce(fields << shifts, axis=-2)
+    return joined
+
+
+def pack_codes(scales: NDArray[Any], minimums: NDArray[Any]) -> NDArray[np.uint8]:
+    """uint8[n_blocks, 12] of eight scales and eight minimums, 6 bits each (Q4_K, Q5_K).
+
+    Four bytes have the first four scales, four the first four minimums; their two free bits are
+    the high bits of the last four, whose low bits are in the last four bytes.
+    """
+    first = [codes[:, :4] | codes[:, 4:] >> 4 << 6 for codes in (scales, minimums)]
+    last = (scales[:, 4:] & 15) | minimums[:, 4:] << 4
+    return np.concatenate((*first, last), axis=1)

@@ -36,6 +36,11 @@ class TensorInfo:
         return prod(self.shape)
 
     @property
+    def n_rows(self) -> int:
+        """Rows of all dimensions but the innermost."""
+        return prod(self.shape[:-1])
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of one row, which is the innermost dimension."""
         return row_bytes(self.type, self.shape[-1])
@@ -43,7 +48,7 @@ class TensorInfo:
     @property
     def n_bytes(self) -> int:
         """Bytes of the whole tensor; rows follow one another without gaps."""
-        return prod(self.shape[:-1]) * self.row_bytes
+        return self.n_rows * self.row_bytes
 
 
 def count_tensors(cursor: Cursor) -> int:

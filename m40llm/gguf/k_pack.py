@@ -13,6 +13,8 @@ import numpy as np
 from gguf import GGMLQuantizationType as GGMLType
 from numpy.typing import NDArray
 
+from m40llm.gguf.blocks import join_fields, pack_codes
+
 Bytes = NDArray[np.uint8]
 
 BLOCK_DIM: Final = 256
@@ -45,41 +47,31 @@ def pack(
 
 
 def _pack_q4_k(blocks: _Blocks) -> list[NDArray[Any]]:
-    return [*_pack_codes(blocks), _pack_low_bits(blocks.levels)]
+    return [*_pack_steps(blocks), _pack_low_bits(blocks.levels)]
 
 
 def _pack_q5_k(blocks: _Blocks) -> list[NDArray[Any]]:
     """Byte i of the fifth bits has, from its least bit on, weight i of each run."""
     fifth = np.packbits(blocks.levels.reshape(-1, 8, 32) >> 4, axis=1, bitorder="little")
-    return [*_pack_codes(blocks), fifth[:, 0], _pack_low_bits(blocks.levels & 15)]
+    return [*_pack_steps(blocks), fifth[:, 0], _pack_low_bits(blocks.levels & 15)]
 
 
 def _pack_q6_k(blocks: _Blocks) -> list[NDArray[Any]]:
     quarter = blocks.levels.reshape(-1, 2, 4, 32)  # of each half
     low = (quarter[:, :, :2] & 15) | (quarter[:, :, 2:] & 15) << 4
-    shifts = np.array([[0], [2], [4], [6]], np.uint8)
-    high = np.bitwise_or.reduce(quarter >> 4 << shifts, axis=2)
+    high = join_fields(quarter >> np.uint8(4), 2)
     scales = np.ascontiguousarray(blocks.scales.astype(np.int8)).view(np.uint8)
     return [low.reshape(-1, 128), high.reshape(-1, 64), scales, _fp16_bytes(blocks.d)]
 
 
-def _pack_low_bits(levels: NDArray[Any]) -> NDArray[Any]:
+def _pack_low_bits(levels: NDArray[Any]) -> Bytes:
     """Runs in pairs: the first of each has the low halves of 32 bytes, the second the high."""
-    pair = levels.reshape(-1, 4, 2, 32)
-    halves: NDArray[Any] = pair[:, :, 0] | pair[:, :, 1] << 4
-    return halves.reshape(-1, 128)
+    return join_fields(levels.reshape(-1, 4, 2, 32), 4).reshape(-1, 128)
 
 
-def _pack_codes(blocks: _Blocks) -> list[NDArray[Any]]:
-    """d, dmin, then twelve bytes of eight scales and eight minimums, 6 bits each.
-
-    Four bytes have the first four scales, four the first four minimums; their two free bits are
-    the high bits of the last four, whose low bits are in the last four bytes.
-    """
-    scales, minimums = blocks.scales.astype(np.uint8), blocks.minimums.astype(np.uint8)
-    first = [codes[:, :4] | codes[:, 4:] >> 4 << 6 for codes in (scales, minimums)]
-    last = (scales[:, 4:] & 15) | (minimums[:, 4:] & 15) << 4
-    return [_fp16_bytes(blocks.d), _fp16_bytes(blocks.dmin), *first, last]
+def _pack_steps(blocks: _Blocks) -> list[NDArray[Any]]:
+    codes = pack_codes(blocks.scales.astype(np.uint8), blocks.minimums.astype(np.uint8))
+    return [_fp16_bytes(blocks.d), _fp16_bytes(blocks.dmin), codes]
 
 
 def _fp16_bytes(x: NDArray[np.float16]) -> Bytes:

@@ -149,7 +149,7 @@ def _new_type(info: TensorInfo, type: GGMLType) -> GGMLType:
 
 
 def _n_bytes(info: TensorInfo, type: GGMLType) -> int:
-    return info.n_elements // info.shape[-1] * row_bytes(type, info.shape[-1])
+    return info.n_rows * row_bytes(type, info.shape[-1])
 
 
 def _count(written: Written, info: TensorInfo, new: GGMLType, wanted: GGMLType) -> None:
@@ -166,7 +166,7 @@ def _converted(
     data = file.tensor_bytes(info.name)
     if new == info.type:
         return data
-    n_rows, row = info.n_elements // info.shape[-1], row_bytes(new, info.shape[-1])
+    n_rows, row = info.n_rows, row_bytes(new, info.shape[-1])
     out = np.empty((n_rows, row), np.uint8)
     for first, weights in _pieces(data.reshape(n_rows, -1), info):
         out[first : first + len(weights)] = piece = _quantized(weights, new)

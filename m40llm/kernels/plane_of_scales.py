@@ -19,7 +19,7 @@ import numpy as np
 from gguf import GGMLQuantizationType as GGMLType
 from numpy.typing import NDArray
 
-from m40llm.kernels.bit_fields import join_fields, split_fields
+from m40llm.gguf.blocks import join_fields, pack_codes, split_fields
 from m40llm.kernels.layouts import LAYOUTS
 
 Bytes = NDArray[np.uint8]
@@ -85,7 +85,4 @@ def _as_in_k(plane: Bytes) -> Bytes:
         split_fields(plane[:, at : at + 4], 4).transpose(0, 2, 1).reshape(-1, 8) for at in (0, 4, 8)
     )
     scales, minimums = low | (high & 3) << 4, low_min | high >> 2 << 4
-    first = scales[:, :4] | scales[:, 4:] >> 4 << 6
-    second = minimums[:, :4] | minimums[:, 4:] >> 4 << 6
-    mixed = scales[:, 4:] & 15 | minimums[:, 4:] << 4
-    return np.concatenate((first, second, mixed), axis=1)
+    return pack_codes(scales, minimums)

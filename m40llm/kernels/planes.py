@@ -27,8 +27,7 @@ from gguf import GGMLQuantizationType as GGMLType
 from numpy.typing import NDArray
 
 from m40llm.errors import KernelContractError
-from m40llm.gguf.blocks import FORMATS, row_bytes
-from m40llm.kernels.bit_fields import join_fields, split_fields
+from m40llm.gguf.blocks import FORMATS, join_fields, row_bytes, split_fields
 from m40llm.kernels.contract import check_array
 from m40llm.kernels.layouts import DENSE, LAYOUTS, VALUES_OF, Layout
 from m40llm.kernels.plane_of_scales import put_scales, scales_plane

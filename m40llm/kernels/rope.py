@@ -30,7 +30,7 @@ from m40llm.kernels.bits import within_half
 from m40llm.kernels.contract import Kernel, Launcher, ceil_div, check_array
 from m40llm.kernels.reduce import WARP_SIZE
 
-LAYOUTS: Final = ("half", "interleaved")
+ROPE_LAYOUTS: Final = ("half", "interleaved")
 HEADS_PER_BLOCK: Final = 4
 MAX_REGISTERS: Final = 40
 
@@ -150,8 +150,8 @@ def rope_append(
 def _check_table(cos: Any, sin: Any, layout: str, head_dim: int) -> None:
     check_array("cos", cos, np.float32, (None, None))
     check_array("sin", sin, np.float32, cos.shape)
-    if layout not in LAYOUTS:
-        raise KernelContractError(f"layout: expected one of {sorted(LAYOUTS)}, got {layout!r}")
+    if layout not in ROPE_LAYOUTS:
+        raise KernelContractError(f"layout: expected one of {list(ROPE_LAYOUTS)}, got {layout!r}")
     if 2 * cos.shape[1] > head_dim:
         raise KernelContractError(f"cos: {cos.shape[1]} pairs, more than head_dim {head_dim} has")
 

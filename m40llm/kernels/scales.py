@@ -106,13 +106,18 @@ def _decode_q2_k(a: Any, b: Any, c: Any, d: Any, unit: Any, half: Any) -> Any:
 
 
 @cuda.jit(device=True)
+def _signed_six(low: Any, high: Any) -> Any:
+    """A scale of four low bits and two high ones, 32 less than they say."""
+    return float32(int32(int32(uint32(low | high << uint32(4))) - int32(32)))
+
+
+@cuda.jit(device=True)
 def _decode_q3_k(a: Any, b: Any, c: Any, d: Any, unit: Any, half: Any) -> Any:
     run = uint32(uint32(unit & 7) * uint32(2) + uint32(half))
     low = uint32(a >> uint32(uint32(run & uint32(3)) * uint32(4))) & uint32(15)
     high = uint32(b >> uint32(uint32(run & uint32(7)) * uint32(2))) & uint32(3)
     d_scale, _ = half2_to_float2(c)
-    scale = int32(uint32(low | high << uint32(4))) - int32(32)
-    return d_scale * float32(int32(scale)), float32(0.0)
+    return d_scale * _signed_six(low, high), float32(0.0)
 
 
 @cuda.jit(device=True)
@@ -121,8 +126,7 @@ def _decode_iq4_xs(a: Any, b: Any, c: Any, d: Any, unit: Any, half: Any) -> Any:
     low = uint32(b >> uint32(inside * uint32(4))) & uint32(15)
     high = uint32(a >> uint32(uint32(16) + inside * uint32(2))) & uint32(3)
     d_scale, _ = half2_to_float2(a)
-    scale = int32(uint32(low | high << uint32(4))) - int32(32)
-    return d_scale * float32(int32(scale)), float32(0.0)
+    return d_scale * _signed_six(low, high), float32(0.0)
 
 
 @cuda.jit(device=True)

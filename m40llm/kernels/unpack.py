@@ -58,15 +58,23 @@ def _unpack_nibbles(a: Any, b: Any, c: Any, d: Any, highs: Any, highs_2: Any, gr
     )
 
 
-@cuda.jit(device=True)
-def _unpack_five(a: Any, b: Any, c: Any, d: Any, highs: Any, highs_2: Any, group: Any) -> Any:
-    bit = 2 * (group & 3) + (group >> 2)  # of the group's high bits in each byte; wanted at 4
-    if bit < 4:
-        high = uint32(highs << uint32(4 - bit)) & uint32(0x10101010)
-    else:
-        high = uint32(highs >> uint32(bit - 4)) & uint32(0x10101010)
-    low = uint32(a >> uint32(group & 4)) & uint32(_FOUR)
-    return _floats_of_bytes(uint32(low | high))
+@cache
+def _unpack_with_bit(field_bits: int) -> Any:
+    """Of quants with one bit more than the 2 or 4 that lie in their word."""
+    fields, bits = ((2**n - 1) * 0x01010101 << at for n, at in ((field_bits, 0), (1, field_bits)))
+    to_shift = 8 - field_bits  # bits of a group's number that are its field's shift: 6 or 4
+
+    @cuda.jit(device=True)
+    def unpack(a: Any, b: Any, c: Any, d: Any, highs: Any, highs_2: Any, group: Any) -> Any:
+        bit = 2 * (group & 3) + (group >> 2)  # of the group's in each byte; wanted at field_bits
+        if bit < field_bits:
+            high = uint32(highs << uint32(field_bits - bit)) & uint32(bits)
+        else:
+            high = uint32(highs >> uint32(bit - field_bits)) & uint32(bits)
+        low = uint32(a >> uint32(group & to_shift)) & uint32(fields)
+        return _floats_of_bytes(uint32(low | high))
+
+    return unpack
 
 
 @cuda.jit(device=True)
@@ -108,17 +116,6 @@ def _unpack_two(a: Any, b: Any, c: Any, d: Any, highs: Any, highs_2: Any, group:
         uint_as_float(uint32(a & uint32(uint32(0x30000) << shift))),
         uint_as_float(uint32(upper & uint32(uint32(0x3) << shift))),
     )
-
-
-@cuda.jit(device=True)
-def _unpack_three(a: Any, b: Any, c: Any, d: Any, highs: Any, highs_2: Any, group: Any) -> Any:
-    bit = 2 * (group & 3) + (group >> 2)  # of the group's high bits in each byte; wanted at 2
-    if bit < 2:
-        high = uint32(highs << uint32(2 - bit)) & uint32(0x04040404)
-    else:
-        high = uint32(highs >> uint32(bit - 2)) & uint32(0x04040404)
-    low = uint32(a >> uint32(group & 6)) & uint32(0x03030303)
-    return _floats_of_bytes(uint32(low | high))
 
 
 @cache
@@ -182,13 +179,13 @@ LANES: Final = {
     GGMLType.F16: Lane(2, _unpack_halves, _two_words_each, n_words=2),
     GGMLType.Q4_0: Lane(8, _unpack_nibbles),
     GGMLType.Q4_1: Lane(8, _unpack_nibbles),
-    GGMLType.Q5_0: Lane(8, _unpack_five, n_highs=1),
-    GGMLType.Q5_1: Lane(8, _unpack_five, n_highs=1),
+    GGMLType.Q5_0: Lane(8, _unpack_with_bit(4), n_highs=1),
+    GGMLType.Q5_1: Lane(8, _unpack_with_bit(4), n_highs=1),
     GGMLType.Q8_0: Lane(4, _unpack_bytes),
     GGMLType.Q2_K: Lane(8, _unpack_two, _two_words, n_loaded=2, n_halves=2),
-    GGMLType.Q3_K: Lane(8, _unpack_three, _two_words, n_loaded=2, n_highs=1, n_halves=2),
+    GGMLType.Q3_K: Lane(8, _unpack_with_bit(2), _two_words, n_loaded=2, n_highs=1, n_halves=2),
     GGMLType.Q4_K: Lane(8, _unpack_nibbles),
-    GGMLType.Q5_K: Lane(8, _unpack_five, n_highs=1),
+    GGMLType.Q5_K: Lane(8, _unpack_with_bit(4), n_highs=1),
     GGMLType.Q6_K: Lane(8, _unpack_six, n_highs=2, n_halves=2),
     **{type: Lane(8, _unpack_values(type), _halves_of_words) for type in VALUES_OF},
 }
@@ -213,17 +210,15 @@ def factors_of(type: GGMLType) -> Any:
     scale = 1.0 if type in DENSE else STAGE_SCALE
     rows = [[np.float32(scale * factor(type, g, k)) for k in range(4)] for g in (0, 2, 4, 6)]
     (a0, a1, a2, a3), (b0, b1, b2, b3), (c0, c1, c2, c3), (d0, d1, d2, d3) = rows
-    is_by_two = rows[0] != rows[1]
 
     @cuda.jit(device=True, forceinline=True)
     def factors(group: Any) -> Any:
-        if is_by_two:
-            if group >= 6:
-                return d0, d1, d2, d3
-            if group >= 2 and group < 4:
-                return b0, b1, b2, b3
+        if group >= 6:
+            return d0, d1, d2, d3
         if group >= 4:
             return c0, c1, c2, c3
+        if group >= 2:
+            return b0, b1, b2, b3
         return a0, a1, a2, a3
 
     return factors

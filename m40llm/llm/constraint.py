@@ -33,10 +33,10 @@ class Constraints:
         if self._theirs is None:
             self._theirs = self._vocabulary(llguidance, given[0])
         grammar = _grammar(llguidance, given[0], getattr(params, given[0]))
-        is_error, said = llguidance.LLMatcher.validate_grammar_with_warnings(grammar, self._theirs)
-        if is_error:
-            raise RequestError(f"{given[0]}: {said[0]}")
-        return _Matcher(llguidance.LLMatcher(self._theirs, grammar, log_level=0), self._vocab_size)
+        matcher = llguidance.LLMatcher(self._theirs, grammar, log_level=0)
+        if matcher.is_error():
+            raise RequestError(f"{given[0]}: {_why(matcher)}")
+        return _Matcher(matcher, self._vocab_size)
 
     def _vocabulary(self, llguidance: Any, name: str) -> Any:
         stop_ids = sorted(self._tokenizer.stop_ids)
@@ -82,8 +82,12 @@ class _Matcher:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            why = self._matcher.get_error().partition("<state>")[0].strip()
-            raise RequestError(f"the constraint cannot go on: {why}")
+            raise RequestError(f"the constraint cannot go on: {_why(self._matcher)}")
+
+
+def _why(matcher: Any) -> str:
+    """The error, without the parser's state behind it."""
+    return str(matcher.get_error()).partition("<state>")[0].strip()
 
 
 def _library(name: str) -> Any:

@@ -40,11 +40,16 @@ def opened(path: Path) -> Iterator[ModelFile]:
 
 
 def on_device(
-    model: ModelFile, ops: Ops, max_seq_len: int | None, progress: Progress | None
+    model: ModelFile,
+    ops: Ops,
+    max_seq_len: int | None,
+    progress: Progress | None,
+    *,
+    at_most: int | None = None,
 ) -> tuple[Engine, Plan]:
-    """The model with its weights on the device, and what it takes of it."""
+    """The model with its weights on the device, and what it takes of it: see plan_memory."""
     file, arch, hp = model.file, model.arch, model.hp
-    plan = plan_memory(ops, file, hp, max_seq_len)
+    plan = plan_memory(ops, file, hp, max_seq_len, at_most)
     ops.prepare(progress)
     transformer = Transformer(
         ops,

@@ -46,8 +46,11 @@ def _size(n_bytes: int) -> str:
     return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.1f} MB"
 
 
-def plan_memory(ops: Ops, file: GGUFFile, hp: HParams, max_seq_len: int | None) -> Plan:
-    """How the model would lie in memory. None takes the whole context, or as much as fits.
+def plan_memory(
+    ops: Ops, file: GGUFFile, hp: HParams, max_seq_len: int | None, at_most: int | None = None
+) -> Plan:
+    """How the model would lie in memory. None takes the whole context, `at_most` so many tokens of
+    it, or as much as fits.
 
     Raises RequestError for a max_seq_len that the model does not have, DeviceError with the
     figures where the model does not fit.
@@ -57,7 +60,7 @@ def plan_memory(ops: Ops, file: GGUFFile, hp: HParams, max_seq_len: int | None) 
             f"max_seq_len: expected 1 to {hp.context_length} (the model's context_length), "
             f"got {max_seq_len}"
         )
-    wanted = max_seq_len or hp.context_length
+    wanted = max_seq_len or min(hp.context_length, at_most or hp.context_length)
     plan = _plan(ops, file, hp, wanted)
     while plan.total > plan.free and max_seq_len is None and wanted > SHORTEST_CONTEXT:
         wanted = max(SHORTEST_CONTEXT, wanted // 2)

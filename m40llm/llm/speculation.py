@@ -16,7 +16,6 @@ from m40llm.engine.speculate import MAX_PROPOSALS, Proposer
 from m40llm.errors import DeviceError, RequestError
 from m40llm.llm.arguments import checked_name
 from m40llm.llm.load import ModelFile, on_device, opened
-from m40llm.llm.plan import SHORTEST_CONTEXT, plan_memory
 from m40llm.progress import Progress
 
 NGRAM: Final = "ngram"
@@ -29,25 +28,17 @@ class Speculation:
         self._draft, self._n_tokens = draft, n_tokens
 
     def of(self, engine: Engine, progress: Progress | None) -> Proposer:
-        """A draft model goes to the model's own device, with as long a context if it has that."""
+        """A draft model goes to the model's own device, its context as long if it has that and it
+        fits."""
         if self._draft is None:
             return NgramLookup() if self._n_tokens is None else NgramLookup(self._n_tokens)
-        ops = engine.model.ops
-        draft, _ = on_device(self._draft, ops, self._context(engine, self._draft), progress)
+        ops, at_most = engine.model.ops, engine.max_seq_len
+        try:
+            draft, _ = on_device(self._draft, ops, None, progress, at_most=at_most)
+        except DeviceError as error:
+            why = f"speculate: beside the model, {error}; max_seq_len is the model's, too"
+            raise DeviceError(why) from None
         return DraftModel(draft, N_TOKENS if self._n_tokens is None else self._n_tokens)
-
-    def _context(self, engine: Engine, draft: ModelFile) -> int:
-        """The draft model's context: shorter than the model's where that does not fit beside it."""
-        max_seq_len = min(engine.max_seq_len, draft.hp.context_length)
-        while True:
-            try:
-                plan_memory(engine.model.ops, draft.file, draft.hp, max_seq_len)
-                return max_seq_len
-            except DeviceError as error:
-                if max_seq_len <= SHORTEST_CONTEXT:
-                    why = f"speculate: beside the model, {error}; max_seq_len is the model's, too"
-                    raise DeviceError(why) from None
-                max_seq_len = max(SHORTEST_CONTEXT, max_seq_len // 2)
 
 
 @contextmanager

@@ -26,10 +26,11 @@ def add_experts(ops: Ops, w: Experts, ws: Rows, x: Buffer, hp: HParams) -> None:
     order = np.argsort(chosen, axis=None, kind="stable")  # rows of the first expert, then ...
     ops.write(of_experts.rows, (order // hp.n_experts_used).astype(np.int32))
     ops.write(of_experts.shares, hp.residual_scale * shares.reshape(-1)[order])
-    ends = np.cumsum(np.bincount(chosen.reshape(-1), minlength=hp.n_experts))
-    for expert in np.unique(chosen):
-        first, end = int(ends[expert - 1]) if expert else 0, int(ends[expert])
-        n = end - first
+    counts = np.bincount(chosen.reshape(-1))
+    ends = np.cumsum(counts)
+    for expert in np.flatnonzero(counts):
+        n, end = int(counts[expert]), int(ends[expert])
+        first = end - n
         rows, of_rows = of_experts.rows[first:end], of_experts.shares[first:end]
         gathered, gate, up, out = of_experts.x[:n], ws.gate[:n], ws.up[:n], of_experts.out[:n]
         ops.take_rows(x, rows, out=gathered)  # [n, n_embd]

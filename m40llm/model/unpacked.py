@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from m40llm.device.ops import Sizes
 from m40llm.gguf import GGUFFile
-from m40llm.model.weights import rows_and_columns
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ def unpacked_tensors(sizes: Sizes, file: GGUFFile) -> tuple[Unpacked, ...]:
     for info in file.tensors.values():
         if len(info.shape) == 1:
             continue
-        held = sizes.matrix_bytes(info.type, *rows_and_columns(info))
+        held = sizes.matrix_bytes(info.type, info.n_rows, info.shape[-1])
         if held > info.n_bytes:
             name = info.type.name
             so_far = found.get(name, Unpacked(name, 0, 0, 0))

@@ -1,6 +1,5 @@
 """The model's tensors on a device: checked against the architecture first, then uploaded once."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -127,13 +126,8 @@ def weight_bytes(sizes: Sizes, file: GGUFFile) -> int:
         if len(info.shape) == 1:
             total += 4 * info.n_elements
         elif info is not embd or is_tied:
-            total += sizes.matrix_bytes(info.type, *rows_and_columns(info))
+            total += sizes.matrix_bytes(info.type, info.n_rows, info.shape[-1])
     return total
-
-
-def rows_and_columns(info: TensorInfo) -> tuple[int, int]:
-    """Of a matrix, or of the matrices of all experts above one another."""
-    return math.prod(info.shape[:-1]), info.shape[-1]
 
 
 def load_weights(

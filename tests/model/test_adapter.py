@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import build
+from built import build
 
 from m40llm.device.cpu.ops import CpuOps
 from m40llm.device.ops import Ops
