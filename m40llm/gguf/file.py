@@ -39,6 +39,7 @@ _MAX_ALIGNMENT = 2**31  # the largest power of two in the key's type, u32
 class Part:
     """One file, parsed: a whole model, or a piece of one that was split."""
 
+    source: str
     data: memoryview
     version: int
     alignment: int
@@ -49,12 +50,13 @@ class Part:
 class GGUFFile:
     """An open model file (or all files of a split model): metadata, tensors and their bytes.
 
-    Close it, or use `with`. Arrays from `tensor_bytes` stay valid after that: the mapping lives
-    as long as one of them does.
+    `path` is the file that was opened, `paths` are all. Close it, or use `with`. Arrays from
+    `tensor_bytes` stay valid after that: the mapping lives as long as one of them does.
     """
 
     def __init__(self, path: Path, parts: list[Part], tensors: dict[str, TensorInfo]) -> None:
         self.path = path
+        self.paths = tuple(Path(part.source) for part in parts)
         self.version = parts[0].version
         self.alignment = parts[0].alignment
         self.metadata = parts[0].metadata
@@ -113,7 +115,7 @@ def parse_part(data: memoryview, source: str, part: int = 0) -> Part:
         metadata.refuse("general.alignment", "a power of two", f"{alignment}")
     with _naming(source):
         tensors = read_directory(cursor, n_tensors, alignment, part)
-    return Part(cursor.data, version, alignment, metadata, tensors)
+    return Part(source, cursor.data, version, alignment, metadata, tensors)
 
 
 def map_file(path: Path) -> memoryview:

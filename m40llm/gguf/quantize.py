@@ -1,46 +1,40 @@
-"""A model file written again with its matrices in another type.
+"""A model file written again with its matrices in other types, in one file or in parts.
 
 Values are those of the `gguf` package's own quantisers (gguf.quants, kept by llama.cpp), which
-round as llama.cpp's reference code does, or in Q4_K, Q5_K and Q6_K those of k_quants. Vectors,
-and what routes experts, stay as they are; a matrix whose rows are no whole number of blocks
-becomes F16, or stays if that is smaller. The file appears whole or not at all.
+round as llama.cpp's reference code does, or in Q4_K, Q5_K and Q6_K those of k_quants. What gets
+which type: recipes.py. The new file, or all its parts, appear whole or not at all.
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import numpy as np
 from gguf import GGMLQuantizationType as GGMLType
-from gguf import GGUFReader, GGUFValueType, GGUFWriter, LlamaFileType
+from gguf import GGUFReader, GGUFValueType, GGUFWriter
 from gguf.quants import quantize as gguf_quantize
 from numpy.typing import NDArray
 
 from m40llm.errors import ModelFileError, RequestError
-from m40llm.gguf.blocks import FORMATS, can_dequantize, dequantize, row_bytes
+from m40llm.gguf.blocks import dequantize, row_bytes
 from m40llm.gguf.directory import TensorInfo
 from m40llm.gguf.file import GGUFFile
 from m40llm.gguf.k_quants import K_QUANTS, quantize_k
+from m40llm.gguf.recipes import Recipe
 from m40llm.progress import Progress
 
 _WEIGHTS_AT_ONCE: Final = 1 << 24  # 64 MB of FP32: the memory that a large tensor takes
-_UNTOUCHED: Final = ("ffn_gate_inp.weight",)  # llama.cpp keeps the router of experts, too
-_REWRITTEN: Final = ("general.architecture", "general.alignment", "general.file_type")
-_FILE_TYPES: Final = {  # where that is not MOSTLY_ and the type's name
-    GGMLType.F32: "ALL_F32",
-    GGMLType.MXFP4: "MOSTLY_MXFP4_MOE",
-    GGMLType.Q4_K: "MOSTLY_Q4_K_S",
-    GGMLType.Q5_K: "MOSTLY_Q5_K_S",
-}
+_REWRITTEN: Final = ("general.architecture", "general.alignment")
 
 
 @dataclass
 class Written:
     """What came of it. Bytes are of tensors; `error` sums squares, over those of the weights."""
 
+    paths: list[Path] = field(default_factory=list)
     n_bytes_before: int = 0
     n_bytes_after: int = 0
     types: dict[str, int] = field(default_factory=dict)  # of the new file: tensors of each
@@ -50,114 +44,109 @@ class Written:
 
     @property
     def relative_error(self) -> float:
-        """Root mean square error of the matrices over the root mean square of their weights."""
+        """Root mean square error of what was rounded over the root mean square of its weights."""
         return math.sqrt(self.sum_error_sq / self.sum_weight_sq) if self.sum_weight_sq else 0.0
 
 
-@cache
-def quantizable() -> dict[str, GGMLType]:
-    """The types that can be written, by name; gguf.quants is asked with a block of zeros each."""
-    return {type.name: type for type in FORMATS if _can_quantize(type)}
-
-
-def _can_quantize(type: GGMLType) -> bool:
-    if type in K_QUANTS:
-        return True
-    try:
-        gguf_quantize(np.zeros((1, FORMATS[type].n_weights), np.float32), type)
-    except NotImplementedError:
-        return False
-    return can_dequantize(type)
-
-
-def quantized_type(name: str) -> GGMLType:
-    """RequestError for a name that is none, with those that are."""
-    types = quantizable()
-    if name.upper() not in types:
-        raise RequestError(f"type: expected one of {', '.join(types)}, got {name!r}")
-    return types[name.upper()]
-
-
 def quantize_file(
-    file: GGUFFile, path: Path, type: GGMLType, progress: Progress | None = None
+    file: GGUFFile,
+    path: Path,
+    recipe: Recipe,
+    progress: Progress | None = None,
+    *,
+    part_bytes: int = 0,
+    replace: bool = True,
 ) -> Written:
-    """Writes `file`, whose metadata stay but for the type, to `path`; a file there is replaced.
+    """Writes `file`, whose metadata stay but for the type, to `path`; with `part_bytes` to parts
+    of so many bytes of tensors at most, NAME-00001-of-00003.gguf for NAME.gguf.
 
     Raises ModelFileError for a weight that is no finite number, RequestError for one beyond the
-    new type's range or a path that cannot be written.
+    new type's range, for a path that cannot be written, and for one that is there if it may not
+    be replaced.
     """
-    if path.exists() and path.samefile(file.path):
-        raise RequestError(f"{path}: expected another file than the one that is read")
-    unfinished = path.with_name(f"{path.name}.part")
+    writer = GGUFWriter(None, file.metadata.get_str("general.architecture"))
+    writer.split_max_size = part_bytes
+    written, new_types = _planned(writer, file, recipe)
+    written.paths = writer.format_shard_names(path)
+    _check_paths(written.paths, file, replace)
+    _add_metadata(writer, file, recipe)
     try:
-        written = _write(file, unfinished, type, progress)
-        unfinished.replace(path)
+        with TemporaryDirectory(suffix=".part", prefix=path.stem, dir=path.parent) as folder:
+            _write(writer, file, Path(folder, path.name), new_types, written, progress)
+            for final in reversed(written.paths):  # the first part, which opens all, comes last
+                Path(folder, final.name).replace(final)
     except OSError as error:
         raise RequestError(f"{path}: cannot be written: {error.strerror or error}") from None
-    finally:
-        unfinished.unlink(missing_ok=True)
     return written
 
 
-def _write(file: GGUFFile, path: Path, type: GGMLType, progress: Progress | None) -> Written:
-    writer = GGUFWriter(path, file.metadata.get_str("general.architecture"))
-    written = Written()
+def _planned(
+    writer: GGUFWriter, file: GGUFFile, recipe: Recipe
+) -> tuple[Written, dict[str, GGMLType]]:
+    """The new file's directory, in the writer, and each tensor's type."""
+    arch, written = file.metadata.get_str("general.architecture"), Written()
+    n_layers = file.metadata.get_int(f"{arch}.block_count", 0)
+    n_experts = file.metadata.get_int(f"{arch}.expert_count", 0)
+    types = recipe.types(file.tensors, n_layers, n_experts)
+    for name, (new, wanted) in types.items():
+        info = file.tensors[name]
+        n_bytes = info.n_rows * row_bytes(new, info.shape[-1])
+        writer.add_tensor_info(name, info.shape, np.dtype(np.float32), n_bytes, new)
+        written.n_bytes_before += info.n_bytes
+        written.n_bytes_after += n_bytes
+        written.types[new.name] = written.types.get(new.name, 0) + 1
+        if new != wanted:
+            written.fallbacks.append(name)
+    return written, {name: new for name, (new, _) in types.items()}
+
+
+def _check_paths(paths: list[Path], file: GGUFFile, replace: bool) -> None:
+    for path in paths:
+        if not path.exists():
+            continue
+        if any(path.samefile(source) for source in file.paths):
+            raise RequestError(f"{path}: expected another file than the one that is read")
+        if not replace:
+            raise RequestError(f"{path} is there already; --force replaces it")
+
+
+def _write(
+    writer: GGUFWriter,
+    file: GGUFFile,
+    path: Path,
+    new_types: dict[str, GGMLType],
+    written: Written,
+    progress: Progress | None,
+) -> None:
+    n_done, n_all = 0, sum(info.n_elements for info in file.tensors.values())
     try:
-        _add_metadata(writer, file, type)
-        new_types = [(info, _new_type(info, type)) for info in file.tensors.values()]
-        for info, new in new_types:
-            _count(written, info, new, type)
-            n_bytes = _n_bytes(info, new)
-            writer.add_tensor_info(info.name, info.shape, np.dtype(np.float32), n_bytes, new)
-        writer.write_header_to_file()
+        writer.write_header_to_file(path)
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        n_done, n_all = 0, sum(info.n_elements for info in file.tensors.values())
-        for info, new in new_types:
-            writer.write_tensor_data(_converted(file, info, new, written))
+        for name, info in file.tensors.items():
+            writer.write_tensor_data(_converted(file, info, new_types[name], written))
             n_done += info.n_elements
             if progress:
                 progress("quantising", n_done / max(n_all, 1))
     finally:
         writer.close()
-    return written
 
 
-def _add_metadata(writer: GGUFWriter, file: GGUFFile, type: GGMLType) -> None:
+def _add_metadata(writer: GGUFWriter, file: GGUFFile, recipe: Recipe) -> None:
     """All keys of the file in its order; those of a split model's parts are left out."""
     for key in GGUFReader(file.path).fields.values():
         if key.name in _REWRITTEN or key.name.startswith(("GGUF.", "split.")):
             continue
+        if key.name == "general.file_type" and recipe.file_type is not None:
+            continue
         is_array = key.types[0] == GGUFValueType.ARRAY
         items = key.types[-1] if is_array else None
         writer.add_key_value(key.name, key.contents(), key.types[0], items)
-    if file.alignment != writer.data_alignment:
+    # Only the first part would have the key, and all of them would need it.
+    if file.alignment != writer.data_alignment and len(writer.tensors) == 1:
         writer.add_custom_alignment(file.alignment)
-    writer.add_file_type(LlamaFileType[_FILE_TYPES.get(type, f"MOSTLY_{type.name}")])
-
-
-def _is_matrix(info: TensorInfo) -> bool:
-    return len(info.shape) >= 2 and not info.name.endswith(_UNTOUCHED)
-
-
-def _new_type(info: TensorInfo, type: GGMLType) -> GGMLType:
-    if not _is_matrix(info) or info.type == type:
-        return info.type
-    if info.shape[-1] % FORMATS[type].n_weights == 0:
-        return type
-    return min(info.type, GGMLType.F16, key=lambda each: _n_bytes(info, each))
-
-
-def _n_bytes(info: TensorInfo, type: GGMLType) -> int:
-    return info.n_rows * row_bytes(type, info.shape[-1])
-
-
-def _count(written: Written, info: TensorInfo, new: GGMLType, wanted: GGMLType) -> None:
-    written.n_bytes_before += info.n_bytes
-    written.n_bytes_after += _n_bytes(info, new)
-    written.types[new.name] = written.types.get(new.name, 0) + 1
-    if new != wanted and _is_matrix(info):
-        written.fallbacks.append(info.name)
+    if recipe.file_type is not None:
+        writer.add_file_type(recipe.file_type)
 
 
 def _converted(

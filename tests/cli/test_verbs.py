@@ -374,6 +374,33 @@ def test_quantize_to_a_k_quant(run: Run, tmp_path: Path, name: str) -> None:
     assert document(run("info", str(out), "--json"))["runs"]
 
 
+def test_quantize_into_parts_and_back(run: Run, tmp_path: Path) -> None:
+    whole = write_tiny_gguf(tmp_path / "in.gguf", n_layers=8, n_embd=256, n_ff=512)
+    out = str(tmp_path / "out.gguf")
+    args = ("quantize", str(whole), out, "--type", "COPY", "--split-max-size")
+    made = document(run(*args, "1M", "--json"))
+    n_parts = len(made["paths"])
+    assert n_parts > 2
+    assert made["path"] == made["paths"][0] == out.replace(".", f"-00001-of-{n_parts:05}.")
+    assert made["relative_error"] == 0
+    assert "is there already" in run(*args, "1M").stderr
+    assert f"and {n_parts - 1} more: COPY" in run(*args, "1M", "--force").stdout
+    back = document(run("quantize", made["path"], out, "--type", "COPY", "--json"))
+    assert back["n_bytes_after"] == made["n_bytes_before"]
+    for size in ("", "0G", "4", "1.5G", "-1G", "4T"):
+        refused = run(*args, size)
+        assert refused.exit_code == 2
+        assert "whole megabytes or gigabytes" in " ".join(refused.stderr.split())
+
+
+def test_quantize_to_a_mixture(run: Run, tmp_path: Path) -> None:
+    wide = write_tiny_gguf(tmp_path / "in.gguf", n_layers=2, n_embd=256, n_ff=512)
+    out = str(tmp_path / "out.gguf")
+    made = document(run("quantize", str(wide), out, "--type", "q4_k_m", "--json"))
+    assert set(made["tensors"]) == {"F32", "Q4_K", "Q6_K"}
+    assert document(run("info", out, "--json"))["runs"]
+
+
 def test_info(run: Run, tiny_model: str) -> None:
     made = document(run("info", tiny_model, "--json"))
     assert made["runs"]

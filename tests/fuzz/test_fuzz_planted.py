@@ -1,7 +1,7 @@
-"""Ten classic bugs, one changed line each in a copy of a kernel: default settings find each from
+"""Classic bugs, one changed line each in a copy of a kernel: default settings find each from
 every seed, and nothing in the originals.
 
-Originals: the first seeds always; `-m fuzz` runs the others.
+The first seed always; `-m fuzz` runs the other nine.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from planted import BUGS, planted
 from m40llm.fuzz import explore, load_target, target_names
 
 SEEDS = range(10)
-FIRST = 2  # seeds that every run of the tests has
+FIRST = 1  # seeds that every run of the tests has
 
 
 def seed_params() -> list[object]:
@@ -24,7 +24,7 @@ def folder(request: pytest.FixtureRequest) -> Path:
     return Path(request.config.cache.mkdir("planted"))
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", seed_params())
 @pytest.mark.parametrize("name", BUGS)
 def test_every_bug_is_found(name: str, seed: int, folder: Path) -> None:
     target = load_target(BUGS[name].target).with_ops(planted(name, folder))

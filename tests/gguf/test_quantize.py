@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as GGMLType
-from gguf import GGUFReader
+from gguf import GGUFReader, GGUFValueType
 from gguf.quants import quantize as gguf_quantize
 
 from m40llm import LLM
@@ -15,8 +15,10 @@ from m40llm.gguf import open_gguf
 from m40llm.gguf import quantize as module
 from m40llm.gguf.blocks import dequantize
 from m40llm.gguf.k_quants import quantize_k
-from m40llm.gguf.quantize import quantizable, quantize_file, quantized_type
+from m40llm.gguf.quantize import quantize_file
+from m40llm.gguf.recipes import recipe_of
 from m40llm.testing import write_tiny_gguf
+from m40llm.testing.craft import build_gguf_bytes, field, tensor_info
 
 WIDE = {"n_embd": 256, "n_ff": 256}  # whole blocks of every type
 NAMES = ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4"]
@@ -26,7 +28,7 @@ NOT_FINITE = [(np.nan, "Q8_0"), (np.nan, "Q4_K"), (np.inf, "Q5_K"), (-np.inf, "Q
 
 def converted(path: Path, out: Path, name: str) -> Any:
     with open_gguf(path) as file:
-        return quantize_file(file, out, quantized_type(name))
+        return quantize_file(file, out, recipe_of(name))
 
 
 def matrices(path: Path) -> dict[str, np.ndarray]:
@@ -62,10 +64,6 @@ def test_the_values_are_those_of_gguf_quants_or_k_quants(
     assert written.n_bytes_after == n_bytes
     assert written.relative_error == pytest.approx((sum_error / sum_weight) ** 0.5)
     assert not written.fallbacks
-
-
-def test_the_types_are_those_that_gguf_quants_and_k_quants_write() -> None:
-    assert sorted(quantizable()) == sorted(["F32", *NAMES, *K_NAMES])
 
 
 @pytest.mark.parametrize(
@@ -115,24 +113,6 @@ def test_the_same_type_is_a_copy_and_the_model_says_the_same(tmp_path: Path) -> 
         np.testing.assert_array_equal(weights, matrices(before)[name])
 
 
-@pytest.mark.parametrize("name", ["TQ2_0", *K_NAMES])
-def test_rows_that_are_no_whole_blocks_become_f16_or_stay_if_smaller(
-    tmp_path: Path, name: str
-) -> None:
-    narrow = write_tiny_gguf(tmp_path / "a.gguf", n_embd=64, n_ff=96)
-    written = converted(narrow, tmp_path / "b.gguf", name)
-    assert set(written.types) == {"F16", "F32"}
-    assert len(written.fallbacks) == written.types["F16"]
-    smaller = write_tiny_gguf(tmp_path / "c.gguf", n_embd=64, n_ff=96, tensor_type="Q4_0")
-    assert set(converted(smaller, tmp_path / "d.gguf", name).types) == {"Q4_0", "F32"}
-
-
-@pytest.mark.parametrize("name", ["Q3_K", "q9", "", "IQ2_XXS"])
-def test_a_type_that_cannot_be_written_is_refused_with_the_list(name: str) -> None:
-    with pytest.raises(RequestError, match="expected one of F32, F16, "):
-        quantized_type(name)
-
-
 def test_the_file_that_is_read_is_not_replaced(tmp_path: Path) -> None:
     path = write_tiny_gguf(tmp_path / "a.gguf")
     before = path.read_bytes()
@@ -173,7 +153,7 @@ def test_an_interrupt_leaves_no_file(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with open_gguf(path) as file, pytest.raises(KeyboardInterrupt):
-        quantize_file(file, tmp_path / "b.gguf", GGMLType.Q8_0, interrupt)
+        quantize_file(file, tmp_path / "b.gguf", recipe_of("Q8_0"), interrupt)
     assert [file.name for file in tmp_path.iterdir()] == ["a.gguf"]
 
 
@@ -181,3 +161,72 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     path = write_tiny_gguf(tmp_path / "a.gguf")
     with pytest.raises(RequestError, match="cannot be written"):
         converted(path, tmp_path / "nowhere" / "b.gguf", "Q8_0")
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_parts_hold_the_same_and_become_one_file_again(tmp_path: Path) -> None:
+    whole = write_tiny_gguf(tmp_path / "whole.gguf", tensor_type="Q4_0", **WIDE)
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    with open_gguf(whole) as file:
+        largest = max(info.n_bytes for info in file.tensors.values())
+        copy = recipe_of("COPY")
+        written = quantize_file(file, folder / "m.gguf", copy, part_bytes=2 * largest)
+        n_parts = len(written.paths)
+        assert n_parts > 1
+        assert names_in(folder) == [f"m-{i + 1:05}-of-{n_parts:05}.gguf" for i in range(n_parts)]
+        with open_gguf(written.paths[0]) as split:
+            assert split.paths == tuple(written.paths)
+            again = quantize_file(split, tmp_path / "again.gguf", copy)
+        with open_gguf(again.paths[0]) as merged:
+            assert list(merged.tensors) == list(file.tensors)
+            for name in file.tensors:
+                np.testing.assert_array_equal(merged.tensor_bytes(name), file.tensor_bytes(name))
+    old, new = (GGUFReader(path).fields for path in (whole, again.paths[0]))
+    told = [
+        {key: fields[key].contents() for key in fields if key[:5] != "GGUF."}
+        for fields in (old, new)
+    ]
+    assert told[0] == told[1]
+
+
+def test_an_alignment_that_only_the_first_part_could_tell_is_not_kept(tmp_path: Path) -> None:
+    fields = [
+        field("general.architecture", GGUFValueType.STRING, "llama"),
+        field("general.alignment", GGUFValueType.UINT32, 128),
+    ]
+    offsets = {"a": 0, "b": 128, "c": 256}
+    infos = [tensor_info(name, [4], GGMLType.F32, offset) for name, offset in offsets.items()]
+    data = b"".join(name.encode() * 16 + bytes(112) for name in offsets)
+    path = tmp_path / "a.gguf"
+    path.write_bytes(build_gguf_bytes(fields, infos, data, alignment=128))
+    copy = recipe_of("COPY")
+    with open_gguf(path) as file:
+        whole = quantize_file(file, tmp_path / "b.gguf", copy)
+        parts = quantize_file(file, tmp_path / "c.gguf", copy, part_bytes=16)
+    for written, n_parts, alignment in ((whole, 1, 128), (parts, 3, 32)):
+        assert len(written.paths) == n_parts
+        with open_gguf(written.paths[0]) as file:
+            assert file.alignment == alignment
+            assert {name: bytes(file.tensor_bytes(name)) for name in offsets} == {
+                name: name.encode() * 16 for name in offsets
+            }
+
+
+def test_parts_that_are_there_stay_where_they_must_not_be_replaced(tmp_path: Path) -> None:
+    whole = write_tiny_gguf(tmp_path / "whole.gguf", **WIDE)
+    with open_gguf(whole) as file:
+        n_parts = len(file.tensors)
+        second = tmp_path / f"m-00002-of-{n_parts:05}.gguf"
+        second.write_bytes(b"mine")
+        copy = recipe_of("COPY")
+        with pytest.raises(RequestError, match="is there already"):
+            quantize_file(file, tmp_path / "m.gguf", copy, part_bytes=1, replace=False)
+        assert names_in(tmp_path) == [second.name, "whole.gguf"]
+        assert second.read_bytes() == b"mine"
+        written = quantize_file(file, tmp_path / "m.gguf", copy, part_bytes=1)
+    with open_gguf(written.paths[0]) as parts, pytest.raises(RequestError, match="another file"):
+        quantize_file(parts, second, copy)
