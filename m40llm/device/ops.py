@@ -185,6 +185,10 @@ class Ops(Sizes, Protocol):
         """x *= factor"""
         ...
 
+    def softcap(self, x: Buffer, cap: float) -> None:
+        """x = cap tanh(x / cap)"""
+        ...
+
     def add_scaled(self, x: Buffer, y: Buffer, factor: float) -> None:
         """x += factor y"""
         ...

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from m40llm import reference
 from m40llm.device.ops import RopeTable
-from m40llm.fuzz.bounds import UNIT_ROUNDOFF, gamma, gate_bound
+from m40llm.fuzz.bounds import UNIT_ROUNDOFF, gamma, gate_bound, softcap_bound
 from m40llm.testing.reference_ops import ReferenceOps
 
 __all__ = ["UNIT_ROUNDOFF", "NoisyOps", "gamma"]
@@ -87,6 +87,10 @@ class NoisyOps(ReferenceOps):
     def scale(self, x: Array, factor: float) -> None:
         super().scale(x, factor)
         self._disturb(x, UNIT_ROUNDOFF * np.abs(x))
+
+    def softcap(self, x: Array, cap: float) -> None:
+        super().softcap(x, cap)
+        self._disturb(x, softcap_bound(x))
 
     def add_rows(self, x: Array, rows: Array, shares: Array, y: Array) -> None:
         bound = np.zeros_like(x)

@@ -121,6 +121,9 @@ class ReferenceOps:
     def scale(self, x: Array, factor: float) -> None:
         x[...] = reference.scale(x, factor)
 
+    def softcap(self, x: Array, cap: float) -> None:
+        x[...] = reference.softcap(x, cap)
+
     def add_scaled(self, x: Array, y: Array, factor: float) -> None:
         x[...] = reference.add_scaled(x, y, factor)
 

@@ -141,6 +141,11 @@ class CpuOps:
     def scale(self, x: Floats, factor: float) -> None:
         x *= np.float32(factor)
 
+    def softcap(self, x: Floats, cap: float) -> None:
+        x /= np.float32(cap)
+        np.tanh(x, out=x)
+        x *= np.float32(cap)
+
     def add_scaled(self, x: Floats, y: Floats, factor: float) -> None:
         x += y if factor == 1.0 else np.float32(factor) * y
 

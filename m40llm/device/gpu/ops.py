@@ -28,6 +28,7 @@ from m40llm.kernels.planes import Planes, from_blocks
 from m40llm.kernels.rms_norm import rms_norm, rms_norm_heads
 from m40llm.kernels.rope import rope_append
 from m40llm.kernels.scale import add_scaled, scale
+from m40llm.kernels.softcap import softcap
 from m40llm.kernels.swiglu import geglu, swiglu
 from m40llm.progress import Progress
 
@@ -240,6 +241,9 @@ class GpuOps:
 
     def scale(self, x: Buffer, factor: float) -> None:
         scale(x, factor, stream=self.card)
+
+    def softcap(self, x: Buffer, cap: float) -> None:
+        softcap(x, cap, stream=self.card)
 
     def add_scaled(self, x: Buffer, y: Buffer, factor: float) -> None:
         add_scaled(x, y, factor, stream=self.card)
