@@ -107,10 +107,11 @@ class ReferenceOps:
         *,
         scale: float,
         window: int,
+        softcap: float,
         single_rows: bool,
         out: Array,
     ) -> None:
-        out[...] = reference.attention(q, k_cache, v_cache, seq, pos, scale, window)
+        out[...] = reference.attention(q, k_cache, v_cache, seq, pos, scale, window, softcap)
 
     def swiglu(self, gate: Array, up: Array, *, out: Array) -> None:
         out[...] = reference.swiglu(gate, up)

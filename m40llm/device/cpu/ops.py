@@ -127,10 +127,11 @@ class CpuOps:
         *,
         scale: float,
         window: int,
+        softcap: float,
         single_rows: bool,
         out: Floats,
     ) -> None:
-        attention(q, k_cache, v_cache, seq, pos, scale, out, window=window)
+        attention(q, k_cache, v_cache, seq, pos, scale, out, window=window, softcap=softcap)
 
     def swiglu(self, gate: Floats, up: Floats, *, out: Floats) -> None:
         elementwise.swiglu(gate, up, out)

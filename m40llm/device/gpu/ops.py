@@ -208,15 +208,17 @@ class GpuOps:
         *,
         scale: float,
         window: int,
+        softcap: float,
         single_rows: bool,
         out: Buffer,
     ) -> None:
-        args, card = (q, k_cache, v_cache, seq, pos), self.card
+        args = q, k_cache, v_cache, seq, pos
+        how: Any = {"scale": scale, "window": window, "softcap": softcap, "stream": self.card}
         if single_rows or q.shape[2] in TINY_HEAD_DIMS:  # which prefill's tiles are too wide for
             partial, arrived = self._split_workspace(q.shape, k_cache.shape)
-            attention_decode(*args, partial, arrived, out, scale=scale, window=window, stream=card)
+            attention_decode(*args, partial, arrived, out, **how)
         else:
-            attention_prefill(*args, out, scale=scale, window=window, stream=card)
+            attention_prefill(*args, out, **how)
 
     def _split_workspace(
         self, q_shape: tuple[int, ...], cache_shape: tuple[int, ...]
