@@ -27,6 +27,7 @@ class Heads:
     n_heads: int
     n_kv_heads: int
     head_dim: int
+    softcap: float = 0.0  # which torch's attention knows nothing of: the rival runs without
 
     @property
     def scale(self) -> float:
@@ -36,6 +37,7 @@ class Heads:
 TINY = Heads("tiny", 4, 2, 32)
 LLAMA_1B = Heads("1B", 32, 8, 64)
 LLAMA_8B = Heads("8B", 32, 8, 128)
+GEMMA2_9B = Heads("Gemma 2 9B", 16, 8, 256, softcap=50.0)
 
 
 def drawn(heads: Heads, seq: NDArray[Any], pos: NDArray[Any], n_seqs: int) -> Arrays:
@@ -63,7 +65,9 @@ def check(heads: Heads, a: Arrays, out: NDArray[Any]) -> float:
         k, v = (a[name][seq, kv_head, :n_keys] for name in "kv")
         rows = np.zeros(1, np.int32), np.array([n_keys - 1], np.int32)
         expected, magnitude = (
-            reference.attention(q, k[None, None], values[None, None], *rows, heads.scale)[0]
+            reference.attention(
+                q, k[None, None], values[None, None], *rows, heads.scale, softcap=heads.softcap
+            )[0]
             for values in (v, np.abs(v))
         )
         largest_score = (np.abs(k.astype(np.float64)) @ np.abs(q[0]).T).max(axis=0)[:, None]

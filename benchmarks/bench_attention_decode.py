@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from attention import LLAMA_1B, LLAMA_8B, TINY, Heads, check, drawn
+from attention import GEMMA2_9B, LLAMA_1B, LLAMA_8B, TINY, Heads, check, drawn
 from cases import Arrays, Case, Scale, poison
 from harness import main
 from rivals import Rival, randn
@@ -17,6 +17,7 @@ LENGTHS = (4096, 1024, 128, 16384, 512, 2048, 8192)
 LARGE = [
     *((heads, batch, n) for n in LENGTHS[:4] for heads in (LLAMA_1B, LLAMA_8B) for batch in (1, 8)),
     *((heads, batch, n) for n in LENGTHS[4:] for heads in (LLAMA_1B, LLAMA_8B) for batch in (1, 8)),
+    *((GEMMA2_9B, batch, 4096) for batch in (1, 8)),
 ]
 ASSUMED_SMS = 132  # what splits are made for where the number of SMs is not known yet
 
@@ -32,7 +33,7 @@ def case_of(heads: Heads, batch: int, n_keys: int) -> Case:
 
     def launch(b: Any, stream: Any) -> None:
         args = (b[name] for name in ("q", "k", "v", "seq", "pos", "partial", "arrived", "out"))
-        attention_decode(*args, scale=heads.scale, stream=stream)
+        attention_decode(*args, scale=heads.scale, softcap=heads.softcap, stream=stream)
 
     n_cached = batch * heads.n_kv_heads * n_keys * heads.head_dim
     return Case(

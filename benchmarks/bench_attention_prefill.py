@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from attention import LLAMA_1B, LLAMA_8B, TINY, Heads, check, drawn
+from attention import GEMMA2_9B, LLAMA_1B, LLAMA_8B, TINY, Heads, check, drawn
 from cases import Arrays, Case, Scale, poison
 from harness import main
 from rivals import Rival, randn
@@ -13,7 +13,10 @@ from rivals import Rival, randn
 from m40llm.kernels.attention_prefill import attention_prefill
 
 SMALL = [(TINY, 40)]
-LARGE = [(heads, n) for n in (2048, 512, 8192) for heads in (LLAMA_1B, LLAMA_8B)]
+LARGE = [
+    *((heads, n) for n in (2048, 512, 8192) for heads in (LLAMA_1B, LLAMA_8B)),
+    (GEMMA2_9B, 2048),
+]
 
 
 def case_of(heads: Heads, n_tokens: int) -> Case:
@@ -25,7 +28,7 @@ def case_of(heads: Heads, n_tokens: int) -> Case:
 
     def launch(b: Any, stream: Any) -> None:
         args = (b[name] for name in ("q", "k", "v", "seq", "pos", "out"))
-        attention_prefill(*args, scale=heads.scale, stream=stream)
+        attention_prefill(*args, scale=heads.scale, softcap=heads.softcap, stream=stream)
 
     n_pairs = n_tokens * (n_tokens + 1) // 2
     n_cached = heads.n_kv_heads * n_tokens * heads.head_dim

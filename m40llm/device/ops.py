@@ -163,11 +163,13 @@ class Ops(Sizes, Protocol):
         *,
         scale: float,
         window: int,
+        softcap: float,
         single_rows: bool,
         out: Buffer,
     ) -> None:
-        """out[t, h] = softmax_p(scale q[t, h] . k[p]) v[p] over p <= pos[t] (last `window`; 0: all)
+        """out[t, h] = softmax_p(score[p]) v[p] over p <= pos[t] (last `window`; 0: all)
 
+        score[p] = scale q[t, h] . k[p], or softcap tanh(that / softcap); 0: no cap.
         The rows of one sequence stand together and in order; `single_rows` says that each is of
         another sequence, as in decode.
         """
@@ -183,6 +185,10 @@ class Ops(Sizes, Protocol):
 
     def scale(self, x: Buffer, factor: float) -> None:
         """x *= factor"""
+        ...
+
+    def softcap(self, x: Buffer, cap: float) -> None:
+        """x = cap tanh(x / cap)"""
         ...
 
     def add_scaled(self, x: Buffer, y: Buffer, factor: float) -> None:

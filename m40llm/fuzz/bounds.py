@@ -73,6 +73,14 @@ def scale_bound(x: Array, factor: float) -> Array:
     return np.asarray(UNIT_ROUNDOFF * np.abs(x.astype(np.float64) * factor) + SMALLEST_NORMAL)
 
 
+def softcap_bound(expected: Array) -> Array:
+    """1 / cap and its product, cap and its product, and tanh: within 2.5 units in the last place,
+    libdevice's (CUDA programming guide) and glibc's (2.2 measured). tanh makes a relative error
+    of its argument no larger, being concave where it is positive.
+    """
+    return np.asarray(gamma(4 + 5) * np.abs(expected) + SMALLEST_NORMAL)
+
+
 def add_scaled_bound(x: Array, y: Array, factor: float | Array) -> Array:
     """A product and a sum, or one of both."""
     product = np.abs(y.astype(np.float64) * factor)
@@ -109,13 +117,13 @@ def attention_bound(score: Array, n_keys: Any, head_dim: int, magnitude: Array) 
 
     `score` is scale * max over the keys of sum |q| |k|; `magnitude` the same attention over |v|.
 
-    A score s errs by gamma_(head_dim + 8) of `score`, which bounds |s|, too: head_dim products,
-    `inner` and its product, `outer` and its product, tanh (2 ulp). The differences of scores and
+    A score s errs by gamma_(head_dim + 9) of `score`, which bounds |s|, too: head_dim products,
+    `inner` and its product, `outer` and its product, tanh (2.5 ulp). The differences of scores and
     maxima that are exponents add up to 2 |s| at most, as a running maximum only grows: u 2 |s|.
     Each key can cost a weight one rescaling (exp2 of 2 ulp, a product), and each sum one product
     and one addition: 7 roundings a key, and some for the few parts that are merged. A relative
     error r in each weight, above and below the fraction bar, makes 2 r / (1 - r) of sum p |v|.
     """
-    exponent = (gamma(head_dim + 8) + 2 * UNIT_ROUNDOFF) * score
+    exponent = (gamma(head_dim + 9) + 2 * UNIT_ROUNDOFF) * score
     relative = np.expm1(exponent) + gamma(7 * n_keys + 64)
     return np.asarray(2 * relative / (1 - relative) * magnitude)

@@ -30,12 +30,24 @@ class Architecture:
     local_theta: float | None = None  # of those others, which stretch no context; None: as all
     is_fused: bool = False  # Q, K and V are one tensor, and so are gate and up
     experts: Literal["never", "may", "must"] = "never"  # in place of one feed-forward network
+    default_window: int = 0  # sliding_window where the file has none
+    attn_softcap: float = 0.0  # of scores, where the file does not say; 0: none
+    logit_softcap: float = 0.0  # of logits, likewise
     n_layers_of_wide: int = 0  # of the size whose scores are divided by sqrt(n_embd / n_heads)
 
     def score_scale(self, hp: HParams) -> float:
         """What Q K^T is multiplied by."""
         is_wide = hp.n_layers == self.n_layers_of_wide
         return hp.attention_scale or (hp.n_embd / hp.n_heads if is_wide else hp.head_dim) ** -0.5
+
+    def softcaps(self, hp: HParams) -> tuple[float, float]:
+        """What (scores, logits) stay within, each as cap tanh(x / cap); 0: no cap."""
+        attn = self.attn_softcap if hp.attn_softcap is None else hp.attn_softcap
+        return attn, self.logit_softcap if hp.logit_softcap is None else hp.logit_softcap
+
+    def window_of(self, layer: int, hp: HParams) -> int:
+        """How many positions this layer sees at most; 0: all."""
+        return (hp.sliding_window or self.default_window) if self.is_local(layer) else 0
 
     def has_rope(self, layer: int) -> bool:
         """Whether this layer, from 0 on, turns Q and K."""
@@ -70,6 +82,20 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture("qwen3moe", rope_layout="half", qk_norm="head", experts="must"),
         Architecture("olmo2", rope_layout="half", qk_norm="row", norms="after"),
         Architecture("granite", rope_layout="interleaved"),
+        # The step is not in the file, and the first files said no window and no caps either.
+        Architecture(
+            "gemma2",
+            rope_layout="half",
+            has_sliding_window=True,
+            norms="both",
+            activation="gelu",
+            embedding_scale="sqrt",
+            global_step=2,
+            default_window=4096,
+            attn_softcap=50.0,
+            logit_softcap=30.0,
+            n_layers_of_wide=46,  # 27B
+        ),
         # Step and theta are not in the file (llama-model.cpp); norms there have the +1 already.
         Architecture(
             "gemma3",

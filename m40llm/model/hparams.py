@@ -77,6 +77,8 @@ class HParams:
     embedding_scale: float = 1.0  # multiplies embeddings
     residual_scale: float = 1.0  # multiplies what a block adds to the residual stream
     logit_scale: float = 1.0  # divides logits
+    attn_softcap: float | None = None  # of scores; 0: none; None: the architecture's
+    logit_softcap: float | None = None  # of logits, likewise
     n_experts: int = 0  # feed-forward networks of a layer, each of n_ff; 0: one, for all tokens
     n_experts_used: int = 0  # by each token
 
@@ -135,6 +137,8 @@ class HParams:
             embedding_scale=_multiplier(metadata, f"{arch}.embedding_scale", 1.0),
             residual_scale=_multiplier(metadata, f"{arch}.residual_scale", 1.0),
             logit_scale=_multiplier(metadata, f"{arch}.logit_scale", 1.0),
+            attn_softcap=_divisor(metadata, f"{arch}.attn_logit_softcapping", None),
+            logit_softcap=_divisor(metadata, f"{arch}.final_logit_softcapping", None),
             n_experts=n_experts,
             n_experts_used=n_experts_used,
         )
@@ -228,6 +232,16 @@ def _multiplier(metadata: Metadata, key: str, default: Default) -> float | Defau
     return metadata.get_float(key, 0.0, minimum=0.0, maximum=MAX_FACTOR) or default
 
 
+def _divisor(metadata: Metadata, key: str, default: Default) -> float | Default:
+    """What can be divided by, or 0; `default` where the file does not say."""
+    if key not in metadata:
+        return default
+    number = metadata.get_float(key, minimum=0.0, maximum=MAX_FACTOR)
+    if 0.0 < number < MIN_FACTOR:
+        metadata.refuse(key, f"0 or a number of at least {MIN_FACTOR}", f"{number:g}")
+    return number
+
+
 def _rope(metadata: Metadata, arch: str, head_dim: int, context_length: int) -> RopeParams:
     prefix = f"{arch}.rope.scaling"
     factor = _scaling_factor(metadata, arch)
@@ -273,10 +287,7 @@ def _scaling_factor(metadata: Metadata, arch: str) -> float:
     key = f"{arch}.rope.scaling.factor"
     if key not in metadata:
         key = f"{arch}.rope.scale_linear"
-    factor = metadata.get_float(key, 0.0, minimum=0.0, maximum=MAX_FACTOR) or 1.0
-    if factor < MIN_FACTOR:
-        metadata.refuse(key, f"0 or a number of at least {MIN_FACTOR}", f"{factor:g}")
-    return factor
+    return _divisor(metadata, key, 0.0) or 1.0
 
 
 def _scaling_type(metadata: Metadata, arch: str, factor: float) -> RopeScaling:

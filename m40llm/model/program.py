@@ -34,6 +34,7 @@ def why_not(arch: Architecture, hp: HParams, weights: Weights) -> str:
         "layers of two kinds": arch.global_step > 0,
         "another activation": arch.activation != "silu",
         "experts": hp.n_experts > 0,
+        "soft caps": any(arch.softcaps(hp)),
         "multipliers": (hp.embedding_scale, hp.residual_scale, hp.logit_scale) != (1, 1, 1),
     }
     if found := [what for what, is_there in more.items() if is_there]:

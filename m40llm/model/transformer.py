@@ -42,10 +42,9 @@ class Transformer:
         self.kv = KVCache(ops, hp, n_seqs, max_seq_len)
         self.workspace = Workspace(ops, hp, max_tokens, max_logits)
         self._ropes = self._rope_tables(max_seq_len, freq_factors)
-        self._windows = [
-            (hp.sliding_window or 0) if arch.is_local(layer) else 0 for layer in range(hp.n_layers)
-        ]
+        self._windows = [arch.window_of(layer, hp) for layer in range(hp.n_layers)]
         self._scale = arch.score_scale(hp)
+        self._attn_softcap, self._logit_softcap = arch.softcaps(hp)
         is_sqrt = arch.embedding_scale == "sqrt"
         self._embedding_scale = math.sqrt(hp.n_embd) if is_sqrt else hp.embedding_scale
 
@@ -168,6 +167,7 @@ class Transformer:
             ws.pos,
             scale=self._scale,
             window=self._windows[layer],
+            softcap=self._attn_softcap,
             single_rows=single_rows,
             out=ws.attn_heads,
         )  # [t, n_heads, head_dim]
@@ -227,4 +227,6 @@ class Transformer:
             self.adapter.add("output", x_last, logits)
         if self.hp.logit_scale != 1:
             ops.scale(logits, 1 / self.hp.logit_scale)
+        if self._logit_softcap:
+            ops.softcap(logits, self._logit_softcap)
         return logits

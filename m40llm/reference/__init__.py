@@ -17,6 +17,7 @@ from m40llm.reference.rms_norm import rms_norm
 from m40llm.reference.rope import rope
 from m40llm.reference.sampling import distribution, penalised
 from m40llm.reference.scale import add_scaled, scale
+from m40llm.reference.softcap import softcap
 from m40llm.reference.softmax import softmax
 from m40llm.reference.swiglu import geglu, swiglu
 from m40llm.reference.top_k import top_k
@@ -38,6 +39,7 @@ __all__ = [
     "rms_norm",
     "rope",
     "scale",
+    "softcap",
     "softmax",
     "swiglu",
     "top_k",

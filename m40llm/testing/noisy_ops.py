@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from m40llm import reference
 from m40llm.device.ops import RopeTable
-from m40llm.fuzz.bounds import UNIT_ROUNDOFF, gamma, gate_bound
+from m40llm.fuzz.bounds import UNIT_ROUNDOFF, gamma, gate_bound, softcap_bound
 from m40llm.testing.reference_ops import ReferenceOps
 
 __all__ = ["UNIT_ROUNDOFF", "NoisyOps", "gamma"]
@@ -64,15 +64,18 @@ class NoisyOps(ReferenceOps):
         *,
         scale: float,
         window: int,
+        softcap: float,
         single_rows: bool,
         out: Array,
     ) -> None:
-        how: Any = {"scale": scale, "window": window, "single_rows": single_rows}
+        how: Any = {"scale": scale, "window": window, "softcap": softcap}
+        how["single_rows"] = single_rows
         super().attention(q, k_cache, v_cache, seq, pos, out=out, **how)
         head_dim, n = q.shape[2], int(pos.max()) + 1
         largest_k = np.abs(k_cache[seq[0], :, :n]).max()
         largest_v = np.abs(v_cache[seq[0], :, :n]).max()
-        score_error = gamma(head_dim + 4) * scale * np.abs(q).sum(axis=-1).max() * largest_k
+        n_roundings = head_dim + 4 + (9 if softcap else 0)  # those of softcap_bound
+        score_error = gamma(n_roundings) * scale * np.abs(q).sum(axis=-1).max() * largest_k
         self._disturb(out, (2 * score_error + gamma(n + 8)) * largest_v)
 
     def swiglu(self, gate: Array, up: Array, *, out: Array) -> None:
@@ -87,6 +90,10 @@ class NoisyOps(ReferenceOps):
     def scale(self, x: Array, factor: float) -> None:
         super().scale(x, factor)
         self._disturb(x, UNIT_ROUNDOFF * np.abs(x))
+
+    def softcap(self, x: Array, cap: float) -> None:
+        super().softcap(x, cap)
+        self._disturb(x, softcap_bound(x))
 
     def add_rows(self, x: Array, rows: Array, shares: Array, y: Array) -> None:
         bound = np.zeros_like(x)

@@ -107,10 +107,11 @@ class ReferenceOps:
         *,
         scale: float,
         window: int,
+        softcap: float,
         single_rows: bool,
         out: Array,
     ) -> None:
-        out[...] = reference.attention(q, k_cache, v_cache, seq, pos, scale, window)
+        out[...] = reference.attention(q, k_cache, v_cache, seq, pos, scale, window, softcap)
 
     def swiglu(self, gate: Array, up: Array, *, out: Array) -> None:
         out[...] = reference.swiglu(gate, up)
@@ -120,6 +121,9 @@ class ReferenceOps:
 
     def scale(self, x: Array, factor: float) -> None:
         x[...] = reference.scale(x, factor)
+
+    def softcap(self, x: Array, cap: float) -> None:
+        x[...] = reference.softcap(x, cap)
 
     def add_scaled(self, x: Array, y: Array, factor: float) -> None:
         x[...] = reference.add_scaled(x, y, factor)

@@ -56,6 +56,7 @@ ARCHS = {
     "qwen3": TinyArch("qwen3", "bpe", biases=False, qk_norm="head"),
     "olmo2": TinyArch("olmo2", "bpe", biases=False, qk_norm="row", norms="after"),
     "granite": TinyArch("granite", "bpe", biases=False),
+    "gemma2": TinyArch("gemma2", "spm", biases=False, norms="both"),
     "gemma3": TinyArch("gemma3", "spm", biases=False, qk_norm="head", norms="both"),
     "smollm3": TinyArch("smollm3", "bpe", biases=False),
     "phi3": TinyArch("phi3", "spm", biases=False, fused=True),

@@ -6,7 +6,7 @@ handles images.
 
 from typing import Final
 
-_GEMMA3: Final = """\
+_GEMMA: Final = """\
 {{ bos_token }}
 {%- if messages[0]['role'] == 'system' -%}
     {%- set first_user_prefix = messages[0]['content'] + '\\n\\n' -%}
@@ -29,5 +29,6 @@ _GEMMA3: Final = """\
 {%- endif -%}
 """
 
-# With the token that a vocabulary must have for it.
-KNOWN_TEMPLATES: Final = {"gemma3": ("<start_of_turn>", _GEMMA3)}
+# With the token that a vocabulary must have for it. Gemma 2's own has the same turns, and refuses
+# what the system says, which Gemma 3's puts before the first user's turn.
+KNOWN_TEMPLATES: Final = dict.fromkeys(("gemma2", "gemma3"), ("<start_of_turn>", _GEMMA))

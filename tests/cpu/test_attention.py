@@ -29,17 +29,21 @@ def drawn_cache(rng: np.random.Generator, shape: tuple[int, ...], seq_lens: list
     group_size=st.integers(1, 4),
     head_dim=st.sampled_from([2, 16, 64, 80]),
     window=st.sampled_from([0, 0, 1, 7, 16]),
+    softcap=st.sampled_from([0.0, 0.0, 0.5, 3.0, 50.0]),
+    spread=st.sampled_from([1.0, 10.0]),
     seed=st.integers(0, 2**32 - 1),
 )
-@example(runs=[(16, 0)], n_kv_heads=1, group_size=1, head_dim=64, window=0, seed=0)
-@example(runs=[(17, 0), (1, 5)], n_kv_heads=2, group_size=3, head_dim=16, window=7, seed=1)
-@example(runs=[(SHORT_RUN - 1, 0)], n_kv_heads=1, group_size=2, head_dim=2, window=1, seed=2)
+@example([(16, 0)], 1, 1, 64, 0, 0.0, 1.0, 0)
+@example([(17, 0), (1, 5)], 2, 3, 16, 7, 0.5, 1.0, 1)
+@example([(SHORT_RUN - 1, 0)], 1, 2, 2, 1, 0.5, 1.0, 2)
 def test_matches_the_reference(
     runs: list[tuple[int, int]],
     n_kv_heads: int,
     group_size: int,
     head_dim: int,
     window: int,
+    softcap: float,
+    spread: float,
     seed: int,
 ) -> None:
     """Ragged runs, each a sequence with `n_before` tokens already cached."""
@@ -49,12 +53,13 @@ def test_matches_the_reference(
     pos = np.concatenate([np.arange(b, b + n, dtype=np.int32) for n, b in runs])
     shape = (len(runs), n_kv_heads, 64, head_dim)
     k, v = drawn_cache(rng, shape, [n + b for n, b in runs])
-    q = rng.standard_normal((n_tokens, n_kv_heads * group_size, head_dim)).astype(np.float32)
+    q = rng.normal(0, spread, (n_tokens, n_kv_heads * group_size, head_dim)).astype(np.float32)
     out, scale = np.full(q.shape, np.nan, np.float32), 1 / np.sqrt(head_dim)
-    attention(q, k, v, seq, pos, scale, out, window=window)
-    expected = reference.attention(q, k, v, seq, pos, scale, window)
+    attention(q, k, v, seq, pos, scale, out, window=window, softcap=softcap)
+    expected = reference.attention(q, k, v, seq, pos, scale, window, softcap)
     k_max, v_max = np.abs(k[k < POISON]).max(), np.abs(v[v < POISON]).max()
-    score_error = gamma(head_dim + 4) * scale * np.abs(q).sum(axis=-1).max() * k_max
+    n_roundings = head_dim + 4 + (9 if softcap else 0)  # those of softcap_bound
+    score_error = gamma(n_roundings) * scale * np.abs(q).sum(axis=-1).max() * k_max
     bound = (4 * score_error + gamma(2 * 64 + 16)) * v_max
     assert np.abs(out - expected).max() <= bound
 

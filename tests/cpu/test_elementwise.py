@@ -9,7 +9,14 @@ from m40llm import reference
 from m40llm.device.cpu import elementwise
 from m40llm.device.cpu.ops import CpuOps
 from m40llm.device.ops import RopeTable
-from m40llm.fuzz.bounds import add_scaled_bound, assert_within, gamma, gate_bound, scale_bound
+from m40llm.fuzz.bounds import (
+    add_scaled_bound,
+    assert_within,
+    gamma,
+    gate_bound,
+    scale_bound,
+    softcap_bound,
+)
 
 OPS = CpuOps()
 SEEDS = st.integers(0, 2**32 - 1)
@@ -65,6 +72,19 @@ def test_multipliers(n: int, factor: float, seed: int) -> None:
     OPS.add_scaled(added, y, factor)
     assert_within(scaled, reference.scale(x, factor), scale_bound(x, factor))
     assert_within(added, reference.add_scaled(x, y, factor), add_scaled_bound(x, y, factor))
+
+
+@given(
+    n=st.integers(1, 300),
+    cap=st.sampled_from([30.0, 0.5, 7.3]),
+    spread=st.sampled_from([1e-3, 0.3, 5.0, 100.0]),
+    seed=SEEDS,
+)
+def test_softcap(n: int, cap: float, spread: float, seed: int) -> None:
+    x = np.random.default_rng(seed).normal(0, spread * cap, (2, n)).astype(np.float32)
+    expected = reference.softcap(x, cap)
+    OPS.softcap(x, cap)
+    assert_within(x, expected, softcap_bound(expected))
 
 
 @pytest.mark.parametrize("layout", ["interleaved", "half"])

@@ -37,6 +37,15 @@ MODELS: dict[str, dict[str, Any]] = {
     "smollm3": {"arch": "smollm3", "n_layers": 4},
     "olmo2": {"arch": "olmo2"},
     "granite": {"arch": "granite", "metadata": {"granite.residual_scale": 0.5}},
+    "gemma2": {
+        "arch": "gemma2",
+        "n_layers": 4,
+        "metadata": {
+            "gemma2.attention.sliding_window": 12,
+            "gemma2.attn_logit_softcapping": 1.5,
+            "gemma2.final_logit_softcapping": 6.0,
+        },
+    },
     "gemma3": {
         "arch": "gemma3",
         "n_layers": 6,

@@ -37,6 +37,11 @@ GRANITE = {
     "granite.residual_scale": 0.5,
     "granite.logit_scale": 2.0,
 }
+GEMMA2 = {  # of scores with std 1 and logits with std 4: caps that change each
+    "gemma2.attention.sliding_window": 12,
+    "gemma2.attn_logit_softcapping": 1.5,
+    "gemma2.final_logit_softcapping": 6.0,
+}
 GEMMA3 = {
     "gemma3.attention.sliding_window": 12,
     "gemma3.rope.freq_base": 1000000.0,
@@ -50,6 +55,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "smollm3": {"arch": "smollm3", "n_layers": 5},
     "olmo2": {"arch": "olmo2"},
     "granite": {"arch": "granite", "metadata": GRANITE},
+    "gemma2": {"arch": "gemma2", "head_dim": 24, "metadata": GEMMA2},
     "gemma3": {"arch": "gemma3", "n_layers": 7, "head_dim": 24, "metadata": GEMMA3},
     "phi3": {"arch": "phi3", "metadata": {"phi3.attention.sliding_window": 20}},
     "phi3, longrope": {"arch": "phi3", "rope_factors": True, "rope_scaling": LONGROPE},
@@ -65,6 +71,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "olmo2 in Q5_1": {"arch": "olmo2", "tensor_type": "Q5_1"},
     "olmo2 in Q5_K": {"arch": "olmo2", "tensor_type": "Q5_K"},
     "granite in Q4_1": {"arch": "granite", "tensor_type": "Q4_1", "metadata": GRANITE},
+    "gemma2 in Q6_K": {"arch": "gemma2", "tensor_type": "Q6_K", "tied": True, "metadata": GEMMA2},
     "gemma3 in Q5_0": {"arch": "gemma3", "tensor_type": "Q5_0", "metadata": GEMMA3},
     "phi3 in Q4_0": {"arch": "phi3", "tensor_type": "Q4_0"},
     "phi3 in Q6_K": {"arch": "phi3", "tensor_type": "Q6_K"},
@@ -84,13 +91,20 @@ NAMES = {  # of a layer
     "ffn_down": "mlp.down_proj",
     "ffn_gate_inp": "mlp.gate",
 }
+GEMMAS = ("gemma2", "gemma3")
 SPECIAL = {
     ("phi3", "ffn_up"): "mlp.gate_up_proj",
     ("olmo2", "post_ffw_norm"): "post_feedforward_layernorm",
     ("olmo2", "post_attention_norm"): "post_attention_layernorm",
-    ("gemma3", "post_attention_norm"): "post_attention_layernorm",
-    ("gemma3", "ffn_norm"): "pre_feedforward_layernorm",
-    ("gemma3", "post_ffw_norm"): "post_feedforward_layernorm",
+    **{
+        (arch, name): theirs
+        for arch in GEMMAS
+        for name, theirs in (
+            ("post_attention_norm", "post_attention_layernorm"),
+            ("ffn_norm", "pre_feedforward_layernorm"),
+            ("post_ffw_norm", "post_feedforward_layernorm"),
+        )
+    },
 }
 WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 INTERLEAVED = ("llama", "smollm3", "granite")  # whose Q and K rows the converter permutes
@@ -155,9 +169,9 @@ class Reading:
             fields["num_experts_per_tok"] = self.key("expert_used_count")
             fields["moe_intermediate_size"] = fields["intermediate_size"]
             fields["norm_topk_prob"] = True
-        return AutoConfig.for_model(name, **fields, **self._more())
+        return AutoConfig.for_model(name, **fields, **self._more(fields["head_dim"]))
 
-    def _more(self) -> dict[str, Any]:
+    def _more(self, head_dim: int) -> dict[str, Any]:
         if self.arch == "granite":
             return {
                 "attention_multiplier": self.key("attention.scale"),
@@ -165,12 +179,14 @@ class Reading:
                 "residual_multiplier": self.key("residual_scale"),
                 "logits_scaling": self.key("logit_scale"),
             }
-        if self.arch == "gemma3":
+        if self.arch in GEMMAS:
+            caps = ("attn_logit_softcapping", "final_logit_softcapping")
             return {
                 "sliding_window": self.key("attention.sliding_window"),
-                "query_pre_attn_scalar": self.key("attention.key_length", 16),
-                "rope_local_base_freq": 10000.0,
+                "query_pre_attn_scalar": head_dim,
+                "rope_local_base_freq": 10000.0,  # Gemma 3's alone
                 "hidden_activation": "gelu_pytorch_tanh",
+                **{key: self.key(key) for key in caps},
             }
         if self.arch != "phi3":
             return {}
@@ -193,7 +209,7 @@ class Reading:
                 continue
             stem, _, kind = name.rpartition(".")
             if stem in WHOLE:
-                is_gemma_norm = self.arch == "gemma3" and stem == "output_norm"
+                is_gemma_norm = self.arch in GEMMAS and stem == "output_norm"
                 found[f"{WHOLE[stem]}.{kind}"] = values - 1 if is_gemma_norm else values
                 continue
             _, layer, part = stem.split(".")
@@ -204,7 +220,7 @@ class Reading:
                 suffix = "" if part == "attn_q" else "_kv"
                 values = halves(values, self.key(f"attention.head_count{suffix}"))
             theirs = SPECIAL.get((self.arch, part), NAMES.get(part))
-            if self.arch == "gemma3" and "norm" in part:
+            if self.arch in GEMMAS and "norm" in part:
                 values = values - 1  # which its converter adds, and its code again
             found[f"model.layers.{layer}.{theirs}.{kind}"] = values
         return {name: torch.from_numpy(values.copy()) for name, values in found.items()}

@@ -23,6 +23,7 @@ from m40llm.kernels import (
     rope,
     sampling,
     scale,
+    softcap,
     softmax,
     swiglu,
     top_k,
@@ -58,6 +59,7 @@ SIGNATURES = [
     Signature(add_rows._compile(), (F32_2, I32_1, F32_1, F32_2), add_rows.N_THREADS),
     Signature(scale._compile(), (F32_2, F32), scale.N_THREADS),
     Signature(scale._compile_add(), (F32_2, F32_2, F32), scale.N_THREADS),
+    Signature(softcap._compile(), (F32_2, F32, F32), softcap.N_THREADS),
     Signature(softmax._compile(256), (F32_2, F32_2), 256),
     *(
         Signature(rope._compile(layout), (F32_3, I32_1, F32_2, F32_2), 128, layout)

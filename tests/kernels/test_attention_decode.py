@@ -40,8 +40,9 @@ def drawn(
     """One row a sequence, its last token, the rows in a drawn order."""
     shape = (n_kv_heads, max(seq_lens) + 3, head_dim)
     seq = rng.permutation(len(seq_lens)).astype(np.int32)
+    spread = rng.choice([1, 20]) if softcap else 1  # scores within the cap, and far beyond
     return Case(
-        q=rng.standard_normal((len(seq), n_kv_heads * group_size, head_dim)).astype(np.float32),
+        q=rng.normal(0, spread, (len(seq), n_kv_heads * group_size, head_dim)).astype(np.float32),
         k=poisoned_cache(rng, seq_lens, *shape),
         v=poisoned_cache(rng, seq_lens, *shape),
         seq=seq,

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ class NoisyTables(NoisyOps):
     matmul = ReferenceOps.matmul
     attention = ReferenceOps.attention
     swiglu = ReferenceOps.swiglu
+    softcap = ReferenceOps.softcap
 
 
 def logits_of(model: Transformer, ids: list[int]) -> Any:
@@ -81,10 +83,44 @@ def test_ragged_prefill_is_one_by_one(golden: dict[str, Any], tiny: Tiny) -> Non
         assert np.abs(row - exact[-1]).max() <= bound
 
 
-@pytest.mark.parametrize(("n_layers", "width"), [(26, 256), (62, 168)])
-def test_the_scale_of_the_largest_gemma(n_layers: int, width: int) -> None:
-    hp = HParams(
-        arch="gemma3", context_length=1, vocab_size=1, n_layers=n_layers, n_embd=5376, n_ff=1,
-        n_heads=32, n_kv_heads=16, head_dim=256, norm_eps=1e-6, rope=RopeParams(256),
-    )  # fmt: skip
-    assert ARCHITECTURES["gemma3"].score_scale(hp) == pytest.approx(width**-0.5)
+GEMMA = HParams(
+    arch="gemma", context_length=1, vocab_size=1, n_layers=26, n_embd=5376, n_ff=1,
+    n_heads=32, n_kv_heads=16, head_dim=256, norm_eps=1e-6, rope=RopeParams(256),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arch", "n_layers", "n_embd", "width"),
+    [
+        ("gemma3", 26, 5376, 256),
+        ("gemma3", 62, 5376, 168),
+        ("gemma2", 42, 4608, 256),
+        ("gemma2", 46, 4608, 144),
+    ],
+)
+def test_the_scale_of_the_largest_gemma(arch: str, n_layers: int, n_embd: int, width: int) -> None:
+    hp = replace(GEMMA, n_layers=n_layers, n_embd=n_embd)
+    assert ARCHITECTURES[arch].score_scale(hp) == pytest.approx(width**-0.5)
+
+
+def test_what_gemma2_files_leave_out() -> None:
+    arch = ARCHITECTURES["gemma2"]
+    assert arch.softcaps(GEMMA) == (50.0, 30.0)
+    assert arch.softcaps(replace(GEMMA, attn_softcap=0.0, logit_softcap=20.0)) == (0.0, 20.0)
+    assert [arch.window_of(layer, GEMMA) for layer in range(4)] == [4096, 0, 4096, 0]
+    assert arch.window_of(2, replace(GEMMA, sliding_window=12)) == 12
+
+
+@pytest.mark.parametrize("key", ["attn_logit_softcapping", "final_logit_softcapping"])
+def test_each_soft_cap_of_the_tiny_model_is_felt(key: str, tiny: Tiny) -> None:
+    """Without it the logits are others, by a thousand times what rounding explains."""
+    golden = MODELS["gemma2"]
+    shape, theirs = golden["shape"], np.array(golden["logits"])
+    without = shape["metadata"] | {f"gemma2.{key}": 0.0}
+    exact = logits_of(tiny(ReferenceOps(), **{**shape, "metadata": without}), golden["ids"])
+    assert np.abs(exact[:, COLUMNS] - theirs).max() > 0.1 * theirs.std()
+
+
+def test_soft_caps_are_decoded_op_by_op(tiny: Tiny) -> None:
+    reason = tiny(metadata={"llama.final_logit_softcapping": 30.0}).decoder
+    assert reason == "llama has soft caps, which the device's own steps do not know yet"

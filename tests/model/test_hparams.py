@@ -97,6 +97,14 @@ def test_sliding_window(read: Any) -> None:
     assert read(metadata={key: 0}).sliding_window is None
 
 
+def test_soft_caps(read: Any) -> None:
+    """0 says that there is none; a silent file leaves it to the architecture."""
+    keys = ("llama.attn_logit_softcapping", "llama.final_logit_softcapping")
+    assert (read().attn_softcap, read().logit_softcap) == (None, None)
+    hparams = read(metadata=dict(zip(keys, (50.0, 0.0), strict=True)))
+    assert (hparams.attn_softcap, hparams.logit_softcap) == (50.0, 0.0)
+
+
 def test_rope_scaling_as_the_file_says(read: Any) -> None:
     yarn = {
         "type": "yarn",
@@ -158,6 +166,8 @@ REFUSED = {
     "attention.value_length": [0, 4096],
     "attention.layer_norm_rms_epsilon": [0.0, 1.0, -1e-5, NAN, float("inf"), "1e-5"],
     "attention.sliding_window": [-1, "all"],
+    "attn_logit_softcapping": [-50.0, 1e-6, 1e9, NAN, float("inf"), "50"],
+    "final_logit_softcapping": [-30.0, 1e-6, 1e9, NAN],
     "rope.dimension_count": [0, 15, 18, -2, 16.0],
     "rope.freq_base": [0.0, 1.0, -1e4, NAN, float("inf"), 1e30, "10000"],
     "rope.scaling.factor": [-2.0, 1e-6, NAN, 1e9],

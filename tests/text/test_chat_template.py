@@ -191,17 +191,18 @@ def test_encode_chat_has_one_bos(tmp_path: Path) -> None:
         assert ids[0] == 1
 
 
-GEMMA3_TURNS = (
+GEMMA_TURNS = (
     "<bos><start_of_turn>user\nBe kind.\n\nHi <b> & é<end_of_turn>\n"
     "<start_of_turn>model\nHello<end_of_turn>\n<start_of_turn>user\nBye<end_of_turn>\n"
     "<start_of_turn>model\n"
 )
 
 
-def test_gemma3s_own() -> None:
-    _, source = KNOWN_TEMPLATES["gemma3"]
+@pytest.mark.parametrize("arch", ["gemma2", "gemma3"])
+def test_gemmas_own(arch: str) -> None:
+    _, source = KNOWN_TEMPLATES[arch]
     template = ChatTemplate(source, {"bos_token": "<bos>"})
-    assert template.render([SYSTEM, HI, HELLO, BYE], True, {}) == GEMMA3_TURNS
+    assert template.render([SYSTEM, HI, HELLO, BYE], True, {}) == GEMMA_TURNS
     assert template.render([HI], False, {}) == (
         "<bos><start_of_turn>user\nHi <b> & é<end_of_turn>\n"
     )

@@ -4,6 +4,7 @@ q, out   float32[n_tokens, n_heads, head_dim]
 k, v     float32[n_seqs, n_kv_heads, max_seq_len, head_dim]   one layer of the cache
 seq,pos  int32[n_tokens]   row t attends to positions 0..pos[t] of sequence seq[t]
 window   a row attends to its last `window` positions only; 0 for no limit
+softcap  a score becomes softcap * tanh(score / softcap); 0 for no cap
 """
 
 from typing import Any
@@ -22,7 +23,7 @@ Ints = NDArray[np.int32]
 
 
 @njit(parallel=True, cache=True, **_FAST)
-def _attend_rows(q, k, v, seq, pos, scale, window, out):
+def _attend_rows(q, k, v, seq, pos, scale, window, softcap, out):
     """Every (token, head) by itself: for few tokens, where reading the cache is the work."""
     n_heads, n_kv_heads = q.shape[1], k.shape[1]
     group_size = n_heads // n_kv_heads
@@ -36,7 +37,10 @@ def _attend_rows(q, k, v, seq, pos, scale, window, out):
             score = np.float32(0)
             for d in range(q.shape[2]):
                 score += q[t, head, d] * k[s, kv_head, p, d]
-            weight[p - first] = score * scale
+            score *= scale
+            if softcap:
+                score = softcap * np.tanh(score / softcap)
+            weight[p - first] = score
             highest = max(highest, weight[p - first])
         total = np.float32(0)
         out[t, head, :] = np.float32(0)
@@ -50,7 +54,7 @@ def _attend_rows(q, k, v, seq, pos, scale, window, out):
 
 
 @njit(**_FAST)
-def _softmax_panel(scores, n_keys, first_key, pos, scale, window):
+def _softmax_panel(scores, n_keys, first_key, pos, scale, window, softcap):
     """Softmax over the keys in each of a panel's lanes; scores[16 key + lane] in place.
 
     Lane j may see keys up to pos[j], the last `window` of them; pos has a lane's row each.
@@ -59,13 +63,19 @@ def _softmax_panel(scores, n_keys, first_key, pos, scale, window):
         last = pos[min(lane, pos.shape[0] - 1)] - first_key
         low = max(0, last + 1 - window) if window else 0
         highest = np.float32(-np.inf)
+        factor = scale
+        if softcap:
+            factor = np.float32(1)
+            for key in range(low, last + 1):
+                at = key * LANES + lane
+                scores[at] = softcap * np.tanh(scores[at] * scale / softcap)
         for key in range(low, last + 1):
             highest = max(highest, scores[key * LANES + lane])
         total = np.float32(0)
         for key in range(n_keys):
             visible = low <= key <= last
             at = key * LANES + lane
-            scores[at] = np.exp((scores[at] - highest) * scale) if visible else np.float32(0)
+            scores[at] = np.exp((scores[at] - highest) * factor) if visible else np.float32(0)
             total += scores[at]
         for key in range(low, last + 1):
             scores[key * LANES + lane] /= total
@@ -89,7 +99,7 @@ def _multiply_rows(w, w0, row_stride, k_stride, n_rows, n_k, panel, sums):
 
 
 @njit(parallel=True, cache=True, **JIT)
-def _attend_run(q, k, v, pos, scale, window, out):
+def _attend_run(q, k, v, pos, scale, window, softcap, out):
     """A run of tokens of one sequence, 16 of them and one head a task.
 
     k, v  float32[n_kv_heads, max_seq_len, head_dim]
@@ -109,7 +119,7 @@ def _attend_run(q, k, v, pos, scale, window, out):
         pack_panel(q[:, head], first, head_dim, queries, 0)
         base = (head // group_size * k.shape[1] + first_key) * head_dim
         _multiply_rows(k_flat, base, head_dim, 1, n_keys, head_dim, queries, scores)
-        _softmax_panel(scores, n_keys, first_key, rows, scale, window)
+        _softmax_panel(scores, n_keys, first_key, rows, scale, window, softcap)
         _multiply_rows(v_flat, base, 1, head_dim, head_dim, n_keys, scores, mixed)
         for lane in range(rows.shape[0]):
             for d in range(head_dim):
@@ -132,15 +142,16 @@ def attention(
     out: Floats,
     *,
     window: int = 0,
+    softcap: float = 0.0,
 ) -> None:
-    """out[t] = softmax(scale * q[t] . k) v, causal, for a ragged batch.
+    """out[t] = softmax(scale * q[t] . k) v, causal, for a ragged batch; see above for the options.
 
     Rows of one sequence stand together, their positions ascending.
     """
-    factor = np.float32(scale)
+    how = np.float32(scale), window, np.float32(softcap)
     for rows in _runs(seq) if len(seq) > 1 else [slice(0, 1)]:
         if rows.stop - rows.start < SHORT_RUN:
-            _attend_rows(q[rows], k, v, seq[rows], pos[rows], factor, window, out[rows])
+            _attend_rows(q[rows], k, v, seq[rows], pos[rows], *how, out[rows])
         else:
             s = seq[rows.start]
-            _attend_run(q[rows], k[s], v[s], pos[rows], factor, window, out[rows])
+            _attend_run(q[rows], k[s], v[s], pos[rows], *how, out[rows])

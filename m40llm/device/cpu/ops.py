@@ -127,10 +127,11 @@ class CpuOps:
         *,
         scale: float,
         window: int,
+        softcap: float,
         single_rows: bool,
         out: Floats,
     ) -> None:
-        attention(q, k_cache, v_cache, seq, pos, scale, out, window=window)
+        attention(q, k_cache, v_cache, seq, pos, scale, out, window=window, softcap=softcap)
 
     def swiglu(self, gate: Floats, up: Floats, *, out: Floats) -> None:
         elementwise.swiglu(gate, up, out)
@@ -140,6 +141,11 @@ class CpuOps:
 
     def scale(self, x: Floats, factor: float) -> None:
         x *= np.float32(factor)
+
+    def softcap(self, x: Floats, cap: float) -> None:
+        x /= np.float32(cap)
+        np.tanh(x, out=x)
+        x *= np.float32(cap)
 
     def add_scaled(self, x: Floats, y: Floats, factor: float) -> None:
         x += y if factor == 1.0 else np.float32(factor) * y

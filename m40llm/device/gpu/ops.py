@@ -28,6 +28,7 @@ from m40llm.kernels.planes import Planes, from_blocks
 from m40llm.kernels.rms_norm import rms_norm, rms_norm_heads
 from m40llm.kernels.rope import rope_append
 from m40llm.kernels.scale import add_scaled, scale
+from m40llm.kernels.softcap import softcap
 from m40llm.kernels.swiglu import geglu, swiglu
 from m40llm.progress import Progress
 
@@ -207,15 +208,17 @@ class GpuOps:
         *,
         scale: float,
         window: int,
+        softcap: float,
         single_rows: bool,
         out: Buffer,
     ) -> None:
-        args, card = (q, k_cache, v_cache, seq, pos), self.card
+        args = q, k_cache, v_cache, seq, pos
+        how: Any = {"scale": scale, "window": window, "softcap": softcap, "stream": self.card}
         if single_rows or q.shape[2] in TINY_HEAD_DIMS:  # which prefill's tiles are too wide for
             partial, arrived = self._split_workspace(q.shape, k_cache.shape)
-            attention_decode(*args, partial, arrived, out, scale=scale, window=window, stream=card)
+            attention_decode(*args, partial, arrived, out, **how)
         else:
-            attention_prefill(*args, out, scale=scale, window=window, stream=card)
+            attention_prefill(*args, out, **how)
 
     def _split_workspace(
         self, q_shape: tuple[int, ...], cache_shape: tuple[int, ...]
@@ -240,6 +243,9 @@ class GpuOps:
 
     def scale(self, x: Buffer, factor: float) -> None:
         scale(x, factor, stream=self.card)
+
+    def softcap(self, x: Buffer, cap: float) -> None:
+        softcap(x, cap, stream=self.card)
 
     def add_scaled(self, x: Buffer, y: Buffer, factor: float) -> None:
         add_scaled(x, y, factor, stream=self.card)

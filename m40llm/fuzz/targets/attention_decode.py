@@ -35,8 +35,9 @@ def attention_decode(
     rng, n_heads = np.random.default_rng(seed), n_kv_heads * group_size
     seq = rng.permutation(len(seq_lens)).astype(np.int32)
     shape = (n_kv_heads, max(seq_lens) + 3, head_dim)
+    spread = rng.choice([1, 20]) if softcap else 1  # scores within the cap, and far beyond
     case = Case(
-        q=normals(rng, len(seq), n_heads, head_dim),
+        q=normals(rng, len(seq), n_heads, head_dim, spread=spread),
         k=poisoned_cache(rng, seq_lens, *shape),
         v=poisoned_cache(rng, seq_lens, *shape),
         seq=seq,

@@ -38,8 +38,9 @@ def attention_prefill(
     seq = np.concatenate([np.full(run_lens[s], s, np.int32) for s in order])
     pos = np.concatenate([before[s] + np.arange(run_lens[s], dtype=np.int32) for s in order])
     shape = (n_kv_heads, max(seq_lens) + 3, head_dim)
+    spread = rng.choice([1, 20]) if softcap else 1  # scores within the cap, and far beyond
     case = Case(
-        q=normals(rng, len(seq), n_kv_heads * group_size, head_dim),
+        q=normals(rng, len(seq), n_kv_heads * group_size, head_dim, spread=spread),
         k=poisoned_cache(rng, seq_lens, *shape),
         v=poisoned_cache(rng, seq_lens, *shape),
         seq=seq,
