@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Effect = Literal["rotate", "add", "swiglu", "logits"]
+Effect = Literal["rotate", "store", "add", "swiglu", "logits"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,10 @@ class Embed:
 class Project:
     """A matrix product, of RMSNorm(x) where a norm is named, and what becomes of the results.
 
+    layer   whose angles Q and K are turned by
+
     rotate  out[first_row + row]: Q, K and V stacked; Q and K turned by RoPE
+    store   out[first_row + row]: as it is; Q, K and V where Attend turns them
     add     out += result
     swiglu  out = silu(gate) * up, of gate above up
     logits  out = result, and its maximum
@@ -42,15 +45,21 @@ class Project:
     norm: str | None = None
     bias: str | None = None
     first_row: int = 0
+    layer: int = 0
 
 
 @dataclass(frozen=True)
 class Attend:
-    """out = attention of Q over the layer's cache, to which K and V are appended first."""
+    """out = attention of Q over the layer's cache, to which K and V are appended first.
+
+    q_norm, k_norm  weights of an RMSNorm, of each head; Q and K are then turned by RoPE here
+    """
 
     layer: int
     x: str = "qkv"
     out: str = "attn"
+    q_norm: str | None = None
+    k_norm: str | None = None
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ def decode_program(weights: Weights) -> tuple[Instruction, ...]:
         at, project = f"blk.{layer}.", partial(_project, layer, w)
         found += _qkv(layer, w)
         found += [
-            Attend(layer),
+            Attend(layer, **_norms_of_heads(layer, w)),
             project("add", "attn_output", "attn", "x"),
             project("swiglu", "ffn_gate_up", "x", "h", norm=f"{at}ffn_norm"),
             project("add", "ffn_down", "h", "x"),
@@ -28,10 +28,8 @@ def decode_program(weights: Weights) -> tuple[Instruction, ...]:
 def why_not(arch: Architecture, hp: HParams, weights: Weights) -> str:
     """Why no program can be made of this model; empty where one can."""
     more = {
-        "norms of Q and K": arch.qk_norm != "none",
+        "norms of whole rows of Q and K": arch.qk_norm == "row",
         "norms after its blocks": arch.norms != "before",
-        "layers without RoPE": arch.no_rope_step > 0,
-        "layers of two kinds": arch.global_step > 0,
         "another activation": arch.activation != "silu",
         "experts": hp.n_experts > 0,
         "multipliers": (hp.embedding_scale, hp.residual_scale, hp.logit_scale) != (1, 1, 1),
@@ -48,13 +46,21 @@ def _qkv(layer: int, w: LayerWeights) -> list[Instruction]:
     """A product for each group of Q, K and V that are stacked."""
     found: list[Instruction] = []
     first_row = 0
+    effect: Effect = "rotate" if w.attn_q_norm is None else "store"
     for i, matrix in enumerate(w.attn_qkv):
         at = f"blk.{layer}.attn_qkv"
         bias = None if w.attn_qkv_bias is None else f"{at}_bias.{i}"
         norm = f"blk.{layer}.attn_norm"
-        found.append(Project("rotate", f"{at}.{i}", "x", "qkv", norm, bias, first_row))
+        found.append(Project(effect, f"{at}.{i}", "x", "qkv", norm, bias, first_row, layer))
         first_row += matrix.n_rows
     return found
+
+
+def _norms_of_heads(layer: int, w: LayerWeights) -> dict[str, str]:
+    """What Attend is told of the norms of Q and K."""
+    if w.attn_q_norm is None:
+        return {}
+    return {f"{part}_norm": f"blk.{layer}.attn_{part}_norm" for part in "qk"}
 
 
 def _project(

@@ -73,7 +73,8 @@ class Transformer:
         parts = ModelParts(
             weights=weights_by_name(self.weights),
             table=self.weights.token_embd,
-            rope=self._ropes[0],
+            ropes=self._ropes,
+            windows=self._windows,
             k=self.kv.k,
             v=self.kv.v,
             n_heads=hp.n_heads,
@@ -83,7 +84,6 @@ class Transformer:
             vocab_size=hp.vocab_size,
             norm_eps=hp.norm_eps,
             scale=self._scale,
-            window=self._windows[0],
         )
         return self.ops.decoder(decode_program(self.weights), parts)
 

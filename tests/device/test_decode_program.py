@@ -16,7 +16,6 @@ from m40llm.gguf import open_gguf
 from m40llm.gguf.blocks import dequantize
 from m40llm.kernels.program.run import run_once
 from m40llm.model.program import decode_program
-from m40llm.model.rope import rope_angles
 from m40llm.testing import write_tiny_gguf
 from m40llm.testing.program_steps import ProgramSteps
 
@@ -24,7 +23,9 @@ DEVICES = [pytest.param("emulator"), pytest.param("cuda", marks=pytest.mark.gpu)
 MODELS: dict[str, dict[str, Any]] = {
     "Q8_0": {"tensor_type": "Q8_0"},
     "qwen2 in F16": {"arch": "qwen2", "tensor_type": "F16"},
+    "qwen3": {"arch": "qwen3", "tensor_type": "Q8_0"},
 }
+NAMES = ("attn_norm", "ffn_norm", "attn_output", "ffn_down", "attn_q_norm", "attn_k_norm")
 U = 2.0**-24  # of a rounding to FP32
 Doubles = NDArray[np.float64]
 
@@ -58,8 +59,9 @@ def host_weights(path: Path, n_layers: int) -> dict[str, Doubles]:
     }
     for layer in range(n_layers):
         at = f"blk.{layer}."
-        for name in ("attn_norm", "ffn_norm", "attn_output", "ffn_down"):
-            found[at + name] = tensor(f"{at}{name}.weight")
+        for name in NAMES:
+            if f"{at}{name}.weight" in file.tensors:
+                found[at + name] = tensor(f"{at}{name}.weight")
         parts = [tensor(f"{at}attn_{part}.weight") for part in "qkv"]
         found[at + "attn_qkv.0"] = np.concatenate(parts)
         if f"{at}attn_q.bias" in file.tensors:
@@ -73,15 +75,18 @@ def host_weights(path: Path, n_layers: int) -> dict[str, Doubles]:
 def numpy_steps(llm: LLM, path: Path) -> ProgramSteps:
     transformer = llm._open_engine().model
     hp = transformer.hp
-    angles, magnitude = rope_angles(hp.rope, llm.max_seq_len)
-    tables = (np.cos(angles) * magnitude, np.sin(angles) * magnitude)
-    rounded = [table.astype(np.float32).astype(np.float64) for table in tables]
+    tables = [
+        tuple(np.asarray(transformer.ops.read(table), np.float64) for table in (rope.cos, rope.sin))
+        for rope in transformer._ropes
+    ]
     return ProgramSteps(
         decode_program(transformer.weights),
         host_weights(path, hp.n_layers),
         hp,
-        *rounded,
+        tables,
         transformer.arch.rope_layout,
+        transformer._windows,
+        transformer._scale,
     )
 
 
@@ -93,10 +98,12 @@ def bound_of(steps: ProgramSteps, one: Any, before: dict[str, Doubles]) -> Doubl
     if isinstance(one, Embed):
         return 0.0
     if isinstance(one, Attend):
-        hp, qkv = steps.hp, before["qkv"]
-        largest_score = hp.head_dim * np.abs(qkv).max() ** 2 / np.sqrt(hp.head_dim)
-        v = np.abs(steps._v[one.layer].astype(np.float64)).max()
-        return float((2 * hp.head_dim * largest_score + 4 * steps.pos + 16) * U * v)
+        hp, largest = steps.hp, max(np.abs(part).max() for part in steps.qkv(one))
+        # Where Q is normed here: half of a sum's roundings, and what norm and RoPE add.
+        n = 2 * hp.head_dim + (hp.head_dim + 32 if one.q_norm else 0)
+        largest_score = hp.head_dim * largest**2 * steps.scale
+        v = np.abs(steps.v[one.layer].astype(np.float64)).max()
+        return float((n * largest_score + 4 * steps.pos + 16) * U * v)
     w, x = np.abs(steps.weights[one.weight]), before[one.x]
     if one.norm:
         mean_square = (x * x).mean()
@@ -114,6 +121,17 @@ def bound_of(steps: ProgramSteps, one: Any, before: dict[str, Doubles]) -> Doubl
     return np.asarray(lost + 4 * U * out[: lost.size])
 
 
+def take_newest_key(steps: ProgramSteps, one: Attend, k_cache: Any) -> None:
+    """The card's: FP32 may have moved what is rounded to FP16 across a boundary of rounding."""
+    _, k, _ = steps.qkv(one)
+    n, appended = steps.hp.head_dim, k_cache[:, steps.pos]
+    lost = (n + 32) * U * np.abs(k).max() if one.q_norm else 0.0
+    assert ((k - lost).astype(np.float16) <= appended).all(), one
+    assert (appended <= (k + lost).astype(np.float16)).all(), one
+    steps.k[one.layer, :, steps.pos] = appended
+    steps.buffers[one.out] = steps.attention(one)
+
+
 def test_each_instruction(model: tuple[LLM, Path]) -> None:
     """After every single one, its buffer; each starts from what the card has, FP32 exactly."""
     llm, path = model
@@ -129,6 +147,8 @@ def test_each_instruction(model: tuple[LLM, Path]) -> None:
             steps.run(i)
             if isinstance(one, Choose):
                 continue
+            if isinstance(one, Attend):
+                take_newest_key(steps, one, card.read(decoder._parts.k[one.layer])[0])  # type: ignore[union-attr]
             if one.out == "logits":
                 got = card.read(decoder._state.raw)[0]  # type: ignore[union-attr]
             else:

@@ -32,6 +32,7 @@ KEPT_FLOATS: Final = 1024
 MAX_SLICES: Final = 4  # of a product's columns, see sliced.py
 _CHUNKS: Final = 1, 2, 4, 8  # spans that an item may have
 RopeLayout = Literal["interleaved", "half"]
+QkNorm = Literal["none", "head"]
 
 
 _MANY_SCALES: Final = (GGMLType.Q4_K, GGMLType.Q5_K, GGMLType.Q6_K)  # words of them a row
@@ -70,6 +71,7 @@ class Form:
     types       of its matrices, in the order of the operations PRODUCT, PRODUCT + 1, ...
     table_type  of the embedding
     n_seqs      sequences that are decoded together, 1 to 8
+    qk_norm     "head": ATTEND norms each head of Q and K, and turns it; "none": products turn it
     """
 
     types: tuple[GGMLType, ...]
@@ -80,6 +82,7 @@ class Form:
     head_dim: int
     rope_dim: int
     rope_layout: RopeLayout
+    qk_norm: QkNorm = "none"
 
     @property
     def q_dim(self) -> int:

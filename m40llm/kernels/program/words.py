@@ -26,7 +26,7 @@ from typing import Final
     MASS,
     RAW,
     # a product
-    KIND,  # ADD, SWIGLU, ROTATE, LOGITS
+    KIND,  # ADD, SWIGLU, ROTATE, LOGITS, STORE
     WRITER,  # as whom it writes OUT: products that share a vector have one name
     OLD_WRITER,  # of ADD: the instruction that wrote OUT last
     NORM,  # address of float32[N_COLS], the weights of an RMSNorm of x; 0 for none
@@ -98,8 +98,11 @@ from typing import Final
 ) = range(81)
 N_WORDS: Final = 81
 
+# ATTEND, where Q and K have norms: addresses of float32[head_dim], in words that a product has.
+Q_NORM, K_NORM = NORM, BIAS
+
 # Operations.
 EMBED, ATTEND, CHOOSE, PRODUCT = range(4)
 
 # What becomes of a product's results.
-ADD, SWIGLU, ROTATE, LOGITS = range(4)
+ADD, SWIGLU, ROTATE, LOGITS, STORE = range(5)

@@ -1,0 +1,82 @@
+"""A decode program with buffers and weights in place of names, and what a kernel for it needs."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from m40llm.device.decoder import ModelParts
+from m40llm.device.gpu.card import Card
+from m40llm.device.gpu.decode import Other, Product, angles_on, in_parts
+from m40llm.device.gpu.decode_state import new_exchange
+from m40llm.device.instructions import Attend, Choose, Embed, Instruction, Project
+from m40llm.kernels.program import words
+from m40llm.kernels.program.form import Form
+
+Buffer = Any
+
+
+def form_of(program: Sequence[Instruction], parts: ModelParts) -> Form:
+    _, n_seqs, n_kv_heads, _, head_dim = parts.k.shape
+    types = (parts.weights[one.weight].type for one in program if isinstance(one, Project))
+    is_normed = any(isinstance(one, Attend) and one.q_norm for one in program)
+    return Form(
+        *(tuple(dict.fromkeys(types)), parts.table.type, n_seqs, parts.n_heads, n_kv_heads),
+        *(head_dim, parts.rope_dim, parts.ropes[0].layout),
+        qk_norm="head" if is_normed else "none",
+    )
+
+
+def bind(card: Card, program: Sequence[Instruction], parts: ModelParts) -> list[Product | Other]:
+    """The instructions; they hold all that they point to."""
+    return list(_Binder(card, parts).instructions(program))
+
+
+class _Binder:
+    """A program's buffers, and the tables of angles that its layers share."""
+
+    def __init__(self, card: Card, parts: ModelParts) -> None:
+        self._card, self._parts = card, parts
+        _, self._n_seqs, n_kv_heads, self._max_seq_len, head_dim = parts.k.shape
+        q_dim, kv_dim = parts.n_heads * head_dim, n_kv_heads * head_dim
+        widths = {"x": parts.n_embd, "qkv": q_dim + 2 * kv_dim, "attn": q_dim, "h": parts.n_ff}
+        self._buffers = {
+            name: new_exchange(card, self._n_seqs, width) for name, width in widths.items()
+        }
+        self._tables: dict[int, Buffer] = {}  # by the identity of a RopeTable
+
+    def instructions(self, program: Sequence[Instruction]) -> Iterator[Product | Other]:
+        b = self._buffers
+        for one in program:
+            if isinstance(one, Embed):
+                yield Other(words.EMBED, out=b[one.out])
+            elif isinstance(one, Choose):
+                yield Other(words.CHOOSE)
+            elif isinstance(one, Attend):
+                yield self._attend(one)
+            else:
+                yield from in_parts(self._product(one), self._n_seqs)
+
+    def _attend(self, one: Attend) -> Other:
+        parts, b = self._parts, self._buffers
+        return Other(
+            *(words.ATTEND, b[one.x], b[one.out], parts.k[one.layer], parts.v[one.layer]),
+            *(self._weights(one.q_norm), self._weights(one.k_norm)),
+            angles=self._angles(one.layer) if one.q_norm else None,
+            window=parts.windows[one.layer],
+        )
+
+    def _product(self, one: Project) -> Product:
+        out = self._buffers.get(one.out)  # logits have a place of their own
+        return Product(
+            *(one.effect, self._parts.weights[one.weight], self._buffers[one.x], out),
+            *(self._weights(one.norm), self._weights(one.bias), one.first_row),
+            angles=self._angles(one.layer) if one.effect == "rotate" else None,
+        )
+
+    def _weights(self, name: str | None) -> Buffer | None:
+        return self._parts.weights[name] if name else None
+
+    def _angles(self, layer: int) -> Buffer:
+        rope = self._parts.ropes[layer]
+        if id(rope) not in self._tables:
+            self._tables[id(rope)] = angles_on(self._card, rope, self._max_seq_len)
+        return self._tables[id(rope)]
