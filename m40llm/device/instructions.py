@@ -20,9 +20,10 @@ Effect = Literal["rotate", "store", "add", "swiglu", "logits"]
 
 @dataclass(frozen=True)
 class Embed:
-    """out = the embedding of each sequence's token."""
+    """out = factor * the embedding of each sequence's token."""
 
     out: str = "x"
+    factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Project:
     """A matrix product, of RMSNorm(x) where a norm is named, and what becomes of the results.
 
     layer   whose angles Q and K are turned by
+    factor  that the results are multiplied by, their bias included
 
     rotate  out[first_row + row]: Q, K and V stacked; Q and K turned by RoPE
     store   out[first_row + row]: as it is; Q, K and V where Attend turns them
@@ -46,6 +48,7 @@ class Project:
     bias: str | None = None
     first_row: int = 0
     layer: int = 0
+    factor: float = 1.0
 
 
 @dataclass(frozen=True)

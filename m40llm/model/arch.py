@@ -3,6 +3,7 @@
 Tensor names are llama.cpp's (llama-arch.cpp).
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
@@ -36,6 +37,10 @@ class Architecture:
         """What Q K^T is multiplied by."""
         is_wide = hp.n_layers == self.n_layers_of_wide
         return hp.attention_scale or (hp.n_embd / hp.n_heads if is_wide else hp.head_dim) ** -0.5
+
+    def embedding_factor(self, hp: HParams) -> float:
+        """What embeddings are multiplied by."""
+        return math.sqrt(hp.n_embd) if self.embedding_scale == "sqrt" else hp.embedding_scale
 
     def has_rope(self, layer: int) -> bool:
         """Whether this layer, from 0 on, turns Q and K."""

@@ -10,19 +10,22 @@ from m40llm.model.hparams import HParams
 from m40llm.model.weights import LayerWeights, Weights
 
 
-def decode_program(weights: Weights) -> tuple[Instruction, ...]:
+def decode_program(arch: Architecture, hp: HParams, weights: Weights) -> tuple[Instruction, ...]:
     """The instructions of a model with these weights; see `why_not`."""
-    found: list[Instruction] = [Embed()]
+    found: list[Instruction] = [Embed(factor=arch.embedding_factor(hp))]
     for layer, w in enumerate(weights.layers):
         at, project = f"blk.{layer}.", partial(_project, layer, w)
+        add = partial(project, "add", factor=hp.residual_scale)
         found += _qkv(layer, w)
         found += [
             Attend(layer, **_norms_of_heads(layer, w)),
-            project("add", "attn_output", "attn", "x"),
+            add("attn_output", "attn", "x"),
             project("swiglu", "ffn_gate_up", "x", "h", norm=f"{at}ffn_norm"),
-            project("add", "ffn_down", "h", "x"),
+            add("ffn_down", "h", "x"),
         ]
-    return (*found, Project("logits", "output", "x", "logits", norm="output_norm"), Choose())
+    norm, factor = "output_norm", 1 / hp.logit_scale
+    logits = Project("logits", "output", "x", "logits", norm=norm, factor=factor)
+    return (*found, logits, Choose())
 
 
 def why_not(arch: Architecture, hp: HParams, weights: Weights) -> str:
@@ -32,7 +35,6 @@ def why_not(arch: Architecture, hp: HParams, weights: Weights) -> str:
         "norms after its blocks": arch.norms != "before",
         "another activation": arch.activation != "silu",
         "experts": hp.n_experts > 0,
-        "multipliers": (hp.embedding_scale, hp.residual_scale, hp.logit_scale) != (1, 1, 1),
     }
     if found := [what for what, is_there in more.items() if is_there]:
         return f"{arch.name} has {found[0]}, which the device's own steps do not know yet"

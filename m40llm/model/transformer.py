@@ -1,6 +1,5 @@
 """The decoder-only transformer, written once over `Ops`: one op a line, its shape at the right."""
 
-import math
 from functools import cached_property
 
 import numpy as np
@@ -46,8 +45,7 @@ class Transformer:
             (hp.sliding_window or 0) if arch.is_local(layer) else 0 for layer in range(hp.n_layers)
         ]
         self._scale = arch.score_scale(hp)
-        is_sqrt = arch.embedding_scale == "sqrt"
-        self._embedding_scale = math.sqrt(hp.n_embd) if is_sqrt else hp.embedding_scale
+        self._embedding_factor = arch.embedding_factor(hp)
 
     def _rope_tables(
         self, max_seq_len: int, freq_factors: NDArray[np.float32] | None
@@ -85,7 +83,7 @@ class Transformer:
             norm_eps=hp.norm_eps,
             scale=self._scale,
         )
-        return self.ops.decoder(decode_program(self.weights), parts)
+        return self.ops.decoder(decode_program(self.arch, hp, self.weights), parts)
 
     def recover(self) -> None:
         """Makes good what a failed op may have left half-done."""
@@ -116,8 +114,8 @@ class Transformer:
         self._check(batch)
         ws = self._load(batch)
         self.ops.embedding(self.weights.token_embd, ws.token_ids, out=ws.x)  # [t, n_embd]
-        if self._embedding_scale != 1:
-            self.ops.scale(ws.x, self._embedding_scale)
+        if self._embedding_factor != 1:
+            self.ops.scale(ws.x, self._embedding_factor)
         for layer, w in enumerate(self.weights.layers):
             self._attention_block(layer, w, ws, batch.has_single_rows)
             self._ffn_block(layer, w, ws)

@@ -55,7 +55,8 @@ class ProgramSteps:
                 f"instruction {i}: {x} was written by {self._written_by.get(x)}, not {names.x}"
             )
         if isinstance(one, Embed):
-            self._write(one.out, self.weights["token_embd"][self.token_id], names.own)
+            embedding = self.weights["token_embd"][self.token_id]
+            self._write(one.out, one.factor * embedding, names.own)
         elif isinstance(one, Attend):
             self._write(one.out, self._attend(one), names.own)
         elif isinstance(one, Choose):
@@ -78,7 +79,7 @@ class ProgramSteps:
         if one.norm:
             x = reference.rms_norm(x, self.weights[one.norm], self.hp.norm_eps)
         bias = self.weights[one.bias] if one.bias else None
-        result = reference.matmul(self.weights[one.weight], x, bias)[0]
+        result = one.factor * reference.matmul(self.weights[one.weight], x, bias)[0]
         if one.effect == "add":
             result = self.buffers[one.out] + result
         elif one.effect == "swiglu":

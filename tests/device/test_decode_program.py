@@ -80,7 +80,7 @@ def numpy_steps(llm: LLM, path: Path) -> ProgramSteps:
         for rope in transformer._ropes
     ]
     return ProgramSteps(
-        decode_program(transformer.weights),
+        decode_program(transformer.arch, hp, transformer.weights),
         host_weights(path, hp.n_layers),
         hp,
         tables,

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from m40llm.device.decoder import ModelParts
 from m40llm.device.gpu.card import Card
 from m40llm.device.gpu.decode import Other, Product, angles_on, in_parts
@@ -22,6 +24,7 @@ def form_of(program: Sequence[Instruction], parts: ModelParts) -> Form:
         *(tuple(dict.fromkeys(types)), parts.table.type, n_seqs, parts.n_heads, n_kv_heads),
         *(head_dim, parts.rope_dim, parts.ropes[0].layout),
         qk_norm="head" if is_normed else "none",
+        has_factors=any(getattr(one, "factor", 1) != 1 for one in program),
     )
 
 
@@ -47,7 +50,7 @@ class _Binder:
         b = self._buffers
         for one in program:
             if isinstance(one, Embed):
-                yield Other(words.EMBED, out=b[one.out])
+                yield Other(words.EMBED, out=b[one.out], factor=one.factor)
             elif isinstance(one, Choose):
                 yield Other(words.CHOOSE)
             elif isinstance(one, Attend):
@@ -68,9 +71,18 @@ class _Binder:
         out = self._buffers.get(one.out)  # logits have a place of their own
         return Product(
             *(one.effect, self._parts.weights[one.weight], self._buffers[one.x], out),
-            *(self._weights(one.norm), self._weights(one.bias), one.first_row),
+            *(self._weights(one.norm), self._bias(one), one.first_row),
             angles=self._angles(one.layer) if one.effect == "rotate" else None,
+            factor=one.factor,
         )
+
+    def _bias(self, one: Project) -> Buffer | None:
+        """A kernel multiplies a product, and then adds the bias."""
+        bias = self._weights(one.bias)
+        if bias is None or one.factor == 1:
+            return bias
+        values = np.asarray(self._card.read(bias), np.float64) * one.factor
+        return self._card.upload(values.astype(np.float32))
 
     def _weights(self, name: str | None) -> Buffer | None:
         return self._parts.weights[name] if name else None

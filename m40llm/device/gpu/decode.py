@@ -50,6 +50,7 @@ class Product:
     """One matrix product of a program: buffers and planes in place of names.
 
     angles  that Q and K are turned by, see angles_on
+    factor  that results are multiplied by, before the bias is added
     cols    the columns that it takes, where a matrix is shared by several instructions that add
     """
 
@@ -61,6 +62,7 @@ class Product:
     bias: Buffer | None = None
     first_row: int = 0
     angles: Buffer | None = None
+    factor: float = 1.0
     cols: range | None = None
 
     @property
@@ -88,6 +90,7 @@ class Other:
 
     q_norm, k_norm  of ATTEND, with the angles that it turns Q and K by; None if they come turned
     window          of ATTEND: keys that a row sees, 0 for all
+    factor          of EMBED: that embeddings are multiplied by
     """
 
     operation: int
@@ -99,6 +102,7 @@ class Other:
     k_norm: Buffer | None = None
     angles: Buffer | None = None
     window: int = 0
+    factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,7 @@ def encode(instructions: Sequence[Product | Other], setting: Setting) -> NDArray
             adds = isinstance(instruction, Product) and instruction.effect == "add"
             if adds or i == 0 or instruction.out is not instructions[i - 1].out:
                 row[words.WRITER] = writers[out] = i
+        row[words.FACTOR] = _bits(instruction.factor)
         if isinstance(instruction, Product):
             _encode_product(row, instruction, setting.form)
             if setting.parts is None:
@@ -167,11 +172,10 @@ def _encode_other(row: NDArray[np.int64], one: Other) -> None:
 
 def _shared_words(setting: Setting) -> NDArray[np.int64]:
     state, sampler, row = setting.state, setting.state.sampler, np.zeros(words.N_WORDS, np.int64)
-    inner, outer = score_factors(setting.scale, 0.0)
+    inner, _ = score_factors(setting.scale, 0.0)
     numbers = (
         (words.EPS, _bits(setting.eps)),
         (words.INNER, _bits(inner)),
-        (words.OUTER, _bits(outer)),
         (words.MAX_SEQ_LEN, setting.max_seq_len),
         (words.N_SPLITS, state.partial.shape[2]),
         (words.VOCAB_SIZE, setting.table.shape[0]),

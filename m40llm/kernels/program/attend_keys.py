@@ -2,6 +2,8 @@
 
 The keys of the first two passes are under way before the query has arrived, and the next pass's
 always. The cache is written in this very launch, so it is not loaded through the read-only cache.
+
+over the size law: `see_keys` is one function so that keys and sums stay in registers.
 """
 
 import math

@@ -19,6 +19,7 @@ from numba import cuda, float32, int32, int64, uint32
 
 from m40llm.kernels.bits import float_as_uint, uint_as_float
 from m40llm.kernels.intrinsics import load_uint4_volatile, load_volatile
+from m40llm.kernels.layouts import DENSE
 from m40llm.kernels.order import key_of
 from m40llm.kernels.program import words
 from m40llm.kernels.program.code import word_of
@@ -26,6 +27,7 @@ from m40llm.kernels.program.exchange import give1, give2, take2
 from m40llm.kernels.program.form import N_THREADS, Form, group_rows, is_sliced
 from m40llm.kernels.program.rows import pair_of, result_of
 from m40llm.kernels.reduce import WARP_SIZE, warp_max, warp_sum
+from m40llm.kernels.unpack import RESULT_SCALE
 from m40llm.kernels.views import UNSEEN, array_at, part_of
 
 _ONE: Final = 0x3F800000  # the bits of 1.0
@@ -52,6 +54,22 @@ class Pair(NamedTuple):
     jump: Any
     s: Any
     is_mine: Any  # 1 if the pair exists and this thread is the first of the two, else 0
+
+
+@cache
+def factor_of(form: Form, type: GGMLType) -> Any:
+    """factor(w): what the sums of a product of this type are multiplied by, before any norm."""
+    result_scale = 1.0 if type in DENSE else 1.0 / RESULT_SCALE
+    has_factors = form.has_factors
+
+    @cuda.jit(device=True, forceinline=True)
+    def factor(w: Any) -> Any:
+        found = float32(result_scale)
+        if has_factors:
+            found *= uint_as_float(uint32(word_of(w, words.FACTOR)))
+        return found
+
+    return factor
 
 
 @cache

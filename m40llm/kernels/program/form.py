@@ -72,6 +72,7 @@ class Form:
     table_type  of the embedding
     n_seqs      sequences that are decoded together, 1 to 8
     qk_norm     "head": ATTEND norms each head of Q and K, and turns it; "none": products turn it
+    has_factors embeddings and results of products are multiplied by FACTOR
     """
 
     types: tuple[GGMLType, ...]
@@ -83,6 +84,7 @@ class Form:
     rope_dim: int
     rope_layout: RopeLayout
     qk_norm: QkNorm = "none"
+    has_factors: bool = False
 
     @property
     def q_dim(self) -> int:

@@ -70,8 +70,8 @@ from typing import Final
     # ATTEND
     K_CACHE,  # address of one layer's float16[n_seqs, n_kv_heads, max_seq_len, head_dim]
     V_CACHE,
-    INNER,  # bits of the factors of scores: attention_common.score_factors
-    OUTER,
+    INNER,  # bits of what scores are multiplied by, in units of ln 2
+    FACTOR,  # bits of what EMBED and products multiply by, where Form.has_factors
     WINDOW,  # keys that a row sees
     PARTIAL,  # address of exchange words uint32[n_seqs, n_heads, N_SPLITS, head_dim + 2, 2]
     N_SPLITS,
