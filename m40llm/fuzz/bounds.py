@@ -104,13 +104,15 @@ def gated_sums_bound(y: Array, error: Array, expected: Array) -> Array:
     return np.asarray(bound)
 
 
-def turned_norm_bound(normed: Array) -> Array:
-    """Of a head that one warp norms and turns: normed [..., head_dim], exact and not yet turned.
+def turned_norm_bound(normed: Array, n_mean: int) -> Array:
+    """Of heads that are normed and turned: normed [..., head_dim], exact and not yet turned; n_mean
+    of them have one mean square.
 
-    A sum of squares rounds five times for each of a lane's quads of columns, and five times in the
-    warp; the root halves that. Then mean, eps, root and quotient; three products and a sum.
+    A sum of squares rounds five times for each of a lane's quads of columns, five times in a warp,
+    and once for each of 16 warps; the root halves that. Then mean, eps, root and quotient; three
+    products and a sum.
     """
-    n_sums = 5 * -(-normed.shape[-1] // 128) + 5
+    n_sums = 5 * -(-n_mean // 128) + 5 + 16
     relative = (n_sums / 2 + 8) * UNIT_ROUNDOFF * 1.01
     return np.asarray(relative * 2 * np.abs(normed).max(axis=-1, keepdims=True))
 

@@ -11,7 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m40llm import reference
-from m40llm.device.instructions import Attend, Choose, Embed, Instruction, Project, writers
+from m40llm.device.instructions import (
+    AddNormed,
+    Attend,
+    Choose,
+    Embed,
+    Instruction,
+    Project,
+    writers,
+)
 from m40llm.errors import KernelContractError
 from m40llm.model.hparams import HParams
 
@@ -59,6 +67,11 @@ class ProgramSteps:
             self._write(one.out, one.factor * embedding, names.own)
         elif isinstance(one, Attend):
             self._write(one.out, self._attend(one), names.own)
+        elif isinstance(one, AddNormed):
+            normed = reference.rms_norm(
+                self.buffers[one.x][None], self.weights[one.norm], self.hp.norm_eps
+            )
+            self._write(one.out, self.buffers[one.out] + one.factor * normed[0], names.own)
         elif isinstance(one, Choose):
             self.token_id, self.pos = int(self.buffers["logits"].argmax()), self.pos + 1
         else:
@@ -82,10 +95,11 @@ class ProgramSteps:
         result = one.factor * reference.matmul(self.weights[one.weight], x, bias)[0]
         if one.effect == "add":
             result = self.buffers[one.out] + result
-        elif one.effect == "swiglu":
+        elif one.effect in ("swiglu", "geglu"):
+            gated = reference.geglu if one.effect == "geglu" else reference.swiglu
             gate, up = np.split(result, 2)
-            result = reference.swiglu(gate[None], up[None])[0]
-        elif one.effect in ("rotate", "store"):
+            result = gated(gate[None], up[None])[0]
+        elif one.out == "qkv":
             result = self._rotated(one, result)
         self._write(one.out, result, writer)
 
@@ -112,9 +126,9 @@ class ProgramSteps:
         found = [part.reshape(-1, hp.head_dim) for part in parts]
         for i, norm in enumerate((one.q_norm, one.k_norm)):
             if norm:
-                weight = self.weights[norm]
-                normed = reference.rms_norm(found[i], weight, hp.norm_eps)
-                found[i] = self._turned(normed, one.layer)
+                weight = self.weights[norm]  # as long as a head, or as all of them
+                rows = found[i].reshape(-1, weight.size)
+                found[i] = self._turned(reference.rms_norm(rows, weight, hp.norm_eps), one.layer)
         return found
 
     def _attend(self, one: Attend) -> Doubles:

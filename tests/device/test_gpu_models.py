@@ -14,6 +14,11 @@ from m40llm.testing import write_tiny_gguf
 from m40llm.testing.greedy import assert_same_greedy
 
 SHAPE = {"head_dim": 64, "context_length": 64}
+GRANITE = {
+    "granite.residual_scale": 0.5,
+    "granite.embedding_scale": 2.0,
+    "granite.logit_scale": 1.5,
+}
 GREEDY = {"temperature": 0, "ignore_eos": True}
 LONGROPE = {"type": "longrope", "factor": 4.0, "original_context_length": 16}
 DEVICES = [
@@ -38,7 +43,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen3": {"arch": "qwen3", "tensor_type": "Q8_0"},
     "smollm3": {"arch": "smollm3", "n_layers": 4},
     "olmo2": {"arch": "olmo2"},
-    "granite": {"arch": "granite", "metadata": {"granite.residual_scale": 0.5}},
+    "granite": {"arch": "granite", "metadata": GRANITE},
     "gemma3": {
         "arch": "gemma3",
         "n_layers": 6,
@@ -100,7 +105,7 @@ def test_mean_nll(device: str, name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", ["qwen3", "smollm3"])
+@pytest.mark.parametrize("name", ["qwen3", "smollm3", "granite", "gemma3", "olmo2"])
 def test_decoded_on_the_device(device: str, name: str, tmp_path: Path) -> None:
     """Each form's tokens and log-probabilities, bit for bit; the host's loop rounds elsewhere."""
     path = write_tiny_gguf(tmp_path / "tiny.gguf", **{**SHAPE, **MODELS[name]})

@@ -87,6 +87,13 @@ BUGS = {
         "share += (x0 * x0 + x1 * x1) + (x2 * x2 + x3 * x3)",
         "share += (x0 * x0 + x1 * x1) + x2 * x2",
     ),
+    "norm of another sequence": Bug(
+        "program_add_normed",
+        "program.add_normed",
+        "program.add_normed",
+        "total += squares[uint32(s * N_WARPS + warp)]",
+        "total += squares[uint32(warp)]",
+    ),
 }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from m40llm.fuzz.attend_alone import attend_alone, form_of
+from m40llm.fuzz.instruction_alone import attend_alone, form_of
 from m40llm.fuzz.targets.program_attention import MAX_SEQ_LEN, check_attend, drawn
 from m40llm.kernels.program.attend import attend_of
 from m40llm.kernels.program.attend_shape import KEYS_UNIT, split_shape
@@ -19,6 +19,7 @@ SHAPES: dict[str, tuple[Any, ...]] = {  # n_heads, n_kv_heads, head_dim, rope_di
     "a key a load": (2, 2, 256, 256, "half", "none"),
     "more lane groups than elements": (3, 1, 16, 16, "half", "none"),
     "norms": (4, 2, 32, 32, "half", "head"),
+    "norms of all heads": (6, 2, 64, 64, "half", "row"),
     "norms, half turned": (3, 1, 80, 40, "interleaved", "head"),
     "norms, a head of two quads a lane": (2, 1, 256, 256, "half", "head"),
 }

@@ -9,9 +9,16 @@ from m40llm.device.decoder import ModelParts
 from m40llm.device.gpu.card import Card
 from m40llm.device.gpu.decode import Other, Product, angles_on, in_parts
 from m40llm.device.gpu.decode_state import new_exchange
-from m40llm.device.instructions import Attend, Choose, Embed, Instruction, Project
+from m40llm.device.instructions import (
+    AddNormed,
+    Attend,
+    Choose,
+    Embed,
+    Instruction,
+    Project,
+)
 from m40llm.kernels.program import words
-from m40llm.kernels.program.form import Form
+from m40llm.kernels.program.form import Form, QkNorm
 
 Buffer = Any
 
@@ -19,12 +26,17 @@ Buffer = Any
 def form_of(program: Sequence[Instruction], parts: ModelParts) -> Form:
     _, n_seqs, n_kv_heads, _, head_dim = parts.k.shape
     types = (parts.weights[one.weight].type for one in program if isinstance(one, Project))
-    is_normed = any(isinstance(one, Attend) and one.q_norm for one in program)
+    norms = {one.q_norm for one in program if isinstance(one, Attend) and one.q_norm}
+    sizes = {parts.weights[norm].size for norm in norms}
+    qk_norm: QkNorm = "none" if not sizes else "head" if sizes == {head_dim} else "row"
+    is_gelu = any(isinstance(one, Project) and one.effect == "geglu" for one in program)
     return Form(
         *(tuple(dict.fromkeys(types)), parts.table.type, n_seqs, parts.n_heads, n_kv_heads),
         *(head_dim, parts.rope_dim, parts.ropes[0].layout),
-        qk_norm="head" if is_normed else "none",
+        qk_norm=qk_norm,
         has_factors=any(getattr(one, "factor", 1) != 1 for one in program),
+        activation="gelu" if is_gelu else "silu",
+        has_post_norms=any(isinstance(one, AddNormed) for one in program),
     )
 
 
@@ -40,7 +52,8 @@ class _Binder:
         self._card, self._parts = card, parts
         _, self._n_seqs, n_kv_heads, self._max_seq_len, head_dim = parts.k.shape
         q_dim, kv_dim = parts.n_heads * head_dim, n_kv_heads * head_dim
-        widths = {"x": parts.n_embd, "qkv": q_dim + 2 * kv_dim, "attn": q_dim, "h": parts.n_ff}
+        widths = {"x": parts.n_embd, "y": parts.n_embd, "h": parts.n_ff}
+        widths |= {"qkv": q_dim + 2 * kv_dim, "attn": q_dim}
         self._buffers = {
             name: new_exchange(card, self._n_seqs, width) for name, width in widths.items()
         }
@@ -55,6 +68,9 @@ class _Binder:
                 yield Other(words.CHOOSE)
             elif isinstance(one, Attend):
                 yield self._attend(one)
+            elif isinstance(one, AddNormed):
+                norm, factor = self._weights(one.norm), one.factor
+                yield Other(words.ADD_NORMED, b[one.x], b[one.out], norm=norm, factor=factor)
             else:
                 yield from in_parts(self._product(one), self._n_seqs)
 

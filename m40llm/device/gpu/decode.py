@@ -34,6 +34,7 @@ Buffer = Any
 EFFECTS = {
     "add": words.ADD,
     "swiglu": words.SWIGLU,
+    "geglu": words.SWIGLU,
     "rotate": words.ROTATE,
     "store": words.STORE,
     "logits": words.LOGITS,
@@ -90,7 +91,8 @@ class Other:
 
     q_norm, k_norm  of ATTEND, with the angles that it turns Q and K by; None if they come turned
     window          of ATTEND: keys that a row sees, 0 for all
-    factor          of EMBED: that embeddings are multiplied by
+    norm            of ADD_NORMED
+    factor          that embeddings, or what ADD_NORMED adds, are multiplied by
     """
 
     operation: int
@@ -102,6 +104,7 @@ class Other:
     k_norm: Buffer | None = None
     angles: Buffer | None = None
     window: int = 0
+    norm: Buffer | None = None
     factor: float = 1.0
 
 
@@ -162,12 +165,14 @@ def _encode_other(row: NDArray[np.int64], one: Other) -> None:
     row[words.OP] = one.operation
     for word, buffer in (
         *((words.K_CACHE, one.k_cache), (words.V_CACHE, one.v_cache)),
-        *((words.Q_NORM, one.q_norm), (words.K_NORM, one.k_norm), (words.ANGLES, one.angles)),
+        *((words.K_NORM, one.k_norm), (words.ANGLES, one.angles)),
     ):
         row[word] = 0 if buffer is None else address(buffer)
     row[words.WINDOW] = window_keys(one.window)
-    if one.q_norm is not None:
-        row[words.N_COLS] = one.q_norm.size  # who comes before asks for so much of it
+    for norm in (one.q_norm, one.norm):
+        if norm is not None:
+            row[words.NORM] = address(norm)
+            row[words.N_COLS] = norm.size  # who comes before asks for so much of it
 
 
 def _shared_words(setting: Setting) -> NDArray[np.int64]:
@@ -214,7 +219,7 @@ def _encode_product(row: NDArray[np.int64], product: Product, form: Form) -> Non
     row[words.KIND] = EFFECTS[product.effect]
     first = product.of_cols.start
     row[words.N_ROWS], row[words.N_COLS] = w.n_rows, len(product.of_cols)
-    if product.effect == "swiglu":  # a gate row and its up row
+    if product.effect in ("swiglu", "geglu"):  # a gate row and its up row
         row[words.PAIR_STEP], row[words.PAIR_JUMP] = 1, w.n_rows // 2
     else:
         row[words.PAIR_STEP], row[words.PAIR_JUMP] = 2, 1

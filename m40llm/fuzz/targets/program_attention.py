@@ -6,11 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m40llm import reference
-from m40llm.fuzz.attend_alone import EPS, Given, attend_alone, form_of
 from m40llm.fuzz.attention import Case, poisoned_cache
 from m40llm.fuzz.bounds import turned_norm_bound
 from m40llm.fuzz.contents import normals
 from m40llm.fuzz.definition import target
+from m40llm.fuzz.instruction_alone import EPS, Given, attend_alone, form_of
 from m40llm.fuzz.strategies import choices, seeds, sizes
 from m40llm.kernels.attention_keys import keys_a_pass
 from m40llm.kernels.program import attend as kernels
@@ -22,6 +22,7 @@ Array = NDArray[Any]
 FORMS = choices(
     [
         (3, 1, 16, 12, "interleaved", "head"),
+        (4, 2, 32, 32, "half", "row"),
         (4, 2, 32, 32, "half", "head"),
         (4, 2, 32, 32, "half", "none"),
     ]
@@ -36,7 +37,8 @@ def drawn(form: Form, n_keys: int, window: int, spread: float, seed: int) -> Giv
     shape = (form.n_kv_heads, MAX_SEQ_LEN, form.head_dim)
     k, v = (poisoned_cache(rng, [n_keys - 1], *shape) for _ in "kv")
     angles = np.outer(np.arange(MAX_SEQ_LEN), 0.1 ** np.arange(form.rope_dim // 2))
-    norms = [1 + normals(rng, form.head_dim, spread=0.3) for _ in "qk"]
+    widths = [form.head_dim] * 2 if form.qk_norm != "row" else [form.q_dim, form.kv_dim]
+    norms = [1 + normals(rng, width, spread=0.3) for width in widths]
     return Given(
         normals(rng, form.q_dim + 2 * form.kv_dim),
         *(k, v, n_keys - 1, spread / form.head_dim**0.5, window),
@@ -49,10 +51,10 @@ def turned(form: Form, given: Given, x: Array, norm: Array) -> tuple[Array, Arra
     """(x [n_heads, head_dim] as attention takes it, how far FP32 may stray from it)."""
     if form.qk_norm == "none":
         return x, np.zeros_like(x)
-    normed = reference.rms_norm(x, norm, EPS)
+    normed = reference.rms_norm(x.reshape(-1, norm.size), norm, EPS).reshape(x.shape)
     pos, tables = np.array([given.pos], np.int32), (given.cos, given.sin)
     found = reference.rope(normed[None], pos, *tables, form.rope_layout)[0]
-    return found, np.broadcast_to(turned_norm_bound(normed), x.shape)
+    return found, np.broadcast_to(turned_norm_bound(normed, norm.size), x.shape)
 
 
 def check_attend(card: Any, attend_of: Any, form: Form, given: Given, n_blocks: int) -> None:

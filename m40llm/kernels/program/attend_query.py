@@ -1,8 +1,8 @@
 """The query of an attention, and the newest key and value: from the exchange into shared memory.
 
 Where Q and K have norms, what comes has neither been normed nor turned: the block does both for
-its heads of Q and for its K. So blocks that share a head do the same, small, work; and none waits
-for another one to have appended the newest key.
+its heads of Q and for its K; of a norm of whole rows it takes them all. So blocks that share a head
+do the same, small, work; and none waits for another one to have appended the newest key.
 """
 
 import math
@@ -24,9 +24,9 @@ from m40llm.kernels.program import words
 from m40llm.kernels.program.attend_shape import tile_heads
 from m40llm.kernels.program.code import word_of
 from m40llm.kernels.program.exchange import take4
-from m40llm.kernels.program.form import Form
+from m40llm.kernels.program.form import N_THREADS, N_WARPS, Form
 from m40llm.kernels.reduce import WARP_SIZE, warp_sum
-from m40llm.kernels.views import UNSEEN, array_at
+from m40llm.kernels.views import UNSEEN, array_at, part_of
 
 
 @cache
@@ -34,7 +34,8 @@ def take_of(form: Form) -> Any:
     """take_query(w, qkv, epoch, s, pos, kv_head, first_head, end_head, inner, query, fresh,
     scratch): q of the tile's heads times `inner`, and the newest K and V as packed halves, into
     shared memory. Of each 8 elements of q, which one lane wants, the first four lie in a head's
-    first half. scratch: shared float32[tile_heads + 1, head_dim], free again after a barrier."""
+    first half. scratch: shared, float32[tile_heads + 1, head_dim] and float32[2, N_WARPS], free
+    again after a barrier."""
     return _take_plain_of(form) if form.qk_norm == "none" else _take_normed_of(form)
 
 
@@ -120,8 +121,34 @@ def _turn_of(form: Form) -> Any:
 
 
 @cache
+def _row_squares_of(form: Form) -> Any:
+    """put_squares(qkv, epoch, s, sums): each warp's share of the sum of squares of all of Q, and of
+    K, into shared float32[2, N_WARPS]; by all threads."""
+    q_dim, n_all, row = form.q_dim, form.q_dim + form.kv_dim, form.q_dim + 2 * form.kv_dim
+
+    @cuda.jit(device=True, forceinline=True)
+    def put_squares(qkv: Any, epoch: Any, s: Any, sums: Any) -> None:
+        of_q, of_k, thread = float32(0), float32(0), int32(cuda.threadIdx.x)
+        for c in range(4 * thread, n_all, 4 * N_THREADS):
+            x0, x1, x2, x3 = take4(qkv, int32(s * row + c), epoch)
+            share = (x0 * x0 + x1 * x1) + (x2 * x2 + x3 * x3)
+            if c < q_dim:
+                of_q += share
+            else:
+                of_k += share
+        of_q, of_k = warp_sum(of_q), warp_sum(of_k)
+        if thread & 31 == 0:
+            sums[uint32(thread >> 5)] = of_q
+            sums[uint32(N_WARPS + (thread >> 5))] = of_k
+        cuda.syncthreads()
+
+    return put_squares
+
+
+@cache
 def _take_normed_of(form: Form) -> Any:
     """take_query of Q and K that are normed and turned here: a head a warp, those of Q, K's, V's.
+    The mean square is that of the head, or of all heads.
 
     What each lane multiplies by is on its way while it waits for the head. A head times the norm's
     weights meets in `scratch`; the root of its mean square comes last, as it does in stage.py.
@@ -130,6 +157,8 @@ def _take_normed_of(form: Form) -> Any:
     head_quads, n_quads = head_dim // 4, ceil_div(head_dim // 4, WARP_SIZE)
     row, slot_of, turn = form.q_dim + 2 * form.kv_dim, _slot_of(form.head_dim), _turn_of(form)
     k_first, v_first = form.q_dim, form.q_dim + form.kv_dim
+    is_row, q_dim, kv_dim = form.qk_norm == "row", form.q_dim, form.kv_dim
+    put_squares, sums_at = _row_squares_of(form), (n_heads + 1) * head_dim
 
     @cuda.jit(device=True, forceinline=True)
     def take_query(
@@ -143,15 +172,20 @@ def _take_normed_of(form: Form) -> Any:
         other = cuda.local.array((n_quads, 4), uint32)
         thread = uint32(cuda.threadIdx.x)
         warp, lane = int32(thread >> uint32(5)), int32(thread & uint32(31))
+        sums = part_of(scratch, sums_at, 2 * N_WARPS, float32)
+        if is_row:
+            put_squares(qkv, epoch, s, sums)
         if warp < n_heads + 1:
             is_query, place = warp < n_heads, max(pos, int32(0))
             head = min(int32(first_head + warp), int32(end_head - 1))
-            first = int32(head * head_dim if is_query else k_first + kv_head * head_dim)
+            of_row = int32(head * head_dim if is_query else kv_head * head_dim)
+            first = of_row if is_query else int32(k_first + of_row)
+            norm_first = of_row if is_row else int32(0)
             norm = array_at(w[words.Q_NORM if is_query else words.K_NORM], (UNSEEN,), float32)
             angles = array_at(w[words.ANGLES], (UNSEEN,), float32)
             for k in range(n_quads):
                 quad = min(int32(lane + k * WARP_SIZE), int32(head_quads - 1))
-                n0, n1, n2, n3 = load_float4_readonly(norm, int32(4 * quad))
+                n0, n1, n2, n3 = load_float4_readonly(norm, int32(norm_first + 4 * quad))
                 weight[k, 0], weight[k, 1], weight[k, 2], weight[k, 3] = n0, n1, n2, n3
                 for i in range(4):
                     cos[k, i], sin[k, i], other[k, i] = turn(angles, place, int32(4 * quad + i))
@@ -166,7 +200,13 @@ def _take_normed_of(form: Form) -> Any:
                     x[k, 0], x[k, 1], x[k, 2], x[k, 3] = x0, x1, x2, x3
                     store_float4_shared(scratch, int32(warp * head_dim + 4 * quad), x0, x1, x2, x3)
             eps = uint_as_float(uint32(word_of(w, words.EPS)))
-            scale = float32(1) / math.sqrt(warp_sum(share) / float32(head_dim) + eps)
+            mean = warp_sum(share) / float32(head_dim)
+            if is_row:
+                of_all, sums_first = float32(0), uint32(0 if is_query else N_WARPS)
+                for other_warp in range(N_WARPS):
+                    of_all += sums[uint32(sums_first + uint32(other_warp))]
+                mean = of_all / float32(q_dim if is_query else kv_dim)
+            scale = float32(1) / math.sqrt(mean + eps)
             cuda.syncwarp()
             for k in range(n_quads):
                 quad = int32(lane + k * WARP_SIZE)

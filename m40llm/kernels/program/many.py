@@ -20,10 +20,8 @@ from m40llm.kernels.program.epilogue import (
     extras_of,
     factor_of,
     find_of,
-    finish,
-    gather_of,
+    finish_of,
     my_pair,
-    put_logits_of,
     warp_has_pairs,
 )
 from m40llm.kernels.program.form import (
@@ -44,7 +42,8 @@ from m40llm.kernels.program.items import (
     next_span_of,
     sum_chunks,
 )
-from m40llm.kernels.program.pending import finish_pending
+from m40llm.kernels.program.logits import gather_of, put_logits_of
+from m40llm.kernels.program.pending import pending_of
 from m40llm.kernels.program.rows import result_of
 from m40llm.kernels.program.spans import loading_of
 from m40llm.kernels.program.stage import n_shares, norm_scale, staging_of, sum_squares_of
@@ -64,6 +63,7 @@ def many_of(form: Form, type: GGMLType) -> Any:
     load_norm, ask_x, take, put_squares = staging_of(type, n_seqs)
     find, extras, result_at = find_of(form, type), extras_of(form), result_of(form, type)
     put_logits, gather, factor = put_logits_of(form), gather_of(form), factor_of(form, type)
+    finish, (_, finish_pending) = finish_of(form), pending_of(form)
 
     @cuda.jit(device=True, forceinline=True)
     def many(

@@ -44,7 +44,7 @@ from m40llm.kernels.program.items import (
     items_of,
     next_span_of,
 )
-from m40llm.kernels.program.pending import finish_now, finish_pending, keep, keep_scale
+from m40llm.kernels.program.pending import keep, keep_scale, pending_of
 from m40llm.kernels.program.rows import result_of
 from m40llm.kernels.program.spans import loading_of
 from m40llm.kernels.program.stage import n_shares, norm_scale, staging_of, sum_squares_of
@@ -62,7 +62,7 @@ def once_of(form: Form, type: GGMLType) -> Any:
     load, load_next, do_spans = loading_of(form, type)
     load_norm, ask_x, take, put_squares = staging_of(type, n_seqs)
     find, extras, result_at = find_of(form, type), extras_of(form), result_of(form, type)
-    factor = factor_of(form, type)
+    factor, (finish_now, finish_pending) = factor_of(form, type), pending_of(form)
 
     @cuda.jit(device=True, forceinline=True)
     def once(

@@ -31,9 +31,7 @@ from m40llm.kernels.program.epilogue import (
     Pair,
     extras_of,
     factor_of,
-    finish,
-    gather_of,
-    put_logits_of,
+    finish_of,
 )
 from m40llm.kernels.program.exchange import give1, take4
 from m40llm.kernels.program.form import (
@@ -50,6 +48,7 @@ from m40llm.kernels.program.form import (
     span_cols,
 )
 from m40llm.kernels.program.items import Items, next_span_of
+from m40llm.kernels.program.logits import gather_of, put_logits_of
 from m40llm.kernels.program.rows import pair_of
 from m40llm.kernels.program.spans import loading_of
 from m40llm.kernels.program.stage import n_shares, norm_scale, staging_of, sum_squares_of
@@ -118,6 +117,7 @@ def _merge_of(form: Form, type: GGMLType) -> Any:
     """merge(code, slot_pos, pool, first_group, end_group, n_groups, epoch): the results of these
     groups, of the matrix's n_groups, once all their parts have come."""
     n_seqs, find_pair, extras = form.n_seqs, pair_of(form), extras_of(form)
+    finish = finish_of(form)
     put_logits, gather, factor = put_logits_of(form), gather_of(form), factor_of(form, type)
     pairs_a_group, (_, scale_of) = group_rows(type, n_seqs) // 2, _squares_of(n_seqs)
 

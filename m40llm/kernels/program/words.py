@@ -12,7 +12,7 @@ from typing import Final
     # any instruction
     PC,  # which of the program's instructions it is
     AFTER_NEXT,  # the instruction after the next one, the program being a ring
-    OP,  # EMBED, ATTEND, CHOOSE, or PRODUCT + the place of the matrix's type in Form.types
+    OP,  # one of those below, or PRODUCT + the place of the matrix's type in Form.types
     X,  # address of exchange words uint32[n_seqs, N_COLS, 2]; see exchange.py
     X_WRITER,  # the instruction that wrote X last
     OUT,  # address of exchange words uint32[n_seqs, OUT_COLS, 2]
@@ -98,11 +98,12 @@ from typing import Final
 ) = range(81)
 N_WORDS: Final = 81
 
-# ATTEND, where Q and K have norms: addresses of float32[head_dim], in words that a product has.
+# ATTEND, where Q and K have norms: addresses of their weights, in words that a product has.
 Q_NORM, K_NORM = NORM, BIAS
 
 # Operations.
 EMBED, ATTEND, CHOOSE, PRODUCT = range(4)
+ADD_NORMED: Final = 7  # beyond a PRODUCT of each type
 
 # What becomes of a product's results.
 ADD, SWIGLU, ROTATE, LOGITS, STORE = range(5)
