@@ -86,7 +86,7 @@ def measure(model: Transformer, n_tokens: int, chunk: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", default="1b", help="135m, 1b or 8b")
+    parser.add_argument("--shape", default="1b", help="135m, 1b, 8b or qwen3-8b")
     parser.add_argument("--type", default="F16", choices=TYPES, help="of the weights")
     parser.add_argument("--tokens", default="512,2048", type=lengths, help="of the prompts")
     parser.add_argument("--chunk", default=512, type=int, help="tokens at a time")

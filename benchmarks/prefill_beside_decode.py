@@ -98,7 +98,7 @@ def model_on(device: str, shape: str, type: str, **sizes: int) -> Transformer:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", default="1b", help="135m, 1b or 8b")
+    parser.add_argument("--shape", default="1b", help="135m, 1b, 8b or qwen3-8b")
     parser.add_argument("--type", default="F16", choices=TYPES, help="of the weights")
     parser.add_argument("--chunks", default="32,128,512", type=lengths, help="tokens of a prefill")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N or emulator")

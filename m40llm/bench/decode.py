@@ -91,7 +91,9 @@ def step_bytes(model: Transformer, seq_len: int) -> int:
     total = 0
     for layer in model.weights.layers:
         matrices = (*layer.attn_qkv, *layer.ffn_gate_up, layer.attn_output, layer.ffn_down)
-        total += sum(map(_matrix_bytes, matrices)) + 8 * model.hp.n_embd
+        norms = (layer.attn_norm, layer.ffn_norm, layer.attn_q_norm, layer.attn_k_norm)
+        total += sum(map(_matrix_bytes, matrices))
+        total += sum(4 * norm.size for norm in norms if norm is not None)
     total += _matrix_bytes(model.weights.output)
     return total + 4 * model.kv.n_seqs * seq_len * model.hp.kv_dim * model.hp.n_layers
 

@@ -1,5 +1,6 @@
 """Shapes of real models, for synthetic weights, and how their tensors are quantised."""
 
+from dataclasses import replace
 from typing import Final
 
 from gguf import GGMLQuantizationType as GGMLType
@@ -32,6 +33,13 @@ SHAPES: Final[dict[str, HParams]] = {
     "135m": _shape(30, 576, 1536, 9, 3, 49152),  # SmolLM2
     "1b": _shape(16, 2048, 8192, 32, 8, 128256),  # Llama 3.2
     "8b": _shape(32, 4096, 14336, 32, 8, 128256),  # Llama 3.1
+    "qwen3-8b": replace(
+        _shape(36, 4096, 12288, 32, 8, 151936),
+        arch="qwen3",
+        context_length=40960,
+        norm_eps=1e-6,
+        rope=RopeParams(rope_dim=128, theta=1e6),
+    ),
 }
 TYPES: Final = (
     *("F32", "F16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"),

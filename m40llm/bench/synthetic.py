@@ -173,7 +173,15 @@ def _layer(make: _Maker, hp: HParams, layer: int) -> LayerWeights:
         ffn_down=make.matrix(layer, "ffn_down", hp.n_embd, hp.n_ff, 0.3),
         attn_qkv=attn_qkv,
         ffn_gate_up=ffn_gate_up,
+        **_norms_of_heads(make, hp),
     )
+
+
+def _norms_of_heads(make: _Maker, hp: HParams) -> dict[str, Any]:
+    """Of Q and K, where the architecture has them."""
+    if ARCHITECTURES[hp.arch].qk_norm == "none":
+        return {}
+    return {f"attn_{part}_norm": make.vector(hp.head_dim) for part in "qk"}
 
 
 def fill_cache(model: Transformer, rng: np.random.Generator) -> None:

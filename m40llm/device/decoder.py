@@ -9,7 +9,7 @@ Several forms of one step give the same tokens, bit for bit:
     persistent  one launch for the whole of a request
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Protocol
 
@@ -68,12 +68,14 @@ class ModelParts:
 
     weights   by the names in the program
     k, v      the KV cache
-    scale     of attention's scores; window: keys that a row sees, 0 for all
+    ropes     of each layer; windows: of each layer, keys that a row sees, 0 for all
+    scale     of attention's scores
     """
 
     weights: Mapping[str, Any]
     table: Any
-    rope: RopeTable
+    ropes: Sequence[RopeTable]
+    windows: Sequence[int]
     k: Buffer
     v: Buffer
     n_heads: int
@@ -83,7 +85,6 @@ class ModelParts:
     vocab_size: int
     norm_eps: float
     scale: float
-    window: int
 
 
 class Decoder(Protocol):

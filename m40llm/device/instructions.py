@@ -6,32 +6,38 @@
 model/program.py makes the list; device/gpu/decoder.py runs it on a card, testing/program_steps.py
 in NumPy. An instruction may begin once all that it reads has been written: `writers` says by whom.
 
-Buffers, of n_seqs rows each: x [n_embd] the residual stream, qkv [q_dim + 2 kv_dim], attn [q_dim],
-h [n_ff], logits [vocab_size]. Weights are named as in the file: blk.3.ffn_down, output_norm;
-blk.3.attn_qkv.0 is the first group of Q, K and V that are stacked.
+Buffers, of n_seqs rows each: x [n_embd] the residual stream, y [n_embd] a block's output before its
+norm, qkv [q_dim + 2 kv_dim], attn [q_dim], h [n_ff], logits [vocab_size]. Weights are named as in
+the file: blk.3.ffn_down, output_norm; blk.3.attn_qkv.0 is the first group of Q, K and V that are
+stacked.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Effect = Literal["rotate", "add", "swiglu", "logits"]
+Effect = Literal["rotate", "store", "add", "swiglu", "geglu", "logits"]
 
 
 @dataclass(frozen=True)
 class Embed:
-    """out = the embedding of each sequence's token."""
+    """out = factor * the embedding of each sequence's token."""
 
     out: str = "x"
+    factor: float = 1.0
 
 
 @dataclass(frozen=True)
 class Project:
     """A matrix product, of RMSNorm(x) where a norm is named, and what becomes of the results.
 
+    layer   whose angles Q and K are turned by
+    factor  that the results are multiplied by, their bias included
+
     rotate  out[first_row + row]: Q, K and V stacked; Q and K turned by RoPE
+    store   out[first_row + row]: as it is; Q, K and V where Attend turns them, or before AddNormed
     add     out += result
-    swiglu  out = silu(gate) * up, of gate above up
+    swiglu  out = silu(gate) * up, of gate above up; geglu: gelu(gate) * up
     logits  out = result, and its maximum
     """
 
@@ -42,15 +48,33 @@ class Project:
     norm: str | None = None
     bias: str | None = None
     first_row: int = 0
+    layer: int = 0
+    factor: float = 1.0
 
 
 @dataclass(frozen=True)
 class Attend:
-    """out = attention of Q over the layer's cache, to which K and V are appended first."""
+    """out = attention of Q over the layer's cache, to which K and V are appended first.
+
+    q_norm, k_norm  weights of an RMSNorm, of head_dim: of each head; of as many as Q or K has: of
+                    all heads together. Q and K are then turned by RoPE here
+    """
 
     layer: int
     x: str = "qkv"
     out: str = "attn"
+    q_norm: str | None = None
+    k_norm: str | None = None
+
+
+@dataclass(frozen=True)
+class AddNormed:
+    """out += factor * RMSNorm(x): the norm after a block."""
+
+    norm: str
+    x: str = "y"
+    out: str = "x"
+    factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -60,7 +84,7 @@ class Choose:
     x: str = "logits"
 
 
-Instruction = Embed | Project | Attend | Choose
+Instruction = Embed | Project | Attend | AddNormed | Choose
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ class Case:
     scale: float
     window: int = 0
     softcap: float = 0.0
+    q_error: Any = 0.0  # how far a kernel's q may be from this one, where it makes it itself
 
     @property
     def options(self) -> dict[str, Any]:
@@ -47,15 +48,17 @@ class Case:
     def bound(self) -> Array:
         """Error of FP32 arithmetic, per element."""
         n_heads, n_kv_heads = self.q.shape[1], self.k.shape[1]
-        score = np.empty((*self.q.shape[:2], 1))
+        score, off = np.empty((*self.q.shape[:2], 1)), np.zeros((*self.q.shape[:2], 1))
+        q_error = np.broadcast_to(self.q_error, self.q.shape)
         for t, (s, last) in enumerate(zip(self.seq, self.pos, strict=True)):
             for head in range(n_heads):
                 k = np.abs(self.k[s, head // (n_heads // n_kv_heads), self._first(last) : last + 1])
                 score[t, head] = (k.astype(np.float64) @ np.abs(self.q[t, head])).max()
-        score *= abs(self.scale)
+                off[t, head] = (k.astype(np.float64) @ q_error[t, head]).max()
+        score, off = (value * abs(self.scale) for value in (score, off))
         n_keys = (self.pos + 1 - [self._first(last) for last in self.pos])[:, None, None]
         magnitude = self.expected(v=np.abs(self.v))
-        return attention_bound(score, n_keys, self.q.shape[2], magnitude)
+        return attention_bound(score, n_keys, self.q.shape[2], magnitude, off)
 
     def _first(self, last: int) -> int:
         return max(0, int(last) + 1 - self.window) if self.window else 0

@@ -112,7 +112,22 @@ def gated_sums_bound(y: Array, error: Array, expected: Array) -> Array:
     return np.asarray(bound)
 
 
-def attention_bound(score: Array, n_keys: Any, head_dim: int, magnitude: Array) -> Array:
+def turned_norm_bound(normed: Array, n_mean: int) -> Array:
+    """Of heads that are normed and turned: normed [..., head_dim], exact and not yet turned; n_mean
+    of them have one mean square.
+
+    A sum of squares rounds five times for each of a lane's quads of columns, five times in a warp,
+    and once for each of 16 warps; the root halves that. Then mean, eps, root and quotient; three
+    products and a sum.
+    """
+    n_sums = 5 * -(-n_mean // 128) + 5 + 16
+    relative = (n_sums / 2 + 8) * UNIT_ROUNDOFF * 1.01
+    return np.asarray(relative * 2 * np.abs(normed).max(axis=-1, keepdims=True))
+
+
+def attention_bound(
+    score: Array, n_keys: Any, head_dim: int, magnitude: Array, off: Array | float = 0.0
+) -> Array:
     """Error of FP32 arithmetic, per element; the FP16 of the cache is exact input.
 
     `score` is scale * max over the keys of sum |q| |k|; `magnitude` the same attention over |v|.
@@ -123,7 +138,9 @@ def attention_bound(score: Array, n_keys: Any, head_dim: int, magnitude: Array) 
     Each key can cost a weight one rescaling (exp2 of 2 ulp, a product), and each sum one product
     and one addition: 7 roundings a key, and some for the few parts that are merged. A relative
     error r in each weight, above and below the fraction bar, makes 2 r / (1 - r) of sum p |v|.
+
+    off: of a score, because q is so far from what it should be.
     """
-    exponent = (gamma(head_dim + 9) + 2 * UNIT_ROUNDOFF) * score
+    exponent = (gamma(head_dim + 9) + 2 * UNIT_ROUNDOFF) * (score + off) + off
     relative = np.expm1(exponent) + gamma(7 * n_keys + 64)
     return np.asarray(2 * relative / (1 - relative) * magnitude)

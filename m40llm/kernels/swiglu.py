@@ -23,8 +23,8 @@ from m40llm.kernels.intrinsics import load_float4, store_float4
 N_THREADS: Final = 256
 PER_THREAD: Final = 4
 MAX_REGISTERS: Final = 32
-_GELU_LINEAR: Final = -2 * math.sqrt(2 / math.pi)
-_GELU_CUBIC: Final = 0.044715
+GELU_LINEAR: Final = -2 * math.sqrt(2 / math.pi)
+GELU_CUBIC: Final = 0.044715
 
 
 @cuda.jit(device=True)
@@ -36,7 +36,7 @@ def silu(g: Any) -> Any:
 @cuda.jit(device=True)
 def gelu_tanh(g: Any) -> Any:
     """GELU in its tanh form (arXiv 1606.08415)."""
-    exponent = float32(_GELU_LINEAR) * (g + float32(_GELU_CUBIC) * g * g * g)
+    exponent = float32(GELU_LINEAR) * (g + float32(GELU_CUBIC) * g * g * g)
     return g / (float32(1.0) + math.exp(exponent))
 
 

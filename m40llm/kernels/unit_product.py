@@ -18,7 +18,7 @@ from functools import cache
 from typing import Any
 
 from gguf import GGMLQuantizationType as GGMLType
-from numba import cuda, float32, int64, uint32, uint64
+from numba import cuda, float32, uint32, uint64
 
 from m40llm.kernels.hints import pinned
 from m40llm.kernels.intrinsics import load_float4_shared, load_uint2_streaming, load_uint4_streaming

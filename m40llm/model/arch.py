@@ -3,6 +3,7 @@
 Tensor names are llama.cpp's (llama-arch.cpp).
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
@@ -48,6 +49,10 @@ class Architecture:
     def window_of(self, layer: int, hp: HParams) -> int:
         """How many positions this layer sees at most; 0: all."""
         return (hp.sliding_window or self.default_window) if self.is_local(layer) else 0
+
+    def embedding_factor(self, hp: HParams) -> float:
+        """What embeddings are multiplied by."""
+        return math.sqrt(hp.n_embd) if self.embedding_scale == "sqrt" else hp.embedding_scale
 
     def has_rope(self, layer: int) -> bool:
         """Whether this layer, from 0 on, turns Q and K."""

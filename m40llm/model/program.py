@@ -4,41 +4,43 @@ from dataclasses import fields
 from functools import partial
 from typing import Any
 
-from m40llm.device.instructions import Attend, Choose, Effect, Embed, Instruction, Project
+from m40llm.device.instructions import (
+    AddNormed,
+    Attend,
+    Choose,
+    Effect,
+    Embed,
+    Instruction,
+    Project,
+)
 from m40llm.model.arch import Architecture
 from m40llm.model.hparams import HParams
 from m40llm.model.weights import LayerWeights, Weights
 
 
-def decode_program(weights: Weights) -> tuple[Instruction, ...]:
+def decode_program(arch: Architecture, hp: HParams, weights: Weights) -> tuple[Instruction, ...]:
     """The instructions of a model with these weights; see `why_not`."""
-    found: list[Instruction] = [Embed()]
+    gate: Effect = "geglu" if arch.activation == "gelu" else "swiglu"
+    found: list[Instruction] = [Embed(factor=arch.embedding_factor(hp))]
     for layer, w in enumerate(weights.layers):
-        at, project = f"blk.{layer}.", partial(_project, layer, w)
+        at, add = f"blk.{layer}.", partial(_add, layer, w, hp.residual_scale)
+        ffn_norm = None if w.ffn_norm is None else f"{at}ffn_norm"
         found += _qkv(layer, w)
-        found += [
-            Attend(layer),
-            project("add", "attn_output", "attn", "x"),
-            project("swiglu", "ffn_gate_up", "x", "h", norm=f"{at}ffn_norm"),
-            project("add", "ffn_down", "h", "x"),
-        ]
-    return (*found, Project("logits", "output", "x", "logits", norm="output_norm"), Choose())
+        found.append(Attend(layer, **_norms_of_qk(layer, w)))
+        found += add("attn_output", "attn", "post_attention_norm")
+        found.append(_project(layer, w, gate, "ffn_gate_up", "x", "h", norm=ffn_norm))
+        found += add("ffn_down", "h", "post_ffw_norm")
+    norm, factor = "output_norm", 1 / hp.logit_scale
+    logits = Project("logits", "output", "x", "logits", norm=norm, factor=factor)
+    return (*found, logits, Choose())
 
 
 def why_not(arch: Architecture, hp: HParams, weights: Weights) -> str:
     """Why no program can be made of this model; empty where one can."""
-    more = {
-        "norms of Q and K": arch.qk_norm != "none",
-        "norms after its blocks": arch.norms != "before",
-        "layers without RoPE": arch.no_rope_step > 0,
-        "layers of two kinds": arch.global_step > 0,
-        "another activation": arch.activation != "silu",
-        "experts": hp.n_experts > 0,
-        "soft caps": any(arch.softcaps(hp)),
-        "multipliers": (hp.embedding_scale, hp.residual_scale, hp.logit_scale) != (1, 1, 1),
-    }
-    if found := [what for what, is_there in more.items() if is_there]:
-        return f"{arch.name} has {found[0]}, which the device's own steps do not know yet"
+    if hp.n_experts > 0:
+        return f"{arch.name} has experts, which the device's own steps do not know yet"
+    if any(arch.softcaps(hp)):
+        return f"{arch.name} has soft caps, which the device's own steps do not know yet"
     for layer, w in enumerate(weights.layers):
         if len(w.ffn_gate_up) > 1:
             return f"ffn_gate and ffn_up of layer {layer} are of different types"
@@ -49,13 +51,31 @@ def _qkv(layer: int, w: LayerWeights) -> list[Instruction]:
     """A product for each group of Q, K and V that are stacked."""
     found: list[Instruction] = []
     first_row = 0
+    effect: Effect = "rotate" if w.attn_q_norm is None else "store"
     for i, matrix in enumerate(w.attn_qkv):
         at = f"blk.{layer}.attn_qkv"
         bias = None if w.attn_qkv_bias is None else f"{at}_bias.{i}"
-        norm = f"blk.{layer}.attn_norm"
-        found.append(Project("rotate", f"{at}.{i}", "x", "qkv", norm, bias, first_row))
+        norm = None if w.attn_norm is None else f"blk.{layer}.attn_norm"
+        found.append(Project(effect, f"{at}.{i}", "x", "qkv", norm, bias, first_row, layer))
         first_row += matrix.n_rows
     return found
+
+
+def _norms_of_qk(layer: int, w: LayerWeights) -> dict[str, str]:
+    """What Attend is told of the norms of Q and K."""
+    if w.attn_q_norm is None:
+        return {}
+    return {f"{part}_norm": f"blk.{layer}.attn_{part}_norm" for part in "qk"}
+
+
+def _add(
+    layer: int, w: LayerWeights, factor: float, name: str, x: str, norm: str
+) -> list[Instruction]:
+    """A block's end: what is added to the residual stream, through a norm if the layer has one."""
+    if getattr(w, norm) is None:
+        return [_project(layer, w, "add", name, x, "x", factor=factor)]
+    plain = _project(layer, w, "store", name, x, "y")
+    return [plain, AddNormed(f"blk.{layer}.{norm}", factor=factor)]
 
 
 def _project(

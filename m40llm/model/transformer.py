@@ -1,6 +1,5 @@
 """The decoder-only transformer, written once over `Ops`: one op a line, its shape at the right."""
 
-import math
 from functools import cached_property
 
 import numpy as np
@@ -45,8 +44,7 @@ class Transformer:
         self._windows = [arch.window_of(layer, hp) for layer in range(hp.n_layers)]
         self._scale = arch.score_scale(hp)
         self._attn_softcap, self._logit_softcap = arch.softcaps(hp)
-        is_sqrt = arch.embedding_scale == "sqrt"
-        self._embedding_scale = math.sqrt(hp.n_embd) if is_sqrt else hp.embedding_scale
+        self._embedding_factor = arch.embedding_factor(hp)
 
     def _rope_tables(
         self, max_seq_len: int, freq_factors: NDArray[np.float32] | None
@@ -72,7 +70,8 @@ class Transformer:
         parts = ModelParts(
             weights=weights_by_name(self.weights),
             table=self.weights.token_embd,
-            rope=self._ropes[0],
+            ropes=self._ropes,
+            windows=self._windows,
             k=self.kv.k,
             v=self.kv.v,
             n_heads=hp.n_heads,
@@ -82,9 +81,8 @@ class Transformer:
             vocab_size=hp.vocab_size,
             norm_eps=hp.norm_eps,
             scale=self._scale,
-            window=self._windows[0],
         )
-        return self.ops.decoder(decode_program(self.weights), parts)
+        return self.ops.decoder(decode_program(self.arch, hp, self.weights), parts)
 
     def recover(self) -> None:
         """Makes good what a failed op may have left half-done."""
@@ -115,8 +113,8 @@ class Transformer:
         self._check(batch)
         ws = self._load(batch)
         self.ops.embedding(self.weights.token_embd, ws.token_ids, out=ws.x)  # [t, n_embd]
-        if self._embedding_scale != 1:
-            self.ops.scale(ws.x, self._embedding_scale)
+        if self._embedding_factor != 1:
+            self.ops.scale(ws.x, self._embedding_factor)
         for layer, w in enumerate(self.weights.layers):
             self._attention_block(layer, w, ws, batch.has_single_rows)
             self._ffn_block(layer, w, ws)

@@ -54,6 +54,14 @@ def test_rows(ops: GpuOps, kind: str, n_seqs: int) -> None:
         assert step_bytes(model, 5) == 2 * n_weights + 2 * 8 * 256 + n_kv
 
 
+def test_a_shape_with_norms_of_q_and_k(ops: GpuOps) -> None:
+    model = synthetic_model(ops, replace(SMALL, arch="qwen3"), "F16", n_seqs=1, max_seq_len=16)
+    assert not isinstance(model.decoder, str)
+    plain = synthetic_model(ops, SMALL, "F16", n_seqs=1, max_seq_len=16)
+    n_norms = 2 * SMALL.n_layers * SMALL.head_dim
+    assert step_bytes(model, 5) == step_bytes(plain, 5) + 4 * n_norms
+
+
 class WrongWhenResident:
     """A decoder whose persistent form gives another token than the one that was chosen."""
 

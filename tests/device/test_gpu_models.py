@@ -7,12 +7,19 @@ import numpy as np
 import pytest
 
 from m40llm import LLM, SamplingParams
+from m40llm.device.decoder import FORMS
 from m40llm.device.gpu.ops import GpuOps
 from m40llm.device.packages import CUBLAS_PACKAGES
 from m40llm.testing import write_tiny_gguf
 from m40llm.testing.greedy import assert_same_greedy
 
 SHAPE = {"head_dim": 64, "context_length": 64}
+GRANITE = {
+    "granite.residual_scale": 0.5,
+    "granite.embedding_scale": 2.0,
+    "granite.logit_scale": 1.5,
+}
+GREEDY = {"temperature": 0, "ignore_eos": True}
 LONGROPE = {"type": "longrope", "factor": 4.0, "original_context_length": 16}
 DEVICES = [
     pytest.param("emulator"),
@@ -36,7 +43,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen3": {"arch": "qwen3", "tensor_type": "Q8_0"},
     "smollm3": {"arch": "smollm3", "n_layers": 4},
     "olmo2": {"arch": "olmo2"},
-    "granite": {"arch": "granite", "metadata": {"granite.residual_scale": 0.5}},
+    "granite": {"arch": "granite", "metadata": GRANITE},
     "gemma2": {
         "arch": "gemma2",
         "n_layers": 4,
@@ -104,6 +111,27 @@ def test_mean_nll(device: str, name: str, tmp_path: Path) -> None:
         ours, exact = nll(gpu.logits(ids), ids), nll(cpu.logits(ids), ids)
     assert abs(ours - exact).max() < 0.05
     assert abs(ours.mean() - exact.mean()) < 5e-4
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", ["qwen3", "smollm3", "granite", "gemma3", "olmo2"])
+def test_decoded_on_the_device(device: str, name: str, tmp_path: Path) -> None:
+    """Each form's tokens and log-probabilities, bit for bit; the host's loop rounds elsewhere."""
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", **{**SHAPE, **MODELS[name]})
+    found = {}
+    with load(path, device) as llm:
+        engine = llm._open_engine()
+        assert not isinstance(engine.model.decoder, str), engine.model.decoder
+        for form in ("host", *FORMS):
+            engine.decode_form = form  # type: ignore[assignment]
+            steps = engine.generate([5, 7, 11, 2, 9], SamplingParams(max_tokens=12, **GREEDY))
+            found[form] = [(step.token.token_id, step.token.logprob) for step in steps]
+    assert found["graph"] == found["persistent"] == found["eager"]
+    (ids, logprobs), (host_ids, host_logprobs) = (
+        zip(*found[form], strict=True) for form in ("eager", "host")
+    )
+    assert ids == host_ids  # no near-tie in these
+    assert logprobs == pytest.approx(host_logprobs, abs=0.05)
 
 
 @pytest.mark.parametrize("device", DEVICES)

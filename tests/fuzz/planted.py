@@ -73,6 +73,27 @@ BUGS = {
         "attention_decode", "attention_decode", "attention_decode", "end = pos[token] + 1",
         "end = pos[token] + 2",
     ),
+    "wrong norm of keys": Bug(
+        "program_attention",
+        "program.attend",
+        "program.attend_query",
+        "w[words.Q_NORM if is_query else words.K_NORM]",
+        "w[words.Q_NORM]",
+    ),
+    "mean square without an element": Bug(
+        "program_attention",
+        "program.attend",
+        "program.attend_query",
+        "share += (x0 * x0 + x1 * x1) + (x2 * x2 + x3 * x3)",
+        "share += (x0 * x0 + x1 * x1) + x2 * x2",
+    ),
+    "norm of another sequence": Bug(
+        "program_add_normed",
+        "program.add_normed",
+        "program.add_normed",
+        "total += squares[uint32(s * N_WARPS + warp)]",
+        "total += squares[uint32(warp)]",
+    ),
 }  # fmt: skip
 
 

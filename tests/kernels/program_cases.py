@@ -147,12 +147,12 @@ def make_case(
     make.host["angles"] = angles
     cos, sin = (launcher.upload(of(angles).astype(np.float32)) for of in (np.cos, np.sin))
     rope = RopeTable(cos, sin, layout)
-    instructions = _instructions(shape, make, types, b)
+    table = angles_on(launcher, rope, shape.max_seq_len)
+    instructions = _instructions(shape, make, types, b, table)
     setting = Setting(
         form,
         state,
         launcher.upload(embd.view(np.uint8)),
-        angles_on(launcher, rope, shape.max_seq_len),
         EPS,
         1 / math.sqrt(shape.head_dim),
         shape.max_seq_len,
@@ -165,7 +165,7 @@ def make_case(
 
 
 def _instructions(
-    shape: Shape, make: _Maker, types: tuple[GGMLType, ...], b: dict[str, Any]
+    shape: Shape, make: _Maker, types: tuple[GGMLType, ...], b: dict[str, Any], angles: Any
 ) -> list[Product | Other]:
     first, last = types[0], types[-1]
     found: list[Product | Other] = [Other(words.EMBED, out=b["x"])]
@@ -179,7 +179,7 @@ def _instructions(
         ffn_norm = make.vector(f"ffn_norm.{layer}", shape.n_embd)
         down = make.matrix(f"down.{layer}", shape.n_embd, shape.n_ff, last)
         found += [
-            Product("rotate", qkv, b["x"], b["qkv"], norm=norm),
+            Product("rotate", qkv, b["x"], b["qkv"], norm=norm, angles=angles),
             Other(words.ATTEND, x=b["qkv"], out=b["attn"], **cache),
             Product("add", o, b["attn"], b["x"]),
             Product("swiglu", gate_up, b["x"], b["h"], norm=ffn_norm),

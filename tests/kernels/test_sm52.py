@@ -3,6 +3,7 @@
 import importlib
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gguf import GGMLQuantizationType as GGMLType
@@ -58,14 +59,30 @@ def test_sm52(signature: Signature) -> None:
     )
 
 
+ALL_THERE_IS: dict[str, Any] = {
+    "qk_norm": "head",
+    "has_factors": True,
+    "activation": "gelu",
+    "has_post_norms": True,
+}
+
+
 @pytest.mark.parametrize(
-    ("types", "n_seqs"),
-    [((GGMLType.F16,), 1), ((GGMLType.Q4_K, GGMLType.Q6_K), 8)],
-    ids=["F16", "Q4_K, 8 sequences"],
+    ("types", "n_seqs", "more"),
+    [
+        ((GGMLType.F16,), 1, {}),
+        ((GGMLType.Q4_K, GGMLType.Q6_K), 8, {}),
+        ((GGMLType.Q8_0,), 1, ALL_THERE_IS),
+        ((GGMLType.Q8_0,), 1, {"qk_norm": "row", "has_post_norms": True}),
+    ],
+    ids=["F16", "Q4_K, 8 sequences", "as gemma3", "as olmo2"],
 )
-def test_sm52_of_the_decode_program(types: tuple[GGMLType, ...], n_seqs: int) -> None:
+def test_sm52_of_the_decode_program(
+    types: tuple[GGMLType, ...], n_seqs: int, more: dict[str, Any]
+) -> None:
     """A block an SM: of 128 registers a thread, and no more shared memory than a block may have."""
-    kernel = run._compile(Form(types, GGMLType.F16, n_seqs, 32, 8, 64, 64, "interleaved"))
+    shape = (GGMLType.F16, n_seqs, 32, 8, 64, 64)
+    kernel = run._compile(Form(types, *shape, "interleaved", **more))
     assert kernel.name == DECODE_PROGRAM
     words = numba_types.Array(numba_types.int64, 2, "C")
     assembled = assemble(Signature(kernel, (words, I32, I32, I32, U64_1), N_THREADS))

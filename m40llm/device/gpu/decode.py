@@ -34,7 +34,9 @@ Buffer = Any
 EFFECTS = {
     "add": words.ADD,
     "swiglu": words.SWIGLU,
+    "geglu": words.SWIGLU,
     "rotate": words.ROTATE,
+    "store": words.STORE,
     "logits": words.LOGITS,
 }
 
@@ -48,7 +50,9 @@ def address(buffer: Any) -> int:
 class Product:
     """One matrix product of a program: buffers and planes in place of names.
 
-    cols   the columns that it takes, where a matrix is shared by several instructions that add
+    angles  that Q and K are turned by, see angles_on
+    factor  that results are multiplied by, before the bias is added
+    cols    the columns that it takes, where a matrix is shared by several instructions that add
     """
 
     effect: str
@@ -58,6 +62,8 @@ class Product:
     norm: Buffer | None = None
     bias: Buffer | None = None
     first_row: int = 0
+    angles: Buffer | None = None
+    factor: float = 1.0
     cols: range | None = None
 
     @property
@@ -81,13 +87,25 @@ def in_parts(product: Product, n_seqs: int) -> list[Product]:
 
 @dataclass(frozen=True)
 class Other:
-    """Any other instruction."""
+    """Any other instruction.
+
+    q_norm, k_norm  of ATTEND, with the angles that it turns Q and K by; None if they come turned
+    window          of ATTEND: keys that a row sees, 0 for all
+    norm            of ADD_NORMED
+    factor          that embeddings, or what ADD_NORMED adds, are multiplied by
+    """
 
     operation: int
     x: Buffer | None = None
     out: Buffer | None = None
     k_cache: Buffer | None = None
     v_cache: Buffer | None = None
+    q_norm: Buffer | None = None
+    k_norm: Buffer | None = None
+    angles: Buffer | None = None
+    window: int = 0
+    norm: Buffer | None = None
+    factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -95,19 +113,16 @@ class Setting:
     """What all instructions of a program share.
 
     table   uint8[vocab_size, row_bytes]: the embedding, the file's own bytes, of form.table_type
-    angles  float32[max_seq_len or more, rope_dim / 2, 2]: cos and sin; see `angles_on`
-    scale   of attention's scores; window: keys that a row sees, 0 for all
+    scale   of attention's scores
     parts   two buffers, see new_parts; None if the products of this form are not sliced
     """
 
     form: Form
     state: DecodeState
     table: Buffer
-    angles: Buffer
     eps: float
     scale: float
     max_seq_len: int
-    window: int = 0
     parts: tuple[Buffer, Buffer] | None = None
 
 
@@ -133,6 +148,7 @@ def encode(instructions: Sequence[Product | Other], setting: Setting) -> NDArray
             adds = isinstance(instruction, Product) and instruction.effect == "add"
             if adds or i == 0 or instruction.out is not instructions[i - 1].out:
                 row[words.WRITER] = writers[out] = i
+        row[words.FACTOR] = _bits(instruction.factor)
         if isinstance(instruction, Product):
             _encode_product(row, instruction, setting.form)
             if setting.parts is None:
@@ -141,23 +157,30 @@ def encode(instructions: Sequence[Product | Other], setting: Setting) -> NDArray
                 _encode_slices(row, instruction, setting, setting.parts[n_products % 2])
             n_products += 1
         else:
-            row[words.OP] = instruction.operation
-            for word, cache in (
-                (words.K_CACHE, instruction.k_cache),
-                (words.V_CACHE, instruction.v_cache),
-            ):
-                row[word] = 0 if cache is None else address(cache)
+            _encode_other(row, instruction)
     return program
+
+
+def _encode_other(row: NDArray[np.int64], one: Other) -> None:
+    row[words.OP] = one.operation
+    for word, buffer in (
+        *((words.K_CACHE, one.k_cache), (words.V_CACHE, one.v_cache)),
+        *((words.K_NORM, one.k_norm), (words.ANGLES, one.angles)),
+    ):
+        row[word] = 0 if buffer is None else address(buffer)
+    row[words.WINDOW] = window_keys(one.window)
+    for norm in (one.q_norm, one.norm):
+        if norm is not None:
+            row[words.NORM] = address(norm)
+            row[words.N_COLS] = norm.size  # who comes before asks for so much of it
 
 
 def _shared_words(setting: Setting) -> NDArray[np.int64]:
     state, sampler, row = setting.state, setting.state.sampler, np.zeros(words.N_WORDS, np.int64)
-    inner, outer = score_factors(setting.scale, 0.0)
+    inner, _ = score_factors(setting.scale, 0.0)
     numbers = (
         (words.EPS, _bits(setting.eps)),
         (words.INNER, _bits(inner)),
-        (words.OUTER, _bits(outer)),
-        (words.WINDOW, int(window_keys(setting.window))),
         (words.MAX_SEQ_LEN, setting.max_seq_len),
         (words.N_SPLITS, state.partial.shape[2]),
         (words.VOCAB_SIZE, setting.table.shape[0]),
@@ -168,8 +191,8 @@ def _shared_words(setting: Setting) -> NDArray[np.int64]:
         *((words.SEQ, state.seq), (words.ROW_POS, state.row_pos), (words.GO, state.go)),
         (words.BEST, state.best),
         *((words.MASS, state.mass), (words.RAW, state.raw), (words.LOGITS_LEFT, state.logits)),
-        *((words.ANGLES, setting.angles), (words.TABLE, setting.table)),
-        *((words.PARTIAL, state.partial), (words.POS, state.pos)),
+        *((words.TABLE, setting.table), (words.PARTIAL, state.partial)),
+        (words.POS, state.pos),
         *((words.TOKEN_IDS, state.token_ids), (words.N_LEFT, state.n_left)),
         *((words.STOP_IDS, state.stop_ids), (words.CONTROL, state.control)),
         *((words.COMMANDS, state.commands), (words.ANSWERS, state.answers)),
@@ -196,18 +219,24 @@ def _encode_product(row: NDArray[np.int64], product: Product, form: Form) -> Non
     row[words.KIND] = EFFECTS[product.effect]
     first = product.of_cols.start
     row[words.N_ROWS], row[words.N_COLS] = w.n_rows, len(product.of_cols)
-    if product.effect == "swiglu":  # a gate row and its up row
+    if product.effect in ("swiglu", "geglu"):  # a gate row and its up row
         row[words.PAIR_STEP], row[words.PAIR_JUMP] = 1, w.n_rows // 2
     else:
         row[words.PAIR_STEP], row[words.PAIR_JUMP] = 2, 1
     row[words.X] += 8 * first  # an exchange word has 8 bytes
     row[words.N_UNITS] = product.of_cols.stop // LANES[w.type].n_cols
     row[words.FIRST_SPAN] = first // span_cols(w.type, form.n_seqs)
-    row[words.FIRST_ROW] = product.first_row
+    if product.effect == "store":
+        row[words.OUT] += 8 * product.first_row
+    else:
+        row[words.FIRST_ROW] = product.first_row
     for word, plane in ((words.QUANTS, w.quants), (words.HIGHS, w.highs), (words.SCALES, w.scales)):
         given = w.quants if plane is None else plane  # a kernel wants an address that is there
         row[word], row[word + 1] = address(given), given.shape[1]
-    for word, vector in ((words.NORM, product.norm), (words.BIAS, product.bias)):
+    for word, vector in (
+        *((words.NORM, product.norm), (words.BIAS, product.bias)),
+        (words.ANGLES, product.angles),
+    ):
         row[word] = 0 if vector is None else address(vector)
 
 
@@ -269,8 +298,8 @@ def new_parts(
 
 
 def angles_on(card: Card, rope: RopeTable, max_seq_len: int) -> Buffer:
-    """cos and sin of each angle side by side, as Setting.angles; with room for the last one to be
-    read as the first of two."""
+    """float32[max_seq_len, rope_dim / 2, 2] in a row: cos and sin of each angle side by side, with
+    room for the last one to be read as the first of two."""
     cos, sin = (np.asarray(card.read(table[:max_seq_len])) for table in (rope.cos, rope.sin))
     both = np.stack([cos, sin], -1).astype(np.float32).reshape(-1)
     return card.upload(np.concatenate([both, np.zeros(2, np.float32)]))

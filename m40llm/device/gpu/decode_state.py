@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from m40llm.device.gpu.card import Card
 from m40llm.kernels.program import state as rings
-from m40llm.kernels.program.attend import split_shape
+from m40llm.kernels.program.attend_shape import split_shape
 from m40llm.kernels.program.epilogue import LOWEST
 from m40llm.kernels.program.form import Form
 from m40llm.kernels.program.state import DecodeState

@@ -7,15 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m40llm.device.decoder import FORMS, Answer, Done, Form, ModelParts, SlotRequest
+from m40llm.device.gpu.bind import bind, form_of
 from m40llm.device.gpu.card import Card
-from m40llm.device.gpu.decode import Other, Product, Setting, angles_on, encode, in_parts, new_parts
-from m40llm.device.gpu.decode_state import new_exchange, new_state
-from m40llm.device.instructions import Attend, Choose, Embed, Instruction, Project
+from m40llm.device.gpu.decode import Setting, encode, new_parts
+from m40llm.device.gpu.decode_state import new_state
+from m40llm.device.instructions import Instruction, Project
 from m40llm.kernels.layouts import DENSE, LAYOUTS
 from m40llm.kernels.program import state as rings
-from m40llm.kernels.program import words
 from m40llm.kernels.program.form import MAX_TYPES
-from m40llm.kernels.program.form import Form as KernelForm
 from m40llm.kernels.program.run import Program, run_once, run_persistent
 
 MAX_BIAS: Final = 64
@@ -55,20 +54,11 @@ class CardDecoder:
         self._card, self._parts = card, parts
         # A launch that goes on for a whole answer keeps a display from being drawn.
         self.forms: tuple[Form, ...] = ("eager", "graph") if card.has_time_limit else FORMS
-        _, self._n_slots, n_kv_heads, max_seq_len, head_dim = parts.k.shape
-        matrices = [parts.weights[one.weight] for one in program if isinstance(one, Project)]
-        types = tuple(dict.fromkeys(w.type for w in matrices))
-        form = KernelForm(
-            *(types, parts.table.type, self._n_slots, parts.n_heads, n_kv_heads, head_dim),
-            parts.rope_dim,
-            parts.rope.layout,
-        )
-        n_blocks = card.n_sms
+        form, n_blocks = form_of(program, parts), card.n_sms
         self._state, self._rings = new_state(card, form, parts.vocab_size, n_blocks, MAX_BIAS)
-        self._instructions = self._bound(program)
+        self._instructions = bind(card, program, parts)
         self._setting = Setting(
-            *(form, self._state, parts.table.rows, angles_on(card, parts.rope, max_seq_len)),
-            *(parts.norm_eps, parts.scale, max_seq_len, parts.window),
+            *(form, self._state, parts.table.rows, parts.norm_eps, parts.scale, parts.k.shape[3]),
             new_parts(card, self._instructions, form, n_blocks),
         )
         code = card.upload(encode(self._instructions, self._setting))
@@ -84,32 +74,6 @@ class CardDecoder:
     @property
     def device(self) -> str:
         return self._card.about
-
-    def _bound(self, program: Sequence[Instruction]) -> list[Product | Other]:
-        """The instructions with buffers and weights in place of names."""
-        parts, n = self._parts, self._n_slots
-        _, _, n_kv_heads, _, head_dim = parts.k.shape
-        q_dim, kv_dim = parts.n_heads * head_dim, n_kv_heads * head_dim
-        widths = {"x": parts.n_embd, "qkv": q_dim + 2 * kv_dim, "attn": q_dim, "h": parts.n_ff}
-        b = {name: new_exchange(self._card, n, width) for name, width in widths.items()}
-        found: list[Product | Other] = []
-        for one in program:
-            if isinstance(one, Embed):
-                found.append(Other(words.EMBED, out=b[one.out]))
-            elif isinstance(one, Attend):
-                k, v = parts.k[one.layer], parts.v[one.layer]
-                found.append(Other(words.ATTEND, b[one.x], b[one.out], k, v))
-            elif isinstance(one, Choose):
-                found.append(Other(words.CHOOSE))
-            else:
-                norm, bias = (
-                    parts.weights[name] if name else None for name in (one.norm, one.bias)
-                )
-                out = b.get(one.out)  # logits have a place of their own
-                w = parts.weights[one.weight]
-                whole = Product(one.effect, w, b[one.x], out, norm, bias, one.first_row)
-                found += in_parts(whole, n)
-        return found
 
     def begin(self, slot: int, request: SlotRequest) -> None:
         # A launch that goes on would take the command before its slot is written.

@@ -14,9 +14,11 @@ from typing import Any
 from numba import cuda, float32, int32, int64, uint8, uint32, uint64
 
 from m40llm.gguf.blocks import FORMATS
+from m40llm.kernels.bits import uint_as_float
 from m40llm.kernels.intrinsics import store_volatile
 from m40llm.kernels.order import N_BINS, id_of, logit_of
 from m40llm.kernels.program import state, words
+from m40llm.kernels.program.code import word_of
 from m40llm.kernels.program.epilogue import LOWEST
 from m40llm.kernels.program.exchange import give1, writing_of
 from m40llm.kernels.program.form import N_THREADS, N_WARPS, Form
@@ -41,7 +43,7 @@ def embed_of(form: Form) -> Any:
     weight, n_seqs = WEIGHT_OF[form.table_type], form.n_seqs
     block = FORMATS[form.table_type]
     n_weights, n_bytes = block.n_weights, block.n_bytes
-    take_commands = commands_of(n_seqs)
+    take_commands, has_factors = commands_of(n_seqs), form.has_factors
 
     @cuda.jit(device=True)
     def embed(w: Any, step: Any, n_instructions: Any, pc: Any, host: Any) -> None:
@@ -68,6 +70,8 @@ def embed_of(form: Form) -> Any:
                 value = float32(0)
                 if not is_idle:
                     value = weight(row, int64(c // n_weights) * n_bytes, c % n_weights)
+                    if has_factors:
+                        value *= uint_as_float(uint32(word_of(w, words.FACTOR)))
                 give1(out, s * w[words.OUT_COLS] + c, value, epoch)
 
     return embed

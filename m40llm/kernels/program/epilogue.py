@@ -1,10 +1,10 @@
 """What becomes of a product's results, two at a time: those of a pair of rows.
 
 ADD     out[s, row] += result + bias                       the residual stream
-SWIGLU  out[s, p] = silu(gate) * up                        of pair p, see rows.py
+SWIGLU  out[s, p] = silu(gate) * up                        of pair p, see rows.py; or gelu(gate)
 ROTATE  out[s, FIRST_ROW + row]: Q, K and V stacked; those of Q and K turned by RoPE
-LOGITS  raw[s, row], and again in LOGITS_LEFT, where the sampler changes them; each block's largest
-        key (order.py), and its share of sum exp(logit), for log-probabilities
+STORE   out[s, row]: turned by no angle
+LOGITS  see logits.py
 
 What an epilogue needs beside the results (`Extras`) is asked for before x is there, and looked at
 only in the end: 16 bytes as they come, whose arrival nobody waits for earlier.
@@ -19,14 +19,16 @@ from numba import cuda, float32, int32, int64, uint32
 
 from m40llm.kernels.bits import float_as_uint, uint_as_float
 from m40llm.kernels.intrinsics import load_uint4_volatile, load_volatile
-from m40llm.kernels.order import key_of
+from m40llm.kernels.layouts import DENSE
 from m40llm.kernels.program import words
 from m40llm.kernels.program.code import word_of
 from m40llm.kernels.program.exchange import give1, give2, take2
-from m40llm.kernels.program.form import N_THREADS, Form, group_rows, is_sliced
+from m40llm.kernels.program.form import N_THREADS, Form, group_rows
 from m40llm.kernels.program.rows import pair_of, result_of
-from m40llm.kernels.reduce import WARP_SIZE, warp_max, warp_sum
-from m40llm.kernels.views import UNSEEN, array_at, part_of
+from m40llm.kernels.reduce import WARP_SIZE
+from m40llm.kernels.swiglu import GELU_CUBIC, GELU_LINEAR
+from m40llm.kernels.unpack import RESULT_SCALE
+from m40llm.kernels.views import UNSEEN, array_at
 
 _ONE: Final = 0x3F800000  # the bits of 1.0
 LOWEST: Final = -3.4e38  # as attention's: finite, so that exp(LOWEST - LOWEST) is 1
@@ -52,6 +54,22 @@ class Pair(NamedTuple):
     jump: Any
     s: Any
     is_mine: Any  # 1 if the pair exists and this thread is the first of the two, else 0
+
+
+@cache
+def factor_of(form: Form, type: GGMLType) -> Any:
+    """factor(w): what the sums of a product of this type are multiplied by, before any norm."""
+    result_scale = 1.0 if type in DENSE else 1.0 / RESULT_SCALE
+    has_factors = form.has_factors
+
+    @cuda.jit(device=True, forceinline=True)
+    def factor(w: Any) -> Any:
+        found = float32(result_scale)
+        if has_factors:
+            found *= uint_as_float(uint32(word_of(w, words.FACTOR)))
+        return found
+
+    return factor
 
 
 @cache
@@ -172,101 +190,64 @@ def place_of(w: Any, pair: Any, extra: Any, old_epoch: Any) -> Any:
 
 
 @cuda.jit(device=True, forceinline=True)
-def give_pair(
-    w: Any, place: Any, jump: Any, first: Any, second: Any, a: Any, b: Any, old_epoch: Any,
-    epoch: Any,
-) -> None:  # fmt: skip
-    """A pair's results, biases added, to where place_of has said."""
-    out, at = array_at(w[words.OUT], (UNSEEN,), uint32), int32(place)
-    if word_of(w, words.KIND) == words.ADD:
-        if jump == uint32(STALE):
-            a, b = take2(out, at, old_epoch)
-        give2(out, at, a + first, b + second, epoch)
-    elif word_of(w, words.KIND) == words.SWIGLU:
-        give1(out, at, first / (float32(1) + math.exp(-first)) * second, epoch)
-    else:
-        turned = first * a - second * b
-        second = first * b + second * a
-        if jump == uint32(1):
-            give2(out, at, turned, second, epoch)
-        else:
-            give1(out, at, turned, epoch)
-            give1(out, int32(at + int32(jump)), second, epoch)
+def _silu(g: Any) -> Any:
+    return g / (float32(1) + math.exp(-g))
 
 
 @cuda.jit(device=True, forceinline=True)
-def finish(
-    w: Any, pair: Any, extra: Any, first: Any, second: Any, old_epoch: Any, epoch: Any
-) -> None:  # fmt: skip
-    """The two results of a pair, of any product but LOGITS."""
-    place, jump, a, b = place_of(w, pair, extra, old_epoch)
-    if place != uint32(NOWHERE):
-        first, second = first + extra.bias_first, second + extra.bias_second
-        a, b = uint_as_float(a), uint_as_float(b)
-        give_pair(w, place, jump, first, second, a, b, old_epoch, epoch)
+def _gelu(g: Any) -> Any:
+    """In its tanh form, as swiglu.py has it."""
+    exponent = float32(GELU_LINEAR) * (g + float32(GELU_CUBIC) * g * g * g)
+    return g / (float32(1) + math.exp(exponent))
+
+
+_ACTIVATIONS: Final = {"silu": _silu, "gelu": _gelu}
 
 
 @cache
-def put_logits_of(form: Form) -> Any:
-    """put_logits(w, first, second, pair, extra, n_rows, best, top, mass)
-    -> (best, top, mass) of this thread's logits so far."""
-    n_seqs = form.n_seqs
+def give_pair_of(form: Form) -> Any:
+    """give_pair(w, place, jump, first, second, a, b, old_epoch, epoch): a pair's results, biases
+    added, to where place_of has said."""
+    activated = _ACTIVATIONS[form.activation]
 
     @cuda.jit(device=True, forceinline=True)
-    def put_logits(
-        w: Any, first: Any, second: Any, pair: Any, extra: Any, n_rows: Any,
-        best: Any, top: Any, mass: Any,
-    ) -> Any:  # fmt: skip
-        if pair.is_mine != 0:
-            raw = array_at(w[words.RAW], (n_seqs, n_rows), float32)
-            left = array_at(w[words.LOGITS_LEFT], (n_seqs, n_rows), float32)
+    def give_pair(
+        w: Any, place: Any, jump: Any, first: Any, second: Any, a: Any, b: Any, old_epoch: Any,
+        epoch: Any,
+    ) -> None:  # fmt: skip
+        out, at = array_at(w[words.OUT], (UNSEEN,), uint32), int32(place)
+        if word_of(w, words.KIND) == words.ADD:
+            if jump == uint32(STALE):
+                a, b = take2(out, at, old_epoch)
+            give2(out, at, a + first, b + second, epoch)
+        elif word_of(w, words.KIND) == words.SWIGLU:
+            give1(out, at, activated(first) * second, epoch)
+        else:
+            turned = first * a - second * b
+            second = first * b + second * a
+            if jump == uint32(1):
+                give2(out, at, turned, second, epoch)
+            else:
+                give1(out, at, turned, epoch)
+                give1(out, int32(at + int32(jump)), second, epoch)
+
+    return give_pair
+
+
+@cache
+def finish_of(form: Form) -> Any:
+    """finish(w, pair, extra, first, second, old_epoch, epoch): the two results of a pair, of any
+    product but LOGITS."""
+    give_pair = give_pair_of(form)
+
+    @cuda.jit(device=True, forceinline=True)
+    def finish(
+        w: Any, pair: Any, extra: Any, first: Any, second: Any, old_epoch: Any, epoch: Any
+    ) -> None:  # fmt: skip
+        place, jump, a, b = place_of(w, pair, extra, old_epoch)
+        if place != uint32(NOWHERE):
             first, second = first + extra.bias_first, second + extra.bias_second
-            for row in range(pair.first, min(pair.first + 2, n_rows)):
-                logit = first if row == pair.first else second
-                raw[pair.s, row], left[pair.s, row] = logit, logit
-                best = max(best, key_of(logit, row))
-                higher = max(top, logit)
-                mass = mass * math.exp(top - higher) + math.exp(logit - higher)
-                top = higher
-        return best, top, mass
+            a, b = uint_as_float(a), uint_as_float(b)
+            give_pair(w, place, jump, first, second, a, b, old_epoch, epoch)
 
-    return put_logits
-
-
-@cache
-def gather_of(form: Form) -> Any:
-    """gather(w, best, top, mass, pool): the block's into DecodeState.best and .mass, from its
-    threads'."""
-    n_seqs = form.n_seqs
-    step = 1 if is_sliced(n_seqs) else 2  # thread step * i has results of sequence i % n_seqs
-    n_threads_a_seq = N_THREADS // step // n_seqs
-
-    @cuda.jit(device=True, forceinline=True)
-    def gather(w: Any, best: Any, top: Any, mass: Any, pool: Any) -> None:
-        all_best = array_at(w[words.BEST], (n_seqs, cuda.gridDim.x), int64)
-        all_mass = array_at(w[words.MASS], (n_seqs, cuda.gridDim.x, 2), float32)
-        keys = part_of(pool, 0, N_THREADS, int64)
-        tops = part_of(pool, 2 * N_THREADS, N_THREADS, float32)
-        masses = part_of(pool, 3 * N_THREADS, N_THREADS, float32)
-        cuda.syncthreads()
-        mine = uint32(cuda.threadIdx.x)
-        keys[mine], tops[mine], masses[mine] = best, top, mass
-        cuda.syncthreads()
-        s, lane = int32(mine // uint32(WARP_SIZE)), int32(mine % uint32(WARP_SIZE))
-        if s < n_seqs:
-            key, highest, whole = int64(-1), float32(LOWEST), float32(0)
-            for i in range(lane, n_threads_a_seq, WARP_SIZE):
-                other = uint32(step * (i * n_seqs + s))
-                key = max(key, keys[other])
-                highest = max(highest, tops[other])
-            key, highest = warp_max(key), warp_max(highest)
-            for i in range(lane, n_threads_a_seq, WARP_SIZE):
-                other = uint32(step * (i * n_seqs + s))
-                whole += masses[other] * math.exp(tops[other] - highest)
-            whole = warp_sum(whole)
-            if lane == 0:
-                all_best[s, cuda.blockIdx.x] = key
-                all_mass[s, cuda.blockIdx.x, 0] = highest
-                all_mass[s, cuda.blockIdx.x, 1] = whole
-
-    return gather
+    return finish

@@ -32,6 +32,8 @@ KEPT_FLOATS: Final = 1024
 MAX_SLICES: Final = 4  # of a product's columns, see sliced.py
 _CHUNKS: Final = 1, 2, 4, 8  # spans that an item may have
 RopeLayout = Literal["interleaved", "half"]
+QkNorm = Literal["none", "head", "row"]
+Activation = Literal["silu", "gelu"]
 
 
 _MANY_SCALES: Final = (GGMLType.Q4_K, GGMLType.Q5_K, GGMLType.Q6_K)  # words of them a row
@@ -70,6 +72,11 @@ class Form:
     types       of its matrices, in the order of the operations PRODUCT, PRODUCT + 1, ...
     table_type  of the embedding
     n_seqs      sequences that are decoded together, 1 to 8
+    qk_norm     "head": ATTEND norms each head of Q and K, and turns it; "row": all heads of Q
+                together, and of K; "none": products turn them
+    has_factors embeddings and what is added are multiplied by FACTOR
+    activation  of SWIGLU
+    has_post_norms  there are instructions ADD_NORMED
     """
 
     types: tuple[GGMLType, ...]
@@ -80,6 +87,10 @@ class Form:
     head_dim: int
     rope_dim: int
     rope_layout: RopeLayout
+    qk_norm: QkNorm = "none"
+    has_factors: bool = False
+    activation: Activation = "silu"
+    has_post_norms: bool = False
 
     @property
     def q_dim(self) -> int:

@@ -13,17 +13,15 @@ from typing import Any
 from gguf import GGMLQuantizationType as GGMLType
 from numba import cuda, float32, int32, int64, uint32
 
-from m40llm.kernels.layouts import DENSE
 from m40llm.kernels.program import words
 from m40llm.kernels.program.code import ask_next_norm, epoch_of, put_word, word_of
 from m40llm.kernels.program.epilogue import (
     LOWEST,
     extras_of,
+    factor_of,
     find_of,
-    finish,
-    gather_of,
+    finish_of,
     my_pair,
-    put_logits_of,
     warp_has_pairs,
 )
 from m40llm.kernels.program.form import (
@@ -44,12 +42,12 @@ from m40llm.kernels.program.items import (
     next_span_of,
     sum_chunks,
 )
-from m40llm.kernels.program.pending import finish_pending
+from m40llm.kernels.program.logits import gather_of, put_logits_of
+from m40llm.kernels.program.pending import pending_of
 from m40llm.kernels.program.rows import result_of
 from m40llm.kernels.program.spans import loading_of
 from m40llm.kernels.program.stage import n_shares, norm_scale, staging_of, sum_squares_of
 from m40llm.kernels.reduce import FULL_MASK
-from m40llm.kernels.unpack import RESULT_SCALE
 from m40llm.kernels.views import UNSEEN, array_at, part_of
 
 
@@ -64,8 +62,8 @@ def many_of(form: Form, type: GGMLType) -> Any:
     load, load_next, do_spans = loading_of(form, type)
     load_norm, ask_x, take, put_squares = staging_of(type, n_seqs)
     find, extras, result_at = find_of(form, type), extras_of(form), result_of(form, type)
-    put_logits, gather = put_logits_of(form), gather_of(form)
-    result_scale = 1.0 if type in DENSE else 1.0 / RESULT_SCALE
+    put_logits, gather, factor = put_logits_of(form), gather_of(form), factor_of(form, type)
+    finish, (_, finish_pending) = finish_of(form), pending_of(form)
 
     @cuda.jit(device=True, forceinline=True)
     def many(
@@ -169,7 +167,7 @@ def many_of(form: Form, type: GGMLType) -> Any:
             is_first, stage = False, int32(stage + 1)
             if stage == word_of(w, words.N_STAGES):
                 # Before the barrier: who goes on to the next instruction may write new squares.
-                scale = float32(result_scale)
+                scale = factor(w)
                 if w[words.NORM] != 0:
                     s = int32(uint32(my_number) % uint32(n_seqs))
                     scale *= norm_scale(w, sum_squares(squares, s))

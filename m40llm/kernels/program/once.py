@@ -18,11 +18,11 @@ from typing import Any
 from gguf import GGMLQuantizationType as GGMLType
 from numba import cuda, float32, int32, uint32
 
-from m40llm.kernels.layouts import DENSE
 from m40llm.kernels.program import words
 from m40llm.kernels.program.code import ask_next_norm, epoch_of, put_word, word_of
 from m40llm.kernels.program.epilogue import (
     extras_of,
+    factor_of,
     find_of,
     my_pair,
     read_extras,
@@ -44,11 +44,10 @@ from m40llm.kernels.program.items import (
     items_of,
     next_span_of,
 )
-from m40llm.kernels.program.pending import finish_now, finish_pending, keep, keep_scale
+from m40llm.kernels.program.pending import keep, keep_scale, pending_of
 from m40llm.kernels.program.rows import result_of
 from m40llm.kernels.program.spans import loading_of
 from m40llm.kernels.program.stage import n_shares, norm_scale, staging_of, sum_squares_of
-from m40llm.kernels.unpack import RESULT_SCALE
 from m40llm.kernels.views import UNSEEN, array_at, part_of
 
 
@@ -63,7 +62,7 @@ def once_of(form: Form, type: GGMLType) -> Any:
     load, load_next, do_spans = loading_of(form, type)
     load_norm, ask_x, take, put_squares = staging_of(type, n_seqs)
     find, extras, result_at = find_of(form, type), extras_of(form), result_of(form, type)
-    result_scale = 1.0 if type in DENSE else 1.0 / RESULT_SCALE
+    factor, (finish_now, finish_pending) = factor_of(form, type), pending_of(form)
 
     @cuda.jit(device=True, forceinline=True)
     def once(
@@ -134,7 +133,7 @@ def once_of(form: Form, type: GGMLType) -> Any:
             zero, staged, sums, partials, False,
         )  # fmt: skip
         if is_second == 0 and int32(2 * number) < n_left:
-            scale = float32(result_scale)
+            scale = factor(w)
             if is_normed:
                 scale *= norm_scale(w, sum_squares(squares, pair.s))
             keep_scale(pool, number, scale)

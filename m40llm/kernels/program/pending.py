@@ -17,6 +17,7 @@ jump; where the partial results of the first row begin, and from bit 16 on those
 scale.
 """
 
+from functools import cache
 from typing import Any, Final
 
 from numba import cuda, float32, int32, uint32
@@ -25,13 +26,20 @@ from m40llm.kernels.bits import float_as_uint, uint_as_float
 from m40llm.kernels.intrinsics import load_uint4_shared, store_uint4_shared
 from m40llm.kernels.program import words
 from m40llm.kernels.program.code import epoch_of, word_of
-from m40llm.kernels.program.epilogue import NOWHERE, give_pair, my_pair, place_of, warp_has_pairs
+from m40llm.kernels.program.epilogue import (
+    NOWHERE,
+    give_pair_of,
+    my_pair,
+    place_of,
+    warp_has_pairs,
+)
 from m40llm.kernels.program.form import (
     KEPT_AT,
     KEPT_FLOATS,
     KEPT_WORDS,
     PARTIAL_FLOATS,
     PARTIALS_AT,
+    Form,
 )
 from m40llm.kernels.program.items import sum_chunks
 from m40llm.kernels.reduce import FULL_MASK
@@ -61,42 +69,55 @@ def keep_scale(pool: Any, number: Any, scale: Any) -> None:
     part_of(pool, KEPT_AT, KEPT_FLOATS, float32)[uint32(number * KEPT_WORDS + _SCALE)] = scale
 
 
-@cuda.jit(device=True, forceinline=True)
-def _finish(code: Any, w: Any, n_pending: Any, pool: Any) -> None:
-    """The warp's share of the results of instruction w."""
-    kept = part_of(pool, KEPT_AT, KEPT_FLOATS, uint32)
-    partials = part_of(pool, PARTIALS_AT, PARTIAL_FLOATS, float32)
-    number, is_second = my_pair()
-    at, is_there = int32(number * KEPT_WORDS), int32(2 * number) < n_pending
-    result, place, jump = float32(0), uint32(NOWHERE), uint32(0)
-    if is_there:
-        place, jump, parts, scale = load_uint4_shared(kept, int32(at + 4))
-        part = int32((parts >> uint32(16 * is_second)) & uint32(0xFFFF))
-        n_chunks = word_of(w, words.LAST_CHUNKS)
-        result = uint_as_float(scale) * sum_chunks(partials, part, n_pending, n_chunks)
-    other = cuda.shfl_xor_sync(FULL_MASK, result, 1)
-    if is_there and is_second == 0 and place != uint32(NOWHERE):
-        first_bias, second_bias, a, b = load_uint4_shared(kept, at)
-        first = result + uint_as_float(first_bias)
-        second = other + uint_as_float(second_bias)
-        old_epoch = epoch_of(code, w[words.OLD_WRITER])
-        epoch = epoch_of(code, w[words.WRITER])
-        a, b = uint_as_float(a), uint_as_float(b)
-        give_pair(w, place, jump, first, second, a, b, old_epoch, epoch)
+@cache
+def _finish_of(form: Form) -> Any:
+    """finish(code, w, n_pending, pool): the warp's share of the results of instruction w."""
+    give_pair = give_pair_of(form)
+
+    @cuda.jit(device=True, forceinline=True)
+    def finish(code: Any, w: Any, n_pending: Any, pool: Any) -> None:
+        kept = part_of(pool, KEPT_AT, KEPT_FLOATS, uint32)
+        partials = part_of(pool, PARTIALS_AT, PARTIAL_FLOATS, float32)
+        number, is_second = my_pair()
+        at, is_there = int32(number * KEPT_WORDS), int32(2 * number) < n_pending
+        result, place, jump = float32(0), uint32(NOWHERE), uint32(0)
+        if is_there:
+            place, jump, parts, scale = load_uint4_shared(kept, int32(at + 4))
+            part = int32((parts >> uint32(16 * is_second)) & uint32(0xFFFF))
+            n_chunks = word_of(w, words.LAST_CHUNKS)
+            result = uint_as_float(scale) * sum_chunks(partials, part, n_pending, n_chunks)
+        other = cuda.shfl_xor_sync(FULL_MASK, result, 1)
+        if is_there and is_second == 0 and place != uint32(NOWHERE):
+            first_bias, second_bias, a, b = load_uint4_shared(kept, at)
+            first = result + uint_as_float(first_bias)
+            second = other + uint_as_float(second_bias)
+            old_epoch = epoch_of(code, w[words.OLD_WRITER])
+            epoch = epoch_of(code, w[words.WRITER])
+            a, b = uint_as_float(a), uint_as_float(b)
+            give_pair(w, place, jump, first, second, a, b, old_epoch, epoch)
+
+    return finish
 
 
-@cuda.jit(device=True, forceinline=True)
-def finish_now(code: Any, w: Any, n_results: Any, pool: Any) -> None:
-    """All results of instruction w."""
-    cuda.syncthreads()  # the partial results are there
-    if warp_has_pairs(n_results):
-        _finish(code, w, n_results, pool)
+@cache
+def pending_of(form: Form) -> tuple[Any, Any]:
+    """finish_now(code, w, n_results, pool): all results of instruction w.
 
+    finish_pending(code, n_pending, pool): the results of the instruction before, of which it left
+    `n_pending` to be finished: while this one's weights are on their way. Every instruction does it
+    before it waits for anything.
+    """
+    finish = _finish_of(form)
 
-@cuda.jit(device=True, forceinline=True)
-def finish_pending(code: Any, n_pending: Any, pool: Any) -> None:
-    """The results of the instruction before, of which it left `n_pending` to be finished:
-    while this one's weights are on their way. Every instruction does it before it waits for
-    anything."""
-    if n_pending != 0:
-        finish_now(code, code.before, n_pending, pool)
+    @cuda.jit(device=True, forceinline=True)
+    def finish_now(code: Any, w: Any, n_results: Any, pool: Any) -> None:
+        cuda.syncthreads()  # the partial results are there
+        if warp_has_pairs(n_results):
+            finish(code, w, n_results, pool)
+
+    @cuda.jit(device=True, forceinline=True)
+    def finish_pending(code: Any, n_pending: Any, pool: Any) -> None:
+        if n_pending != 0:
+            finish_now(code, code.before, n_pending, pool)
+
+    return finish_now, finish_pending

@@ -21,7 +21,7 @@ from m40llm.kernels.program.code import put_word, share_of, word_of
 from m40llm.kernels.program.form import Form, Pool, is_sliced
 from m40llm.kernels.program.many import many_of
 from m40llm.kernels.program.once import once_of
-from m40llm.kernels.program.pending import finish_pending
+from m40llm.kernels.program.pending import pending_of
 from m40llm.kernels.program.sliced import sliced_of
 
 
@@ -30,7 +30,7 @@ def product_of(form: Form, type: GGMLType) -> Any:
     """product(code, slot_pos, pool, squares, n_pending): the instruction code.this
     -> how many results it leaves to the next one."""
     Pool(type, form.n_seqs).check()
-    sliced = is_sliced(form.n_seqs)
+    sliced, (_, finish_pending) = is_sliced(form.n_seqs), pending_of(form)
     in_segments = sliced_of(form, type) if sliced else many_of(form, type)
     in_one_go = in_segments if sliced else once_of(form, type)
 

@@ -24,6 +24,7 @@ from numba import cuda, float32, int32, int64, uint32, uint64
 from m40llm.kernels.contract import Kernel, Launcher, check_array
 from m40llm.kernels.intrinsics import load_volatile
 from m40llm.kernels.program import words
+from m40llm.kernels.program.add_normed import add_normed_of
 from m40llm.kernels.program.attend import attend_of
 from m40llm.kernels.program.barrier import arrive, wait
 from m40llm.kernels.program.choose import choose_of, embed_of
@@ -44,7 +45,7 @@ from m40llm.kernels.program.form import (
     REGISTERS,
     Form,
 )
-from m40llm.kernels.program.pending import finish_pending
+from m40llm.kernels.program.pending import pending_of
 from m40llm.kernels.program.product import product_of
 from m40llm.kernels.program.rings import N_HOST, look_at_host
 from m40llm.kernels.program.state import N_CONTROL, STEP
@@ -133,7 +134,8 @@ def _compile(form: Form) -> Kernel:
     n_words, n_seqs = words.N_WORDS, form.n_seqs
     n_held, n_squares, n_pool = N_HELD * n_words, n_seqs * N_WARPS, form.pool_floats
     embed, attention, choose = embed_of(form), attend_of(form), choose_of(form)
-    product, read_slots = _products(form), _slots(n_seqs)
+    product, read_slots, (_, finish_pending) = _products(form), _slots(n_seqs), pending_of(form)
+    add_normed, has_post_norms = add_normed_of(form), form.has_post_norms
 
     def decode_program(program: Any, first: Any, last: Any, n_steps: Any, arrived: Any) -> None:
         pool = cuda.shared.array(n_pool, float32, alignment=16)
@@ -165,7 +167,10 @@ def _compile(form: Form) -> Kernel:
             word = read_word(program, w)
             code = code_at(held, turn, word, n_instructions, steps)
             operation = word_of(w, words.OP)
-            if operation >= words.PRODUCT:
+            if has_post_norms and operation == words.ADD_NORMED:
+                add_normed(code, squares, pool, n_pending)
+                n_pending = int32(0)
+            elif operation >= words.PRODUCT:
                 n_pending = product(code, slot_pos, pool, squares, n_pending)
             elif operation == words.ATTEND:
                 finish_pending(code, n_pending, pool)

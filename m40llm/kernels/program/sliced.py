@@ -24,16 +24,14 @@ from numba import cuda, float32, int32, int64, uint32
 
 from m40llm.kernels.bits import uint_as_float
 from m40llm.kernels.intrinsics import load_uint4_volatile
-from m40llm.kernels.layouts import DENSE
 from m40llm.kernels.program import words
 from m40llm.kernels.program.code import ask_next_norm, epoch_of, put_word, word_of
 from m40llm.kernels.program.epilogue import (
     LOWEST,
     Pair,
     extras_of,
-    finish,
-    gather_of,
-    put_logits_of,
+    factor_of,
+    finish_of,
 )
 from m40llm.kernels.program.exchange import give1, take4
 from m40llm.kernels.program.form import (
@@ -50,10 +48,10 @@ from m40llm.kernels.program.form import (
     span_cols,
 )
 from m40llm.kernels.program.items import Items, next_span_of
+from m40llm.kernels.program.logits import gather_of, put_logits_of
 from m40llm.kernels.program.rows import pair_of
 from m40llm.kernels.program.spans import loading_of
 from m40llm.kernels.program.stage import n_shares, norm_scale, staging_of, sum_squares_of
-from m40llm.kernels.unpack import RESULT_SCALE
 from m40llm.kernels.views import UNSEEN, array_at, part_of
 
 _PARTS_IN_FLIGHT: Final = 4
@@ -119,9 +117,9 @@ def _merge_of(form: Form, type: GGMLType) -> Any:
     """merge(code, slot_pos, pool, first_group, end_group, n_groups, epoch): the results of these
     groups, of the matrix's n_groups, once all their parts have come."""
     n_seqs, find_pair, extras = form.n_seqs, pair_of(form), extras_of(form)
-    put_logits, gather = put_logits_of(form), gather_of(form)
+    finish = finish_of(form)
+    put_logits, gather, factor = put_logits_of(form), gather_of(form), factor_of(form, type)
     pairs_a_group, (_, scale_of) = group_rows(type, n_seqs) // 2, _squares_of(n_seqs)
-    result_scale = 1.0 if type in DENSE else 1.0 / RESULT_SCALE
 
     @cuda.jit(device=True, forceinline=True)
     def merge(
@@ -135,7 +133,7 @@ def _merge_of(form: Form, type: GGMLType) -> Any:
         first_pair = int32(first_group * pairs_a_group)
         n_pairs = int32((end_group - first_group) * (pairs_a_group * n_seqs))
         best, top, mass = int64(-1), float32(LOWEST), float32(0)
-        number, scale = int32(cuda.threadIdx.x), float32(result_scale)
+        number, scale = int32(cuda.threadIdx.x), factor(w)
         if number < n_pairs:
             scale *= scale_of(w, int32(uint32(number) % uint32(n_seqs)), epoch)
         while number < n_pairs:

@@ -12,7 +12,7 @@ from typing import Final
     # any instruction
     PC,  # which of the program's instructions it is
     AFTER_NEXT,  # the instruction after the next one, the program being a ring
-    OP,  # EMBED, ATTEND, CHOOSE, or PRODUCT + the place of the matrix's type in Form.types
+    OP,  # one of those below, or PRODUCT + the place of the matrix's type in Form.types
     X,  # address of exchange words uint32[n_seqs, N_COLS, 2]; see exchange.py
     X_WRITER,  # the instruction that wrote X last
     OUT,  # address of exchange words uint32[n_seqs, OUT_COLS, 2]
@@ -26,7 +26,7 @@ from typing import Final
     MASS,
     RAW,
     # a product
-    KIND,  # ADD, SWIGLU, ROTATE, LOGITS
+    KIND,  # ADD, SWIGLU, ROTATE, LOGITS, STORE
     WRITER,  # as whom it writes OUT: products that share a vector have one name
     OLD_WRITER,  # of ADD: the instruction that wrote OUT last
     NORM,  # address of float32[N_COLS], the weights of an RMSNorm of x; 0 for none
@@ -70,8 +70,8 @@ from typing import Final
     # ATTEND
     K_CACHE,  # address of one layer's float16[n_seqs, n_kv_heads, max_seq_len, head_dim]
     V_CACHE,
-    INNER,  # bits of the factors of scores: attention_common.score_factors
-    OUTER,
+    INNER,  # bits of what scores are multiplied by, in units of ln 2
+    FACTOR,  # bits of what EMBED and products multiply by, where Form.has_factors
     WINDOW,  # keys that a row sees
     PARTIAL,  # address of exchange words uint32[n_seqs, n_heads, N_SPLITS, head_dim + 2, 2]
     N_SPLITS,
@@ -98,8 +98,12 @@ from typing import Final
 ) = range(81)
 N_WORDS: Final = 81
 
+# ATTEND, where Q and K have norms: addresses of their weights, in words that a product has.
+Q_NORM, K_NORM = NORM, BIAS
+
 # Operations.
 EMBED, ATTEND, CHOOSE, PRODUCT = range(4)
+ADD_NORMED: Final = 7  # beyond a PRODUCT of each type
 
 # What becomes of a product's results.
-ADD, SWIGLU, ROTATE, LOGITS = range(4)
+ADD, SWIGLU, ROTATE, LOGITS, STORE = range(5)
