@@ -73,6 +73,10 @@ BUGS = {
         "attention_decode", "attention_decode", "attention_decode", "end = pos[token] + 1",
         "end = pos[token] + 2",
     ),
+    "mask bit order": Bug(
+        "program_mask", "program.mask", "program.mask",
+        ">> uint32(row & 31)) & uint32(1):", ">> uint32(31 - (row & 31))) & uint32(1):",
+    ),
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Ten classic bugs, one changed line each in a copy of a kernel: default settings find each from
+"""Eleven classic bugs, one changed line each in a copy of a kernel: default settings find each from
 every seed, and nothing in the originals.
 
 Originals: the first seeds always; `-m fuzz` runs the others.

@@ -142,6 +142,8 @@ def encode(instructions: Sequence[Product | Other], setting: Setting) -> NDArray
             n_products += 1
         else:
             row[words.OP] = instruction.operation
+            if instruction.operation == words.CHOOSE:
+                _encode_choice(row, program[i - 1], setting.form)
             for word, cache in (
                 (words.K_CACHE, instruction.k_cache),
                 (words.V_CACHE, instruction.v_cache),
@@ -176,7 +178,8 @@ def _shared_words(setting: Setting) -> NDArray[np.int64]:
         *((words.N_TAKEN, state.n_taken), (words.SETTINGS, sampler.settings)),
         *((words.TOP_K, sampler.top_k), (words.SEED, sampler.seed)),
         *((words.BIAS_IDS, sampler.bias_ids), (words.BIAS_VALUES, sampler.bias_values)),
-        (words.HISTORY, sampler.history),
+        *((words.HISTORY, sampler.history), (words.MASKED, state.masked)),
+        (words.MASKS, state.masks),
     )
     for word, number in numbers:
         row[word] = number
@@ -243,6 +246,14 @@ def _encode_slices(
     row[words.N_STAGES], row[words.N_PARTS] = slices.n_stages, slices.n_parts
     row[words.PART_SQUARES] = address(parts)
     row[words.PARTS] = address(parts) + 4 * _square_words(n_seqs, n_blocks)
+
+
+def _encode_choice(row: NDArray[np.int64], logits: NDArray[np.int64], form: Form) -> None:
+    """Whose logits are whose, as the product before has it: for masks."""
+    type = form.types[int(logits[words.OP]) - words.PRODUCT]
+    row[words.N_ROWS] = group_rows(type, form.n_seqs)
+    for word in (words.GROUPS_A_BLOCK, words.GROUPS_LEFT, words.SLICE_SHIFT):
+        row[word] = logits[word]
 
 
 def _square_words(n_seqs: int, n_blocks: int) -> int:
