@@ -125,7 +125,7 @@ def together(
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("late", [0, 3])
 def test_slots_with_masks_beside_others(model: Any, form: Form, late: int) -> None:
-    """Late or not, each has the tokens that it has alone; and none waits for another's mask."""
+    """Late or not, each has the tokens that it has alone; none waits for another's mask."""
     requests = {
         0: request_of(GREEDY, 1),
         1: request_of(SAMPLED, 2),
@@ -140,7 +140,7 @@ def test_slots_with_masks_beside_others(model: Any, form: Form, late: int) -> No
     masks = {slot: DrawnMasks(slot) for slot in masked}
     found = together(model, form, requests, masks, lambda slot, n: late * (n % 2))
     assert {slot: tokens(found, slot) for slot in requests} == expected
-    if late:
+    if late and model.ops.name == "emulator":  # where a round is a step
         last = {answer.slot: i for i, answer in enumerate(found) if answer.done}
         assert max(last[1], last[3]) < min(last[0], last[2])
 

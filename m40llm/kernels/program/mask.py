@@ -35,6 +35,7 @@ from m40llm.kernels.program.form import N_THREADS
 from m40llm.kernels.views import UNSEEN, array_at, never_inlined, part_of
 
 POLLS: Final = 512  # some 2 us each on a card: about as long as a step
+LAST_POLLS: Final = 64  # for the other words, which the host writes within 10 us of the first
 LATE: Final = (1 << 63) - 1  # a key has 54 bits
 WORD_BITS: Final = 32
 _MINUS_INFINITY: Final = float("-inf")
@@ -58,14 +59,38 @@ def _my_rows(w: Any) -> Any:
 
 
 @cuda.jit(device=True, forceinline=True)
-def _wait_for(masks: Any, at: Any, number: Any) -> Any:
-    """(the bits of a word of a mask, whether they have come)."""
+def _look(masks: Any, at: Any, number: Any, n_looks: Any) -> Any:
+    """(the bits of a word of a mask, whether they have come) after up to so many looks."""
     bits, seen = load_uint2_volatile(masks, 2 * at)
-    n_left = int32(POLLS)
+    n_left = int32(n_looks - 1)
     while seen != number and n_left > 0:
         bits, seen = load_uint2_volatile(masks, 2 * at)
         n_left = int32(n_left - 1)
     return bits, seen == number
+
+
+@cuda.jit(device=True, forceinline=True)
+def _is_any(condition: Any) -> Any:
+    """Whether it holds for a thread of the block; a barrier."""
+    return cuda.syncthreads_or(int32(1 if condition else 0)) != 0
+
+
+@cuda.jit(device=True, forceinline=True)
+def _take(masks: Any, at: Any, end: Any, number: Any, bits: Any) -> Any:
+    """Words `at` to end - 1 of a mask, at most N_THREADS, into shared memory -> whether all have
+    come. Where they have not, one thread looks for the first: all of them would fill the bus."""
+    thread = int32(cuda.threadIdx.x)
+    mine, has_come = int32(at + thread), True
+    if mine < end:
+        bits[thread], has_come = _look(masks, mine, number, int32(1))
+    if not _is_any(not has_come):
+        return True
+    if thread == 0:
+        _look(masks, at, number, int32(POLLS))
+    cuda.syncthreads()
+    if not has_come:
+        bits[thread], has_come = _look(masks, mine, number, int32(LAST_POLLS))
+    return not _is_any(not has_come)
 
 
 @cache
@@ -83,10 +108,7 @@ def _apply_of(n_seqs: int) -> Any:
         bits, scratch = part_of(pool, 0, N_THREADS, uint32), part_of(pool, N_THREADS, 32, int64)
         at, end_word, best = int32(first >> 5), int32((end + int32(31)) >> 5), int64(-1)
         while at < end_word and first < end:
-            mine, has_come = int32(at + thread), True
-            if mine < end_word:
-                bits[thread], has_come = _wait_for(masks, mine, number)
-            if cuda.syncthreads_or(int32(0 if has_come else 1)) != 0:
+            if not _take(masks, at, end_word, number, bits):
                 return int64(LATE)
             row = int32(max(first, int32(at << 5)) + thread)
             last = int32(min(end, int32(int32(at + int32(N_THREADS)) << 5)))
