@@ -30,6 +30,7 @@ class SlotRequest:
     token_id, pos  the token that goes in next, and its position
     count          tokens to be made at most
     history        int32[vocab_size], see kernels/sampling.py; None where nothing is penalised
+    is_constrained which tokens may come is said for each of them, by `Decoder.allow`
     """
 
     token_id: int
@@ -46,6 +47,7 @@ class SlotRequest:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     history: NDArray[np.int32] | None = None
     stop_ids: tuple[int, ...] = ()
+    is_constrained: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Answer:
     """One token. `done` is set on a slot's last; a cancelled or damaged one has no token.
 
     The logprob of a damaged one is no finite number where a logit was none; where it is, every
-    token was banned.
+    token that may come was banned.
     """
 
     slot: int
@@ -105,6 +107,13 @@ class Decoder(Protocol):
     def begin(self, slot: int, request: SlotRequest) -> None:
         """The slot must be done with what it had before. Waits for the token that others have in
         hand; they go on when `advance` is called."""
+        ...
+
+    def allow(self, slot: int, mask: NDArray[np.uint32]) -> None:
+        """Which tokens may be the next one of a slot that is constrained: uint32[ceil(vocab_size
+        / 32)], bit i % 32 of word i // 32 for token i. To be called after `begin`, and after each
+        answer but the last: meanwhile the device computes the logits. A step whose mask does not
+        come in time makes no token, and is made again."""
         ...
 
     def advance(self, form: Form) -> None:

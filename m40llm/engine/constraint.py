@@ -5,12 +5,15 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+Mask = NDArray[np.uint32]
+
 
 class Constraint(Protocol):
     """One answer's, which is told of each token as it is chosen."""
 
-    def allowed(self) -> NDArray[np.intp]:
-        """Ids of the tokens that may come next, ascending, at least one."""
+    def mask(self) -> Mask:
+        """Which tokens may come next, at least one: uint32[ceil(vocab_size / 32)], bit i % 32 of
+        word i // 32 for token i."""
         ...
 
     def heed(self, token_id: int) -> None:
@@ -20,3 +23,9 @@ class Constraint(Protocol):
     def fork(self) -> "Constraint":
         """Another that has been told the same."""
         ...
+
+
+def ids_of(mask: Mask, vocab_size: int) -> NDArray[np.intp]:
+    """The tokens that a mask allows, ascending."""
+    octets = mask.astype("<u4", copy=False).view(np.uint8)
+    return np.flatnonzero(np.unpackbits(octets, bitorder="little", count=vocab_size))

@@ -2,19 +2,23 @@
 
 The host's own loop (engine.py) computes logits on the device and chooses on the host, a token at a
 time. Here choice, stop check and next embedding happen on the device; the host only reads what has
-been made. What the device's sampler lacks, the host's loop serves: `why_host` says what.
+been made, and says which tokens may come next where an answer is constrained, while the device
+computes their logits. What the device's sampler lacks, the host's loop serves: `why_host` says
+what.
 """
 
 import math
 import time
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from m40llm.device.decoder import FORMS, Answer, Decoder, Form, SlotRequest
-from m40llm.engine.sampling_params import CONSTRAINTS, SamplingParams
+from m40llm.engine.constraint import Constraint
+from m40llm.engine.sampling_params import SamplingParams
 from m40llm.errors import ModelFileError, RequestError
 
 DecodeForm = Literal["host", "eager", "graph", "persistent"]
@@ -30,7 +34,6 @@ _OF_THE_HOST: Final = (
     "dry_multiplier",
     "mirostat",
     "samplers",
-    *CONSTRAINTS,
 )
 _DEFAULTS: Final = SamplingParams()
 _POLL_S: Final = 20e-6
@@ -96,9 +99,21 @@ def _history(prompt: Sequence[int], ids: Sequence[int], vocab_size: int) -> NDAr
     return history
 
 
-def decode(decoder: Decoder, form: Form, request: SlotRequest, slot: int = 0) -> Iterator[Answer]:
-    """The answers of one slot, as they come. Ended early, the device is idle when this returns."""
-    decoder.begin(slot, request)
+def decode(
+    decoder: Decoder,
+    form: Form,
+    request: SlotRequest,
+    slot: int = 0,
+    constraint: Constraint | None = None,
+) -> Iterator[Answer]:
+    """The answers of one slot, as they come. Ended early, the device is idle when this returns.
+
+    constraint  has been told of the tokens up to `request`, and is told of those that follow
+    """
+    first_mask = constraint.mask() if constraint else None
+    decoder.begin(slot, replace(request, is_constrained=first_mask is not None))
+    if first_mask is not None:
+        decoder.allow(slot, first_mask)
     is_done = False
     try:
         while not is_done:
@@ -106,20 +121,24 @@ def decode(decoder: Decoder, form: Form, request: SlotRequest, slot: int = 0) ->
             answers = decoder.answers()
             for answer in answers:
                 if answer.done == "damaged":
-                    raise _damaged(answer)
+                    raise _damaged(answer, constraint is not None)
                 is_done = answer.done is not None
+                if constraint and not is_done:  # before anybody else has a say: the device waits
+                    constraint.heed(answer.token_id)
+                    decoder.allow(slot, constraint.mask())
                 yield answer
             if not answers:
                 time.sleep(_POLL_S)
-    except (GeneratorExit, KeyboardInterrupt):  # else the device would go on, unheard
+    except (GeneratorExit, KeyboardInterrupt, RequestError):  # else it would go on, unheard
         decoder.cancel(slot)
         raise
 
 
-def _damaged(answer: Answer) -> Exception:
+def _damaged(answer: Answer, is_constrained: bool) -> Exception:
     """No token could be chosen."""
     if math.isfinite(answer.logprob):
-        return RequestError("logit_bias: every token is banned")
+        which = "token that may come next" if is_constrained else "token"
+        return RequestError(f"logit_bias: every {which} is banned")
     return ModelFileError(
         "the model's logits are not finite numbers: its weights are damaged or overflow"
     )

@@ -235,7 +235,7 @@ class Engine:
         )
         begin = time.perf_counter() - clock.decode_s
         with self._noting_failure():
-            for answer in decode(decoder, form, slot):
+            for answer in decode(decoder, form, slot, constraint=request.constraint):
                 self._note_cached(request)
                 request.ids.append(answer.token_id)
                 clock.decode_s = time.perf_counter() - begin

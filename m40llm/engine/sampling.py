@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from m40llm.engine import samplers
 from m40llm.engine.candidates import Candidates
-from m40llm.engine.constraint import Constraint
+from m40llm.engine.constraint import Constraint, ids_of
 from m40llm.engine.dry import dry
 from m40llm.engine.sampling_params import SamplingParams
 from m40llm.errors import RequestError
@@ -108,7 +108,7 @@ class Chain:
         if logits.max() == -np.inf:
             raise RequestError("logit_bias: every token is banned")
         if self._constraint:
-            candidates = candidates.keep(self._constraint.allowed())
+            candidates = candidates.keep(ids_of(self._constraint.mask(), logits.size))
             if candidates.logits.max() == -np.inf:
                 raise RequestError("logit_bias: every token that may come next is banned")
         is_short = params.is_greedy or params.mirostat == 2

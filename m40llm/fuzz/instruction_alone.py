@@ -13,7 +13,7 @@ from gguf import GGMLQuantizationType as GGMLType
 from numba import cuda, float32, int32, int64
 from numpy.typing import NDArray
 
-from m40llm.device.gpu.decode import address
+from m40llm.device.gpu.bound import address
 from m40llm.kernels.attention_common import score_factors, window_keys
 from m40llm.kernels.contract import Kernel
 from m40llm.kernels.program import words

@@ -14,8 +14,8 @@ the bytes moved.
     v = load_volatile_shared(shared, i)               ld.volatile.shared
     store_volatile(flags, i, v)                       st.volatile.global
     a, b, c, d = load_uint4_streaming(weights, i)     ld.global.cs.nc.v4.u32, and one for uint2
-    ... and load_uint4_volatile, store_uint4_volatile, store_uint2_volatile: of which each aligned
-        8 bytes come and go as a whole
+    ... and load_uint4_volatile, load_uint2_volatile, store_uint4_volatile, store_uint2_volatile: of
+        which each aligned 8 bytes come and go as a whole
 
 A `_readonly` load goes through the read-only cache: nothing may write to the array during the
 launch. LLVM neither hoists nor merges a volatile load: a spin on one sees the change.
@@ -150,6 +150,7 @@ load_uint2_shared = _vector_load(types.uint32, 2, SHARED)
 load_float4_shared = _vector_load(types.float32, 4, SHARED)
 load_float2_shared = _vector_load(types.float32, 2, SHARED)
 load_uint4_volatile = _vector_load(types.uint32, 4, GLOBAL, volatile=True)
+load_uint2_volatile = _vector_load(types.uint32, 2, GLOBAL, volatile=True)
 store_uint4 = _store4(types.uint32, GLOBAL)
 store_uint2 = _store2(types.uint32, GLOBAL)
 store_float4 = _store4(types.float32, GLOBAL)

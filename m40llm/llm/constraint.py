@@ -8,9 +8,8 @@ import json
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from m40llm.engine.constraint import Constraint
+from m40llm.engine.constraint import Constraint, Mask
 from m40llm.engine.sampling_params import CONSTRAINTS, SamplingParams
 from m40llm.errors import RequestError
 from m40llm.text import Tokenizer
@@ -36,7 +35,7 @@ class Constraints:
         matcher = llguidance.LLMatcher(self._theirs, grammar, log_level=0)
         if matcher.is_error():
             raise RequestError(f"{given[0]}: {_why(matcher)}")
-        return _Matcher(matcher, self._vocab_size)
+        return _Matcher(matcher)
 
     def _vocabulary(self, llguidance: Any, name: str) -> Any:
         stop_ids = sorted(self._tokenizer.stop_ids)
@@ -63,14 +62,13 @@ class _Vocabulary:
 class _Matcher:
     """Implements `Constraint`."""
 
-    def __init__(self, matcher: Any, vocab_size: int) -> None:
-        self._matcher, self._vocab_size = matcher, vocab_size
+    def __init__(self, matcher: Any) -> None:
+        self._matcher = matcher
 
-    def allowed(self) -> NDArray[np.intp]:
-        mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+    def mask(self) -> Mask:
+        mask = np.frombuffer(self._matcher.compute_bitmask(), "<u4")
         self._check()
-        bits = np.unpackbits(mask, bitorder="little", count=self._vocab_size)
-        return np.flatnonzero(bits)
+        return mask.astype(np.uint32, copy=False)
 
     def heed(self, token_id: int) -> None:
         if not self._matcher.is_stopped():  # a draft model may go on behind the end
@@ -78,7 +76,7 @@ class _Matcher:
             self._check()
 
     def fork(self) -> "_Matcher":
-        return _Matcher(self._matcher.deep_copy(), self._vocab_size)
+        return _Matcher(self._matcher.deep_copy())
 
     def _check(self) -> None:
         if self._matcher.is_error():

@@ -15,7 +15,7 @@ from m40llm.reference.embedding import embedding
 from m40llm.reference.matmul import matmul
 from m40llm.reference.rms_norm import rms_norm
 from m40llm.reference.rope import rope
-from m40llm.reference.sampling import distribution, penalised
+from m40llm.reference.sampling import distribution, masked, penalised
 from m40llm.reference.scale import add_scaled, scale
 from m40llm.reference.softcap import softcap
 from m40llm.reference.softmax import softmax
@@ -34,6 +34,7 @@ __all__ = [
     "distribution",
     "embedding",
     "geglu",
+    "masked",
     "matmul",
     "penalised",
     "rms_norm",

@@ -28,6 +28,16 @@ def penalised(
     return np.asarray(logits - np.where(n_answered > 0, presence + frequency * n_answered, 0.0))
 
 
+def masked(logits: NDArray[Any], mask: NDArray[Any]) -> NDArray[np.float64]:
+    """logits [vocab_size], mask [ceil(vocab_size / 32)] -> float64[vocab_size]
+
+    Bit i % 32 of word i // 32 of the mask: whether token i may come. What may not is -inf.
+    """
+    ids = np.arange(logits.size)
+    may_come = mask[ids // 32].astype(np.int64) >> ids % 32 & 1
+    return np.where(may_come == 1, logits.astype(np.float64), -np.inf)
+
+
 def distribution(
     logits: NDArray[Any], temperature: float, top_k: int, top_p: float, min_p: float
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

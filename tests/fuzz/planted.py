@@ -94,6 +94,10 @@ BUGS = {
         "total += squares[uint32(s * N_WARPS + warp)]",
         "total += squares[uint32(warp)]",
     ),
+    "mask bit order": Bug(
+        "program_mask", "program.mask", "program.mask",
+        ">> uint32(row & 31)) & uint32(1):", ">> uint32(31 - (row & 31))) & uint32(1):",
+    ),
 }  # fmt: skip
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from m40llm import LLM, SamplingParams
+from m40llm.device.decoder import FORMS
+from m40llm.engine.engine import Engine
 from m40llm.errors import RequestError
 from m40llm.testing import write_tiny_gguf
 
@@ -127,7 +129,20 @@ def test_without_the_library(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
         llm.generate("ab", SamplingParams(regex="a"))
 
 
-def test_on_a_device_with_steps_of_its_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", ["emulator", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_on_a_device_with_steps_of_its_own(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each form says what the host's loop says, without that loop."""
     path = write_tiny_gguf(tmp_path / "tiny.gguf", n_layers=1)
-    with LLM.load(path, device="emulator", decode="eager", max_seq_len=32) as llm:
-        assert answer(llm, temperature=0, regex="b{2}c") == "bbc"
+    asked: list[dict[str, Any]] = [
+        {"temperature": 0, "regex": "b{2}c"},
+        {"seed": 3, "temperature": 1.5, "repetition_penalty": 1.2, "json_schema": SCHEMA},
+    ]
+    with LLM.load(path, device=device, decode="host", max_seq_len=64) as llm:
+        expected = [answer(llm, **fields) for fields in asked]
+        monkeypatch.setattr(Engine, "_decode", None)
+        for form in FORMS:
+            llm._open_engine().decode_form = form
+            assert [answer(llm, **fields) for fields in asked] == expected
+    assert expected[0] == "bbc"

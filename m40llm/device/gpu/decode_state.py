@@ -11,6 +11,7 @@ from m40llm.kernels.program import state as rings
 from m40llm.kernels.program.attend_shape import split_shape
 from m40llm.kernels.program.epilogue import LOWEST
 from m40llm.kernels.program.form import Form
+from m40llm.kernels.program.mask import n_mask_words
 from m40llm.kernels.program.state import DecodeState
 from m40llm.kernels.sampling import N_SETTINGS, SamplerState
 
@@ -19,11 +20,12 @@ Buffer = Any
 
 @dataclass(frozen=True)
 class HostRings:
-    """The host's side of the rings in pinned memory."""
+    """The host's side of what lies in pinned memory: the rings, and the masks."""
 
     commands: NDArray[np.int64]
     answers: NDArray[np.int64]
     n_taken: NDArray[np.int64]
+    masks: NDArray[np.int64]
 
 
 def new_exchange(card: Card, n_seqs: int, width: int) -> Buffer:
@@ -39,6 +41,7 @@ def new_state(
     commands, host_commands = card.alloc_mapped((rings.N_COMMANDS, 2), np.int64)
     answers, host_answers = card.alloc_mapped((rings.N_ANSWERS, 2), np.int64)
     n_taken, host_taken = card.alloc_mapped((1,), np.int64)
+    masks, host_masks = card.alloc_mapped((n, n_mask_words(vocab_size)), np.int64)
     seq = card.alloc((n,), np.dtype(np.int32))
     card.write(seq, np.arange(n, dtype=np.int32))
     state = DecodeState(
@@ -57,11 +60,13 @@ def new_state(
         raw=card.alloc((n, vocab_size), np.dtype(np.float32)),
         logits=card.alloc((n, vocab_size), np.dtype(np.float32)),
         sampler=_greedy(card, n, vocab_size, max_bias),
+        masked=filled(card, (n,), np.int32),
         commands=commands,
         answers=answers,
         n_taken=n_taken,
+        masks=masks,
     )
-    return state, HostRings(host_commands, host_answers, host_taken)
+    return state, HostRings(host_commands, host_answers, host_taken, host_masks)
 
 
 def _empty_mass(card: Card, n: int, n_blocks: int) -> Buffer:

@@ -8,10 +8,13 @@ from numpy.typing import NDArray
 
 from m40llm.device.decoder import FORMS, Answer, Done, Form, ModelParts, SlotRequest
 from m40llm.device.gpu.bind import bind, form_of
+from m40llm.device.gpu.bound import Setting
 from m40llm.device.gpu.card import Card
-from m40llm.device.gpu.decode import Setting, encode, new_parts
+from m40llm.device.gpu.decode import encode
 from m40llm.device.gpu.decode_state import new_state
+from m40llm.device.gpu.shares import new_parts
 from m40llm.device.instructions import Instruction, Project
+from m40llm.kernels.contract import check_array
 from m40llm.kernels.layouts import DENSE, LAYOUTS
 from m40llm.kernels.program import state as rings
 from m40llm.kernels.program.form import MAX_TYPES
@@ -64,6 +67,7 @@ class CardDecoder:
         code = card.upload(encode(self._instructions, self._setting))
         self._program = Program(form, code, self._state.arrived, n_blocks)
         self._n_commands = self._n_answers = 0
+        self._next_mask = [0] * int(parts.k.shape[1])  # the position that its token will take
         self._kept: list[Answer] = []  # read already, and not asked for yet
         self._under_way: list[Any] = []  # ends of steps enqueued, of the graph and eager forms
         self._ended: Any = None  # the end of the last launch of the persistent form
@@ -86,6 +90,7 @@ class CardDecoder:
         for buffer, value in (
             (state.token_ids, r.token_id),
             (state.pos, r.pos),
+            (state.masked, r.is_constrained),
             (sampler.top_k, r.top_k),
             (sampler.seed, r.seed),
         ):
@@ -99,7 +104,16 @@ class CardDecoder:
             write(buffer[slot], _padded(values, buffer.shape[1], filler, buffer.dtype))
         history = r.history if r.history is not None else np.zeros(self._parts.vocab_size, np.int32)
         write(sampler.history[slot], history)
+        self._rings.masks[slot] = 0  # of another request: positions would be the same
+        self._next_mask[slot] = r.pos + 1
         self._command(rings.DECODE, slot, r.count)
+
+    def allow(self, slot: int, mask: NDArray[np.uint32]) -> None:
+        check_array("mask", mask, np.uint32, self._rings.masks.shape[1:])
+        number = np.int64(self._next_mask[slot] << 32)
+        # Whole words of 8 bytes, in any order: each has the number with it.
+        np.bitwise_or(mask, number, out=self._rings.masks[slot])
+        self._next_mask[slot] += 1
 
     def advance(self, form: Form) -> None:
         card = self._card

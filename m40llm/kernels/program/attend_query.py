@@ -146,6 +146,20 @@ def _row_squares_of(form: Form) -> Any:
 
 
 @cache
+def _put_value_of(head_dim: int) -> Any:
+    """put_value(qkv, epoch, at, lane, fresh): the newest value, as it comes, by a warp."""
+    head_quads = head_dim // 4
+
+    @cuda.jit(device=True, forceinline=True)
+    def put_value(qkv: Any, epoch: Any, at: Any, lane: Any, fresh: Any) -> None:
+        for quad in range(lane, head_quads, WARP_SIZE):
+            x0, x1, x2, x3 = take4(qkv, int32(at + 4 * quad), epoch)
+            _put_halves(fresh, int32(head_quads + quad), x0, x1, x2, x3)
+
+    return put_value
+
+
+@cache
 def _take_normed_of(form: Form) -> Any:
     """take_query of Q and K that are normed and turned here: a head a warp, those of Q, K's, V's.
     The mean square is that of the head, or of all heads.
@@ -158,7 +172,8 @@ def _take_normed_of(form: Form) -> Any:
     row, slot_of, turn = form.q_dim + 2 * form.kv_dim, _slot_of(form.head_dim), _turn_of(form)
     k_first, v_first = form.q_dim, form.q_dim + form.kv_dim
     is_row, q_dim, kv_dim = form.qk_norm == "row", form.q_dim, form.kv_dim
-    put_squares, sums_at = _row_squares_of(form), (n_heads + 1) * head_dim
+    put_squares, put_value = _row_squares_of(form), _put_value_of(head_dim)
+    sums_at = (n_heads + 1) * head_dim
 
     @cuda.jit(device=True, forceinline=True)
     def take_query(
@@ -223,10 +238,7 @@ def _take_normed_of(form: Form) -> Any:
                     else:
                         _put_halves(fresh, quad, x[k, 0], x[k, 1], x[k, 2], x[k, 3])
         elif warp == n_heads + 1:
-            for quad in range(lane, head_quads, WARP_SIZE):
-                at = int32(s * row + v_first + int32(kv_head * head_dim + 4 * quad))
-                x0, x1, x2, x3 = take4(qkv, at, epoch)
-                _put_halves(fresh, int32(head_quads + quad), x0, x1, x2, x3)
+            put_value(qkv, epoch, int32(s * row + v_first + kv_head * head_dim), lane, fresh)
 
     return take_query
 

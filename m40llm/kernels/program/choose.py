@@ -4,7 +4,7 @@ EMBED   block 0 alone: takes the commands that have come, decides whether there 
         tells all (`go`), and puts the embedding of each slot's token into x.
 CHOOSE  block s for slot s: the token, by the blocks' largest keys where the slot is greedy and
         has neither bias nor penalties, else by the sampler (sampling.py); its log-probability;
-        then the answer, and what the next step needs.
+        then the answer, and what the next step needs. Nothing at all where a block's key is LATE.
 """
 
 import math
@@ -22,6 +22,7 @@ from m40llm.kernels.program.code import word_of
 from m40llm.kernels.program.epilogue import LOWEST
 from m40llm.kernels.program.exchange import give1, writing_of
 from m40llm.kernels.program.form import N_THREADS, N_WARPS, Form
+from m40llm.kernels.program.mask import LATE
 from m40llm.kernels.program.rings import answer, commands_of
 from m40llm.kernels.quant_blocks import WEIGHT_OF
 from m40llm.kernels.reduce import FULL_MASK, warp_max, warp_sum
@@ -200,7 +201,7 @@ def choose_of(form: Form) -> Any:
                     is_any = cuda.any_sync(FULL_MASK, is_special)
                     if lane == 0:
                         said[0] = int64(1 if is_any else 0)
-                cuda.syncthreads()
+                is_late = cuda.syncthreads_or(int32(1 if key == int64(LATE) else 0)) != 0
                 is_plain, token = said[0] == 0, int64(-1)
                 logsumexp, logit = float32(0), float32(0)
                 if warp == 0:
@@ -210,10 +211,10 @@ def choose_of(form: Form) -> Any:
                     logsumexp, logit = highest + math.log(whole), logit_of(key)
                     if is_plain and logit > float32(LOWEST):
                         token = id_of(key)
-                if not is_plain:
+                if not is_plain and not is_late:
                     cuda.syncthreads()  # `pool` is the sampler's
                     token = sample(w, s, slot_pos[s] + 1, pool)
-                if warp == 0:
+                if warp == 0 and not is_late:
                     is_stop = cuda.any_sync(FULL_MASK, stop_id >= 0 and int64(stop_id) == token)
                     if lane == 0:
                         logprob = float32(0)

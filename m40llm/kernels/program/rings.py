@@ -16,7 +16,8 @@ from m40llm.kernels.program import state, words
 from m40llm.kernels.program.form import N_THREADS
 from m40llm.kernels.views import array_at
 
-N_HOST: Final = 4  # int64 of shared memory, for look_at_host
+N_HOST: Final = 5  # int64 of shared memory, for look_at_host; the last is take_commands' own
+NOTHING_BEFORE: Final = -1  # in that one, where a launch begins
 _LOOKER: Final = N_THREADS - 1
 
 
@@ -55,8 +56,9 @@ def look_at_host(w: Any, host: Any) -> None:
 def commands_of(n_seqs: int) -> Any:
     """take_commands(w, host): all that have come; one thread.
 
-    -> 1 if a slot has tokens to make, nobody said STOP or YIELD, and the answers of one more step
-    find room. YIELD ends this launch alone: the slots go on in the next one.
+    -> 1 if a slot has tokens to make, nobody said STOP or YIELD, the answers of one more step find
+    room, and the step before has made one: else all wait for masks, and the host may be gone.
+    YIELD ends this launch alone: the slots go on in the next one.
     """
 
     @cuda.jit(device=True, forceinline=True)
@@ -66,6 +68,7 @@ def commands_of(n_seqs: int) -> Any:
         control = array_at(w[words.CONTROL], (state.N_CONTROL,), int64)
         n_left = array_at(w[words.N_LEFT], (n_seqs,), int32)
         done, what, count, is_yielding = host[0], host[1], host[2], False
+        is_stuck = control[state.ANSWERED] == host[4]
         while True:
             number = (done + int64(1)) & int64(state.NUMBER_MASK)
             if what >> 32 != number or count >> 32 != number:
@@ -92,7 +95,8 @@ def commands_of(n_seqs: int) -> Any:
         unread = control[state.ANSWERED] - host[3]
         has_room = unread + int64(2 * n_seqs) <= int64(state.N_ANSWERS)
         is_running = is_busy and has_room and control[state.IS_STOPPED] == int64(0)
-        is_running = is_running and not is_yielding
+        is_running = is_running and not is_yielding and not is_stuck
+        host[4] = control[state.ANSWERED]
         return int64(1 if is_running else 0)
 
     return take_commands

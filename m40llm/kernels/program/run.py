@@ -1,9 +1,10 @@
 """Runs a decode program: the whole of it again and again, or some instructions of it once.
 
 run_once          instructions first to last - 1, once: a launch an instruction is the eager form
-                  and what a graph records
+                  and what a graph records. No barriers, but for one where masks are applied
 run_persistent    all instructions, a step a token, up to n_steps of them, in one launch: until no
-                  slot has tokens to make, STOP, or no room for answers, or YIELD
+                  slot has tokens to make, STOP, or no room for answers, or YIELD, or a step in
+                  which all slots have waited for masks in vain
 
 code         int64[n_instructions, N_WORDS]: see words.py. EMBED first, CHOOSE last
 grid         n_blocks of 512 threads, all resident at once: an SM has room for one
@@ -45,9 +46,10 @@ from m40llm.kernels.program.form import (
     REGISTERS,
     Form,
 )
+from m40llm.kernels.program.mask import mask_of
 from m40llm.kernels.program.pending import pending_of
 from m40llm.kernels.program.product import product_of
-from m40llm.kernels.program.rings import N_HOST, look_at_host
+from m40llm.kernels.program.rings import N_HOST, NOTHING_BEFORE, look_at_host
 from m40llm.kernels.program.state import N_CONTROL, STEP
 from m40llm.kernels.views import array_at, part_of
 
@@ -100,14 +102,18 @@ def _products(form: Form) -> Any:
 
 @cache
 def _slots(n_seqs: int) -> Any:
-    """read_slots(w, slot_pos, slot_seq): each slot's position and sequence, into shared memory."""
+    """read_slots(w, slot_pos, slot_seq, slot_masked): each slot's position and sequence, and
+    whether it is at work and has masks, into shared memory."""
 
     @cuda.jit(device=True, forceinline=True)
-    def read_slots(w: Any, slot_pos: Any, slot_seq: Any) -> None:
+    def read_slots(w: Any, slot_pos: Any, slot_seq: Any, slot_masked: Any) -> None:
         s = int32(cuda.threadIdx.x)
         if s < n_seqs:
-            slot_pos[s] = load_volatile(array_at(w[words.ROW_POS], (n_seqs,), int32), s)
-            slot_seq[s] = load_volatile(array_at(w[words.SEQ], (n_seqs,), int32), s)
+            pos = load_volatile(array_at(w[words.ROW_POS], (n_seqs,), int32), s)
+            seq = load_volatile(array_at(w[words.SEQ], (n_seqs,), int32), s)
+            masked = load_volatile(array_at(w[words.MASKED], (n_seqs,), int32), s)
+            slot_pos[s], slot_seq[s] = pos, seq
+            slot_masked[s] = masked if pos >= 0 else int32(0)
         cuda.syncthreads()
 
     return read_slots
@@ -134,8 +140,9 @@ def _compile(form: Form) -> Kernel:
     n_words, n_seqs = words.N_WORDS, form.n_seqs
     n_held, n_squares, n_pool = N_HELD * n_words, n_seqs * N_WARPS, form.pool_floats
     embed, attention, choose = embed_of(form), attend_of(form), choose_of(form)
-    product, read_slots, (_, finish_pending) = _products(form), _slots(n_seqs), pending_of(form)
+    product, read_slots, mask = _products(form), _slots(n_seqs), mask_of(n_seqs)
     add_normed, has_post_norms = add_normed_of(form), form.has_post_norms
+    _, finish_pending = pending_of(form)
 
     def decode_program(program: Any, first: Any, last: Any, n_steps: Any, arrived: Any) -> None:
         pool = cuda.shared.array(n_pool, float32, alignment=16)
@@ -143,6 +150,7 @@ def _compile(form: Form) -> Kernel:
         held = cuda.shared.array(n_held, int64)
         slot_pos = cuda.shared.array(n_seqs, int32)
         slot_seq = cuda.shared.array(n_seqs, int32)
+        slot_masked = cuda.shared.array(n_seqs, int32)
         host = cuda.shared.array(N_HOST, int64)
         said = cuda.shared.array(1, int32)
         steps = cuda.shared.array(1, int64)
@@ -158,9 +166,10 @@ def _compile(form: Form) -> Kernel:
         cuda.syncthreads()
         if thread == 0:
             steps[0] = array_at(held[words.CONTROL], (N_CONTROL,), int64)[STEP]
+            host[N_HOST - 1] = int64(NOTHING_BEFORE)
         cuda.syncthreads()
         if not is_resident:
-            read_slots(held, slot_pos, slot_seq)
+            read_slots(held, slot_pos, slot_seq, slot_masked)
         n_done, n_pending, turn = int32(0), int32(0), int32(0)
         while True:
             w = part_of(held, held_at(turn), n_words, int64)
@@ -198,10 +207,15 @@ def _compile(form: Form) -> Kernel:
                     go = array_at(w[words.GO], (1,), int64)
                     if not _is_to_go(go, writing_of(step, n_instructions, pc), said):
                         break
-                    read_slots(w, slot_pos, slot_seq)
+                    read_slots(w, slot_pos, slot_seq, slot_masked)
             else:
                 put_word(code)
-                if is_resident:
+                is_masked = int32(0)  # the same in all blocks: nobody waits for who does not come
+                for s in range(n_seqs):
+                    is_masked |= slot_masked[s]
+                if is_masked != 0:
+                    mask(w, slot_pos, slot_masked, pool)
+                if is_resident or is_masked != 0:
                     arrive(arrived, 0)
                     target += n_blocks
                     if block == 0:
@@ -234,8 +248,8 @@ def _compile(form: Form) -> Kernel:
 
 
 def run_once(program: Program, first: int, last: int, *, stream: Launcher) -> None:
-    """Instructions first to last - 1, once, without barriers: one at a time where one needs
-    another's results."""
+    """Instructions first to last - 1, once, without barriers between them: one at a time where one
+    needs another's results."""
     _launch(program, first, last, 0, stream)
 
 

@@ -9,7 +9,7 @@ be neither torn, lost nor read twice. Numbers count from 1 and wrap at 2^31.
     answer    number << 32 | done << 28 | slot << 24 | token     number << 32 | bits of the logprob
 
 The kernel never waits for the host: where the ring of answers has no room left it ends, to be
-launched again when the host has read.
+launched again when the host has read. Masks, which are no ring, have a file of their own: mask.py.
 """
 
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from typing import Any, Final
 import numpy as np
 
 from m40llm.kernels.contract import check_array
+from m40llm.kernels.program.mask import n_mask_words
 from m40llm.kernels.sampling import SamplerState
 
 # Operations of a command.
@@ -42,7 +43,7 @@ N_CONTROL: Final = 4
 
 @dataclass(frozen=True)
 class DecodeState:
-    """Buffers of a program of n_seqs slots. All on the device but the three of the last lines.
+    """Buffers of a program of n_seqs slots. All on the device but the four of the last lines.
 
     token_ids  int32[n_seqs]    the token that goes in next
     pos        int32[n_seqs]    the position that it takes
@@ -62,9 +63,11 @@ class DecodeState:
     raw        float32[n_seqs, vocab_size]   logits as the model has them
     logits     float32[n_seqs, vocab_size]   the same, as the sampler has left them
     sampler    of n_seqs rows
+    masked     int32[n_seqs]    1 where the host says which tokens may come; see mask.py
     commands   int64[N_COMMANDS, 2]   in pinned memory, written by the host
     answers    int64[N_ANSWERS, 2]    in pinned memory, written by the kernel
     n_taken    int64[1]               in pinned memory: answers that the host has read
+    masks      int64[n_seqs, n_mask_words(vocab_size)]   in pinned memory, written by the host
     """
 
     token_ids: Any
@@ -82,13 +85,15 @@ class DecodeState:
     raw: Any
     logits: Any
     sampler: SamplerState
+    masked: Any
     commands: Any
     answers: Any
     n_taken: Any
+    masks: Any
 
     def check(self, n_seqs: int, vocab_size: int) -> None:
         """KernelContractError unless types and shapes are these."""
-        for name in ("token_ids", "pos", "row_pos", "seq", "n_left"):
+        for name in ("token_ids", "pos", "row_pos", "seq", "n_left", "masked"):
             check_array(name, getattr(self, name), np.int32, (n_seqs,))
         check_array("stop_ids", self.stop_ids, np.int32, (n_seqs, MAX_STOP_IDS))
         check_array("control", self.control, np.int64, (N_CONTROL,))
@@ -101,4 +106,5 @@ class DecodeState:
         check_array("commands", self.commands, np.int64, (N_COMMANDS, 2))
         check_array("answers", self.answers, np.int64, (N_ANSWERS, 2))
         check_array("n_taken", self.n_taken, np.int64, (1,))
+        check_array("masks", self.masks, np.int64, (n_seqs, n_mask_words(vocab_size)))
         self.sampler.check(vocab_size)

@@ -31,14 +31,14 @@ from typing import Final
     OLD_WRITER,  # of ADD: the instruction that wrote OUT last
     NORM,  # address of float32[N_COLS], the weights of an RMSNorm of x; 0 for none
     EPS,  # bits of its epsilon
-    N_ROWS,  # of the matrix
+    N_ROWS,  # of the matrix; of CHOOSE: of a group, where LOGITS shares them out
     PAIR_STEP,  # between first rows of pairs,
     PAIR_JUMP,  # and between the two of a pair, see rows.py; ROTATE of halves has its own rule
     N_COLS,  # of the product: all of the matrix's, or some of them, from FIRST_SPAN on
     FIRST_SPAN,
     N_UNITS,  # 16-byte loads of quants that a row takes up to the last of these columns
     X_COLS,  # numbers of X, of a sequence
-    GROUPS_A_BLOCK,  # groups of rows: so many for each block,
+    GROUPS_A_BLOCK,  # groups of rows: so many for each block (CHOOSE has LOGITS' share, too),
     GROUPS_LEFT,  # and one more for so many of the first blocks
     PANEL_GROUPS,  # groups of rows whose partial results find room in shared memory
     PENDING_GROUPS,  # groups whose results may wait in shared memory, see pending.py; 0: none
@@ -95,8 +95,10 @@ from typing import Final
     BIAS_VALUES,
     MAX_BIAS,
     HISTORY,
-) = range(81)
-N_WORDS: Final = 81
+    MASKED,
+    MASKS,
+) = range(83)
+N_WORDS: Final = 83
 
 # ATTEND, where Q and K have norms: addresses of their weights, in words that a product has.
 Q_NORM, K_NORM = NORM, BIAS
