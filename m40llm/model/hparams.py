@@ -79,6 +79,7 @@ class HParams:
     logit_scale: float = 1.0  # divides logits
     n_experts: int = 0  # feed-forward networks of a layer, each of n_ff; 0: one, for all tokens
     n_experts_used: int = 0  # by each token
+    expert_weights_norm: bool = True  # a token's shares of its experts are of sum 1
 
     @property
     def group_size(self) -> int:
@@ -137,6 +138,7 @@ class HParams:
             logit_scale=_multiplier(metadata, f"{arch}.logit_scale", 1.0),
             n_experts=n_experts,
             n_experts_used=n_experts_used,
+            expert_weights_norm=metadata.get_bool(f"{arch}.expert_weights_norm", True),
         )
 
 

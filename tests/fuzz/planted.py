@@ -73,6 +73,10 @@ BUGS = {
         "attention_decode", "attention_decode", "attention_decode", "end = pos[token] + 1",
         "end = pos[token] + 2",
     ),
+    "wrong expert": Bug(
+        "gemv_experts", "gemv_experts", "gemv_experts", "expert = ids[slot]",
+        "expert = ids[slot // x_slots]",
+    ),
 }  # fmt: skip
 
 
