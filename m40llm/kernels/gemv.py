@@ -114,10 +114,9 @@ def gemv(
 ) -> None:
     """out (+)= W x (+ bias) for up to 8 vectors x; warp_rows 1, 2 or 4 (None: by size)."""
     check_array("bias", bias, np.float32, (w.n_rows,), optional=True)
-    n_rows = warp_rows or rows_a_warp(w.n_rows, int(x.shape[0]), stream.n_sms)
-    chunk_cols = StagedShape(w.type, int(x.shape[0]), w.n_cols).chunk_cols
-    form = Form(w.type, int(x.shape[0]), n_rows, chunk_cols, False, bias is not None, accumulate)
-    _launch(form, w, x, bias, out, stream)
+    has_bias, shape = bias is not None, (int(x.shape[0]), w.n_rows, w.n_cols)
+    plan = _planned(w.type, *shape, stream.n_sms, warp_rows, False, has_bias, accumulate)
+    _launch(plan, w, x, bias, out, w.n_rows, stream)
 
 
 def gemv_swiglu(
@@ -126,19 +125,33 @@ def gemv_swiglu(
     """out = silu(gate x) * (up x) for up to 8 vectors x; W is gate above up; warp_rows 2 or 4."""
     if w.n_rows % 2:
         raise KernelContractError(f"w: expected gate above up, got {w.n_rows} rows")
-    n_rows = warp_rows or max(rows_a_warp(w.n_rows, int(x.shape[0]), stream.n_sms), 2)
-    chunk_cols = StagedShape(w.type, int(x.shape[0]), w.n_cols).chunk_cols
-    form = Form(w.type, int(x.shape[0]), n_rows, chunk_cols, True, False, False)
-    _launch(form, w, x, None, out, stream)
+    shape = int(x.shape[0]), w.n_rows, w.n_cols
+    plan = _planned(w.type, *shape, stream.n_sms, warp_rows, True, False, False)
+    _launch(plan, w, x, None, out, w.n_rows // 2, stream)
 
 
-def _launch(form: Form, w: Planes, x: Any, bias: Any, out: Any, stream: Launcher) -> None:
-    if not 1 <= form.n_tokens <= MAX_TOKENS:
-        raise KernelContractError(f"x: expected 1 to {MAX_TOKENS} rows, got {form.n_tokens}")
+@cache
+def _planned(
+    type: GGMLType, n_tokens: int, n_rows: int, n_cols: int, n_sms: int, warp_rows: int | None,
+    swiglu: bool, has_bias: bool, accumulate: bool,
+) -> tuple[Kernel, int]:  # fmt: skip
+    """(kernel, grid), remembered: every product of every layer asks for them at every token."""
+    if not 1 <= n_tokens <= MAX_TOKENS:
+        raise KernelContractError(f"x: expected 1 to {MAX_TOKENS} rows, got {n_tokens}")
+    a_warp = warp_rows or max(rows_a_warp(n_rows, n_tokens, n_sms), 2 if swiglu else 1)
+    chunk_cols = StagedShape(type, n_tokens, n_cols).chunk_cols
+    form = Form(type, n_tokens, a_warp, chunk_cols, swiglu, has_bias, accumulate)
+    return _compile(form), ceil_div(n_rows, N_WARPS * a_warp)
+
+
+def _launch(
+    plan: tuple[Kernel, int], w: Planes, x: Any, bias: Any, out: Any, n_out: int, stream: Launcher
+) -> None:
+    kernel, grid = plan
+    n_tokens = int(x.shape[0])
     check_planes(w)
-    check_array("x", x, np.float32, (form.n_tokens, w.n_cols))
-    check_array("out", out, np.float32, (form.n_tokens, w.n_rows // (2 if form.swiglu else 1)))
-    grid = ceil_div(w.n_rows, N_WARPS * form.n_rows)
+    check_array("x", x, np.float32, (n_tokens, w.n_cols))
+    check_array("out", out, np.float32, (n_tokens, n_out))
     highs, scales = (w.quants if plane is None else plane for plane in (w.highs, w.scales))
     given_bias = out if bias is None else bias
-    stream.launch(_compile(form), grid, N_THREADS, w.quants, highs, scales, x, given_bias, out)
+    stream.launch(kernel, grid, N_THREADS, w.quants, highs, scales, x, given_bias, out)

@@ -10,21 +10,19 @@ W     Planes[n_experts * n_out, n_cols]      the experts above one another, F32,
 G, U  one Planes[2 * n_experts * n_out, n_cols]: all gates, below them all ups
 x     float32[n_x, n_cols]         n_x divides n_slots: t = i * n_x / n_slots, so that x has a row
                                    a token, or one a slot, as what gate and up made of it
-ids   int32[n_slots]               from 0 to n_experts - 1, not checked on the device
+ids   int32[n_slots]               n_slots <= 65,535; from 0 to n_experts - 1, which nobody checks
 out   float32[n_slots, n_out]      aliases nothing
 
 grid     (ceil(n_out / (N_WARPS * results a warp)), slots), blocks of 256 threads; rows a warp as
          in gemv, by the rows of all slots together
 bytes    n_slots experts, one in two slots counted twice; + 4 * n_cols for every block, from the L2
          (bandwidth-bound)
-sm_52    registers as in gemv of one token
-
-A block is of one slot, and stages that slot's x; how a warp multiplies its rows: warp_rows.py.
+sm_52    registers as in gemv of one token. How a warp multiplies its rows: warp_rows.py.
 """
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from gguf import GGMLQuantizationType as GGMLType
@@ -36,6 +34,8 @@ from m40llm.kernels.gemv import rows_a_warp
 from m40llm.kernels.planes import Planes, check_planes
 from m40llm.kernels.staging import N_THREADS, N_WARPS, StagedShape
 from m40llm.kernels.warp_rows import finish_rows, multiply_rows
+
+MAX_SLOTS: Final = 65535  # of a grid's second dimension
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,9 @@ def _launch(
     n_slots = int(ids.shape[0])
     check_array("x", x, np.float32, (None, w.n_cols))
     n_x = int(x.shape[0])
-    if n_slots % max(n_x, 1):
+    if n_slots > MAX_SLOTS:
+        raise KernelContractError(f"ids: expected at most {MAX_SLOTS} slots, got {n_slots}")
+    if not n_x or n_slots % n_x:
         raise KernelContractError(f"x: expected a divisor of the {n_slots} slots, got {n_x} rows")
     check_array("out", out, np.float32, (n_slots, None))
     n_above = out.shape[1] * (2 if swiglu else 1)  # rows of W that an expert has
@@ -108,11 +110,20 @@ def _launch(
         raise KernelContractError(
             f"w: expected the {n_above} rows of each expert above one another, got {w.n_rows}"
         )
-    if not n_slots:
-        return
-    n_rows = warp_rows or max(rows_a_warp(n_above * n_slots, 1, stream.n_sms), 2 if swiglu else 1)
-    chunk_cols = StagedShape(w.type, 1, w.n_cols).chunk_cols
-    form = Form(w.type, n_rows, chunk_cols, n_slots // n_x, swiglu)
-    grid = (ceil_div(n_above, N_WARPS * n_rows), n_slots)
-    highs, scales = (w.quants if plane is None else plane for plane in (w.highs, w.scales))
-    stream.launch(_compile(form), grid, N_THREADS, w.quants, highs, scales, x, ids, out)
+    if n_slots:
+        shape = n_slots, n_x, n_above, w.n_cols
+        kernel, grid = _planned(w.type, *shape, stream.n_sms, warp_rows, swiglu)
+        highs, scales = (w.quants if plane is None else plane for plane in (w.highs, w.scales))
+        stream.launch(kernel, grid, N_THREADS, w.quants, highs, scales, x, ids, out)
+
+
+@cache
+def _planned(
+    type: GGMLType, n_slots: int, n_x: int, n_rows: int, n_cols: int, n_sms: int,
+    warp_rows: int | None, swiglu: bool,
+) -> tuple[Kernel, tuple[int, int]]:  # fmt: skip
+    """(kernel, grid) for n_rows of W an expert, remembered: every layer asks at every token."""
+    a_warp = warp_rows or max(rows_a_warp(n_rows * n_slots, 1, n_sms), 2 if swiglu else 1)
+    chunk_cols = StagedShape(type, 1, n_cols).chunk_cols
+    form = Form(type, a_warp, chunk_cols, n_slots // n_x, swiglu)
+    return _compile(form), (ceil_div(n_rows, N_WARPS * a_warp), n_slots)

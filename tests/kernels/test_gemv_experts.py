@@ -123,6 +123,10 @@ def test_contract(launcher: Any) -> None:
     x, ids, out = np.zeros((2, 16), np.float32), np.zeros(4, np.int32), np.zeros((4, 2), np.float32)
     with pytest.raises(KernelContractError, match="x: expected a divisor of the 4 slots, got 3"):
         gemv_experts(w, np.zeros((3, 16), np.float32), ids, out, stream=launcher)
+    with pytest.raises(KernelContractError, match="x: expected a divisor of the 4 slots, got 0"):
+        gemv_experts(w, x[:0], ids, out, stream=launcher)
+    with pytest.raises(KernelContractError, match="ids: expected at most 65535 slots, got 65536"):
+        gemv_experts(w, x, np.zeros(65536, np.int32), out, stream=launcher)
     with pytest.raises(KernelContractError, match=r"ids: expected int32\[\*\], got int64"):
         gemv_experts(w, x, ids.astype(np.int64), out, stream=launcher)
     with pytest.raises(KernelContractError, match=r"out: expected float32\[4, \*\]"):
