@@ -59,11 +59,36 @@ class Sizes(Protocol):
         ...
 
 
+class ExpertOps(Protocol):
+    """Products with experts that the device's own memory chooses, one launch or two each.
+
+    Slot i = t * n_used + k is the k-th expert of row t, `ids` int32[n_slots] its number. x has a
+    row a token, or one a slot. Weights are groups of `stack`, experts above one another.
+    """
+
+    def matmul(self, w: Matrix, x: Buffer, ids: Buffer, *, out: Buffer) -> None:
+        """out[i] = W[ids[i]] x   out [n_slots, n_rows of an expert]"""
+        ...
+
+    def swiglu(self, gate_up: Matrix, x: Buffer, ids: Buffer, *, out: Buffer) -> None:
+        """out[i] = silu(gate[ids[i]] x) * (up[ids[i]] x), where all gates stand above all ups"""
+        ...
+
+    def add_shares(self, x: Buffer, shares: Buffer, y: Buffer) -> None:
+        """x[t] += the sum of shares[i] y[i] over its slots, in their order"""
+        ...
+
+
 class Ops(Sizes, Protocol):
     """One device's operations; `cpu` has its own, `cuda` and `emulator` share the kernels."""
 
     name: str
     cache_dtype: np.dtype[Any]
+
+    @property
+    def experts(self) -> ExpertOps | None:
+        """None where reading a choice is no wait, or products are somebody else's."""
+        ...
 
     def decoder(self, program: "Sequence[Instruction]", parts: "ModelParts") -> "Decoder | str":
         """What makes tokens of this program by itself; or why this device has no such thing."""
@@ -193,6 +218,13 @@ class Ops(Sizes, Protocol):
 
     def add_scaled(self, x: Buffer, y: Buffer, factor: float) -> None:
         """x += factor y"""
+        ...
+
+    def choose_experts(
+        self, logits: Buffer, *, scale: float, is_normalised: bool, ids: Buffer, shares: Buffer
+    ) -> None:
+        """ids, shares [t * n_used] of the n_used largest of logits [t, n_experts], the largest
+        first, of equal ones the first: shares = scale * softmax, normalised to the sum `scale`."""
         ...
 
     def take_rows(self, x: Buffer, rows: Buffer, *, out: Buffer) -> None:

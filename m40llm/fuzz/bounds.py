@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from m40llm.reference import softmax
+
 Array = NDArray[Any]
 UNIT_ROUNDOFF = 2.0**-24  # half a unit in the last place of FP32, relative
 SMALLEST_NORMAL = 2.0**-126
@@ -92,6 +94,24 @@ def add_rows_bound(x: Array, rows: Array, shares: Array, y: Array) -> Array:
     bound = np.zeros(x.shape)
     bound[rows] = add_scaled_bound(x[rows], y, shares[:, None])
     return bound
+
+
+def add_shares_bound(x: Array, shares: Array, y: Array) -> Array:
+    """n_used products and as many sums, in any order, x among them."""
+    n_used = shares.size // len(x)
+    products = np.abs(shares.astype(np.float64)[:, None] * y).reshape(len(x), n_used, -1)
+    magnitude = np.abs(x) + products.sum(axis=1)
+    return np.asarray(gamma(n_used + 1) * magnitude + SMALLEST_NORMAL)
+
+
+def choose_experts_bound(logits: Array, ids: Array, scale: float, is_normalised: bool) -> Array:
+    """A softmax, over the chosen by one thread or over all by 32; then a product with `scale`."""
+    x = np.take_along_axis(logits, ids, axis=1) if is_normalised else logits
+    parts = softmax(x)
+    bound = softmax_bound(x, parts, 1 if is_normalised else 32) + 2 * UNIT_ROUNDOFF * parts
+    if not is_normalised:
+        bound = np.take_along_axis(bound, ids, axis=1)
+    return np.asarray(scale * bound + SMALLEST_NORMAL)
 
 
 def rope_bound(x: Array) -> Array:

@@ -55,28 +55,26 @@ def check_array(
     """KernelContractError unless `array` is C-contiguous, of this type and shape (None: any)."""
     if array is None and optional:
         return
-    fits = array.dtype == dtype and len(array.shape) == len(shape)
-    if fits and _sizes_fit(array.shape, shape):
-        if _is_contiguous(array):
+    sizes = array.shape
+    has_type = array.dtype == dtype
+    if has_type and (sizes == shape or _sizes_fit(sizes, shape)):  # mostly equal, and asked often
+        if array.flags["C_CONTIGUOUS"]:  # so do NumPy's flags and numba-cuda's dictionary call it
             return
         got = "strides"
     else:
-        got = f"{np.dtype(array.dtype).name}{list(array.shape)}"
+        got = f"{np.dtype(array.dtype).name}{list(sizes)}"
     wanted = f"{np.dtype(dtype).name}[{', '.join('*' if n is None else str(n) for n in shape)}]"
     in_order = " in C order" if got == "strides" else ""
     raise KernelContractError(f"{name}: expected {wanted}{in_order}, got {got}")
 
 
 def _sizes_fit(sizes: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
+    if len(sizes) != len(wanted):
+        return False
     for size, want in zip(sizes, wanted, strict=True):
         if want is not None and want != size:
             return False
     return True
-
-
-def _is_contiguous(array: Any) -> bool:
-    flags = array.flags  # NumPy's flags and numba-cuda's dictionary both answer to this name
-    return bool(flags["C_CONTIGUOUS"])
 
 
 def ceil_div(a: int, b: int) -> int:

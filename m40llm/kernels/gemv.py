@@ -31,30 +31,22 @@ sm_52    registers (caps: Form.registers) and instructions of the inner loop, fo
          of Q6_K, 23 for F16, but 3.9 for one of Q2_K and 5.1 for one of Q3_K, before they and not
          the memory set the pace.
 
-A block stages a chunk of x in shared memory, in the order in which lanes want it (a padded row of
-32 lanes a group of four columns: no bank conflicts), multiplied by what undoes the place of each
-quant in its word; see unpack.py. A lane then takes 16 bytes of each of its warp's rows at a time (8
-of Q2_K and Q3_K).
-A minimum, or the bias of a signed type, meets the sum of x over the run, which the staging made.
+How a warp multiplies its rows: warp_rows.py.
 """
 
-import math
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
 
 import numpy as np
 from gguf import GGMLQuantizationType as GGMLType
-from numba import cuda, float32, int64, uint32
+from numba import cuda, float32, int64
 
 from m40llm.errors import KernelContractError
 from m40llm.kernels.contract import Kernel, Launcher, ceil_div, check_array
-from m40llm.kernels.layouts import DENSE
 from m40llm.kernels.planes import Planes, check_planes
-from m40llm.kernels.reduce import WARP_SIZE, warp_sum
-from m40llm.kernels.staging import N_THREADS, N_WARPS, StagedShape, stage_of
-from m40llm.kernels.unit_product import load_unit, multiply_unit
-from m40llm.kernels.unpack import LANES, RESULT_SCALE
+from m40llm.kernels.staging import N_THREADS, N_WARPS, StagedShape
+from m40llm.kernels.warp_rows import finish_rows, multiply_rows
 
 MAX_TOKENS: Final = 8
 WARPS_AN_SM: Final = 16  # that a launch should give before a warp takes more rows
@@ -89,72 +81,23 @@ class Form:
 
 
 @cache
-def _finish(n_tokens: int, n_rows: int, swiglu: bool, has_bias: bool, accumulate: bool) -> Any:
-    """finish(acc, scale, first_row, bias, out): sums over the warp; a lane stores a result."""
-    n_results = n_rows // (2 if swiglu else 1) * n_tokens
-
-    @cuda.jit(device=True, forceinline=True)
-    def finish(acc: Any, scale: Any, first_row: Any, bias: Any, out: Any) -> None:
-        lane = cuda.threadIdx.x & 31
-        result = float32(0)
-        for i in range(n_results):
-            y = warp_sum(acc[i]) * scale
-            if swiglu:
-                y = y / (float32(1) + math.exp(-y)) * (warp_sum(acc[i + n_results]) * scale)
-            if lane == i:
-                result = y
-        row, token = first_row + lane // n_tokens, lane % n_tokens
-        if lane < n_results and row < out.shape[1]:
-            if has_bias:
-                result += bias[row]
-            if accumulate:
-                result += out[token, row]
-            out[token, row] = result
-
-    return finish
-
-
-@cache
 def _compile(form: Form) -> Kernel:
     """The kernel of a form."""
-    type, n_tokens, n_rows, chunk_cols = form.type, form.n_tokens, form.n_rows, form.chunk_cols
-    shape = StagedShape(type, n_tokens, chunk_cols)
-    n_staged, n_sums = 4 * n_tokens * shape.token_slots, n_tokens * shape.token_sums
-    stage = stage_of(type, n_tokens, chunk_cols)
-    load, multiply = load_unit(type, n_rows), multiply_unit(type, n_tokens, n_rows, chunk_cols)
-    finish = _finish(n_tokens, n_rows, form.swiglu, form.has_bias, form.accumulate)
-    lane_cols, n_parts = LANES[type].n_cols, n_rows * n_tokens
-    n_results = n_rows // 2 if form.swiglu else n_rows  # rows of out
-    scale = 1.0 if type in DENSE else 1.0 / RESULT_SCALE
-    if type in DENSE:
-        n_sums = 1
+    n_tokens, n_rows, is_gated = form.n_tokens, form.n_rows, form.swiglu
+    multiply = multiply_rows(form.type, n_tokens, n_rows, form.chunk_cols)
+    finish = finish_rows(form.type, n_tokens, n_rows, is_gated, form.has_bias, form.accumulate)
+    n_parts, n_results = n_rows * n_tokens, n_rows // 2 if is_gated else n_rows  # rows of out
 
     def gemv(quants: Any, highs: Any, scales: Any, x: Any, bias: Any, out: Any) -> None:
-        staged = cuda.shared.array(n_staged, float32, alignment=16)
-        sums = cuda.shared.array(n_sums, float32)
         acc = cuda.local.array(n_parts, float32)
         rows = cuda.local.array(n_rows, int64)
-        words = cuda.local.array((n_rows, 4), uint32)
-        high = cuda.local.array((n_rows, 2), uint32)
-        packed = cuda.local.array((n_rows, 4), uint32)
-        for i in range(n_parts):
-            acc[i] = float32(0)
-        n_out, n_cols = out.shape[1], x.shape[1]
-        warp, lane = cuda.threadIdx.x >> 5, cuda.threadIdx.x & 31
-        first_row = (cuda.blockIdx.x * N_WARPS + warp) * n_results
+        n_out = out.shape[1]
+        first_row = (cuda.blockIdx.x * N_WARPS + (cuda.threadIdx.x >> 5)) * n_results
         for r in range(n_rows):
             row = min(int64(first_row + r % n_results), n_out - 1)  # beyond: computed, not stored
             rows[r] = row + (n_out if r >= n_results else 0)
-        for first_col in range(0, n_cols, chunk_cols):
-            n_here = min(chunk_cols, n_cols - first_col)
-            cuda.syncthreads()
-            stage(x, first_col, n_here, staged, sums)
-            cuda.syncthreads()
-            first_unit = first_col // lane_cols
-            for unit in range(lane, n_here // lane_cols, WARP_SIZE):
-                load(quants, highs, scales, rows, first_unit + unit, words, high, packed)
-                multiply(words, high, packed, first_unit + unit, unit, staged, sums, acc)
-        finish(acc, float32(scale), first_row, bias, out)
+        multiply(quants, highs, scales, rows, x, int64(0), acc)
+        finish(acc, first_row, int64(0), bias, out)
 
     return Kernel(gemv, registers=form.registers)
 
@@ -171,10 +114,9 @@ def gemv(
 ) -> None:
     """out (+)= W x (+ bias) for up to 8 vectors x; warp_rows 1, 2 or 4 (None: by size)."""
     check_array("bias", bias, np.float32, (w.n_rows,), optional=True)
-    n_rows = warp_rows or rows_a_warp(w.n_rows, int(x.shape[0]), stream.n_sms)
-    chunk_cols = StagedShape(w.type, int(x.shape[0]), w.n_cols).chunk_cols
-    form = Form(w.type, int(x.shape[0]), n_rows, chunk_cols, False, bias is not None, accumulate)
-    _launch(form, w, x, bias, out, stream)
+    has_bias, shape = bias is not None, (int(x.shape[0]), w.n_rows, w.n_cols)
+    plan = _planned(w.type, *shape, stream.n_sms, warp_rows, False, has_bias, accumulate)
+    _launch(plan, w, x, bias, out, w.n_rows, stream)
 
 
 def gemv_swiglu(
@@ -183,19 +125,33 @@ def gemv_swiglu(
     """out = silu(gate x) * (up x) for up to 8 vectors x; W is gate above up; warp_rows 2 or 4."""
     if w.n_rows % 2:
         raise KernelContractError(f"w: expected gate above up, got {w.n_rows} rows")
-    n_rows = warp_rows or max(rows_a_warp(w.n_rows, int(x.shape[0]), stream.n_sms), 2)
-    chunk_cols = StagedShape(w.type, int(x.shape[0]), w.n_cols).chunk_cols
-    form = Form(w.type, int(x.shape[0]), n_rows, chunk_cols, True, False, False)
-    _launch(form, w, x, None, out, stream)
+    shape = int(x.shape[0]), w.n_rows, w.n_cols
+    plan = _planned(w.type, *shape, stream.n_sms, warp_rows, True, False, False)
+    _launch(plan, w, x, None, out, w.n_rows // 2, stream)
 
 
-def _launch(form: Form, w: Planes, x: Any, bias: Any, out: Any, stream: Launcher) -> None:
-    if not 1 <= form.n_tokens <= MAX_TOKENS:
-        raise KernelContractError(f"x: expected 1 to {MAX_TOKENS} rows, got {form.n_tokens}")
+@cache
+def _planned(
+    type: GGMLType, n_tokens: int, n_rows: int, n_cols: int, n_sms: int, warp_rows: int | None,
+    swiglu: bool, has_bias: bool, accumulate: bool,
+) -> tuple[Kernel, int]:  # fmt: skip
+    """(kernel, grid), remembered: every product of every layer asks for them at every token."""
+    if not 1 <= n_tokens <= MAX_TOKENS:
+        raise KernelContractError(f"x: expected 1 to {MAX_TOKENS} rows, got {n_tokens}")
+    a_warp = warp_rows or max(rows_a_warp(n_rows, n_tokens, n_sms), 2 if swiglu else 1)
+    chunk_cols = StagedShape(type, n_tokens, n_cols).chunk_cols
+    form = Form(type, n_tokens, a_warp, chunk_cols, swiglu, has_bias, accumulate)
+    return _compile(form), ceil_div(n_rows, N_WARPS * a_warp)
+
+
+def _launch(
+    plan: tuple[Kernel, int], w: Planes, x: Any, bias: Any, out: Any, n_out: int, stream: Launcher
+) -> None:
+    kernel, grid = plan
+    n_tokens = int(x.shape[0])
     check_planes(w)
-    check_array("x", x, np.float32, (form.n_tokens, w.n_cols))
-    check_array("out", out, np.float32, (form.n_tokens, w.n_rows // (2 if form.swiglu else 1)))
-    grid = ceil_div(w.n_rows, N_WARPS * form.n_rows)
+    check_array("x", x, np.float32, (n_tokens, w.n_cols))
+    check_array("out", out, np.float32, (n_tokens, n_out))
     highs, scales = (w.quants if plane is None else plane for plane in (w.highs, w.scales))
     given_bias = out if bias is None else bias
-    stream.launch(_compile(form), grid, N_THREADS, w.quants, highs, scales, x, given_bias, out)
+    stream.launch(kernel, grid, N_THREADS, w.quants, highs, scales, x, given_bias, out)

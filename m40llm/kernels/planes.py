@@ -20,7 +20,8 @@ F16 and F32 are quants alone: 4 bytes a word, as they lie in the file.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import Any, Final
 
 import numpy as np
 from gguf import GGMLQuantizationType as GGMLType
@@ -33,6 +34,7 @@ from m40llm.kernels.layouts import DENSE, LAYOUTS, VALUES_OF, Layout
 from m40llm.kernels.plane_of_scales import put_scales, scales_plane
 
 Bytes = NDArray[np.uint8]
+_WORD: Final = np.dtype(np.uint32)
 
 
 @dataclass(frozen=True)
@@ -92,18 +94,25 @@ def from_blocks(type: GGMLType, n_rows: int, n_cols: int, data: Bytes) -> Planes
 
 def check_planes(w: Planes) -> None:
     """KernelContractError unless the planes have the types and shapes of their type and width."""
-    n_bytes = row_bytes(w.type, w.n_cols)
-    if w.type in DENSE:
+    n_quants, n_highs, n_scales, scale_type = _widths(w.type, w.n_cols)
+    check_array("w.quants", w.quants, _WORD, (None, n_quants))
+    if scale_type is not None:
+        check_array("w.highs", w.highs, _WORD, (w.n_rows, n_highs), optional=not n_highs)
+        check_array("w.scales", w.scales, scale_type, (w.n_rows, n_scales))
+
+
+@cache
+def _widths(type: GGMLType, n_cols: int) -> tuple[int, int, int, np.dtype[Any] | None]:
+    """(quants, highs, scales, type of these) of a row; remembered: every launch asks for them."""
+    n_bytes = row_bytes(type, n_cols)
+    if type in DENSE:
         if n_bytes % 16:
-            raise KernelContractError(f"w: {w.type.name}[*, {w.n_cols}] has rows off 16 bytes")
-        check_array("w.quants", w.quants, np.uint32, (None, n_bytes // 4))
-        return
-    layout, n_units = LAYOUTS[w.type], w.n_cols // 32
+            raise KernelContractError(f"w: {type.name}[*, {n_cols}] has rows off 16 bytes")
+        return n_bytes // 4, 0, 0, None
+    layout, n_units = LAYOUTS[type], n_cols // 32
     n_quants, n_highs = n_units * layout.unit_words, n_units * layout.high_bits
     n_scales = (n_bytes - 4 * (n_quants + n_highs)) // layout.scale_bytes
-    check_array("w.quants", w.quants, np.uint32, (None, n_quants))
-    check_array("w.highs", w.highs, np.uint32, (w.n_rows, n_highs), optional=not n_highs)
-    check_array("w.scales", w.scales, np.dtype(f"<u{layout.scale_bytes}"), (w.n_rows, n_scales))
+    return n_quants, n_highs, n_scales, np.dtype(f"<u{layout.scale_bytes}")
 
 
 def to_blocks(planes: Planes) -> Bytes:

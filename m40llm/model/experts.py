@@ -3,18 +3,22 @@
     router logits of a row -> softmax over all experts -> the largest n_experts_used, of sum 1
     x[t] += sum over the chosen e of share[t, e] * down_e(silu(gate_e x_norm[t]) * up_e x_norm[t])
 
-As Mixtral (arXiv 2401.04088) and Qwen3-MoE have it. The choice is made on the host, a wait for the
-device a layer; then each expert that somebody chose gets all its rows at once, in the order of the
-experts.
+As Mixtral (arXiv 2401.04088) and Qwen3-MoE have it; a file's `expert_weights_norm` of false keeps
+the softmax's shares as they are. Slot t * n_experts_used + k is the k-th expert of row t.
+
+Where there are no more slots than experts, as in decode, each slot's products are its own, chosen
+by ids that never leave the device: the host neither waits nor launches expert by expert. An even
+router then chooses 0.63 times as many experts as there are slots, or more, so that at most 1.6
+times the bytes are read. With more slots, as in prefill, the host reads the choice, and each expert
+gets all its rows at once, in the order of the experts: it is read once, for many rows by gemm.
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
-from m40llm.device.ops import Buffer, Ops
+from m40llm.device.ops import Buffer, ExpertOps, Ops
 from m40llm.model.hparams import HParams
 from m40llm.model.weights import Experts
-from m40llm.model.workspace import Rows
+from m40llm.model.workspace import ExpertRows, Rows
 
 
 def add_experts(ops: Ops, w: Experts, ws: Rows, x: Buffer, hp: HParams) -> None:
@@ -22,11 +26,40 @@ def add_experts(ops: Ops, w: Experts, ws: Rows, x: Buffer, hp: HParams) -> None:
     of_experts = ws.expert_rows
     assert of_experts is not None, "the workspace of a model without experts"
     ops.matmul(w.router, x, out=of_experts.router)  # [t, n_experts]
-    chosen, shares = choose(ops.read(of_experts.router), hp.n_experts_used)
-    order = np.argsort(chosen, axis=None, kind="stable")  # rows of the first expert, then ...
-    ops.write(of_experts.rows, (order // hp.n_experts_used).astype(np.int32))
-    ops.write(of_experts.shares, hp.residual_scale * shares.reshape(-1)[order])
-    counts = np.bincount(chosen.reshape(-1))
+    ops.choose_experts(
+        of_experts.router,
+        scale=hp.residual_scale,
+        is_normalised=hp.expert_weights_norm,
+        ids=of_experts.ids,
+        shares=of_experts.shares,
+    )  # [t * n_experts_used]
+    if ops.experts is not None and of_experts.ids.shape[0] <= hp.n_experts:
+        _add_by_slot(ops, ops.experts, w, ws, of_experts, x)
+    else:
+        _add_by_expert(ops, w, ws, of_experts, x)
+
+
+def _add_by_slot(
+    ops: Ops, chosen: ExpertOps, w: Experts, ws: Rows, slots: ExpertRows, x: Buffer
+) -> None:
+    if len(w.gate_up) == 1:
+        chosen.swiglu(w.gate_up[0], x, slots.ids, out=slots.gate)  # [slots, n_ff]
+    else:  # of two types: two products
+        gate, up = w.gate_up
+        chosen.matmul(gate, x, slots.ids, out=slots.gate)  # [slots, n_ff]
+        chosen.matmul(up, x, slots.ids, out=slots.up)  # [slots, n_ff]
+        ops.swiglu(slots.gate, slots.up, out=slots.gate)
+    chosen.matmul(w.all_down[0], slots.gate, slots.ids, out=slots.down)  # [slots, n_embd]
+    chosen.add_shares(ws.x, slots.shares, slots.down)
+
+
+def _add_by_expert(ops: Ops, w: Experts, ws: Rows, of_experts: ExpertRows, x: Buffer) -> None:
+    ids, shares = ops.read(of_experts.ids), ops.read(of_experts.shares)
+    order = np.argsort(ids, kind="stable")  # slots of the first expert, then ...
+    n_used = ids.size // x.shape[0]
+    ops.write(of_experts.rows, (order // n_used).astype(np.int32))
+    ops.write(of_experts.shares, shares[order])
+    counts = np.bincount(ids)
     ends = np.cumsum(counts)
     for expert in np.flatnonzero(counts):
         n, end = int(counts[expert]), int(ends[expert])
@@ -39,18 +72,3 @@ def add_experts(ops: Ops, w: Experts, ws: Rows, x: Buffer, hp: HParams) -> None:
         ops.swiglu(gate, up, out=gate)
         ops.matmul(w.down[expert], gate, out=out)  # [n, n_embd]
         ops.add_rows(ws.x, rows, of_rows, out)
-
-
-def choose(
-    logits: NDArray[np.floating], n_used: int
-) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-    """Of float[t, n_experts]: (experts, shares) [t, n_used], the largest first, of sum 1.
-
-    Among equals the first. What the shares of the others would have been does not matter: a
-    softmax over the chosen alone is the same.
-    """
-    chosen = np.argsort(-logits, axis=1, kind="stable")[:, :n_used]
-    values = np.take_along_axis(logits, chosen, axis=1).astype(np.float64)
-    with np.errstate(invalid="ignore"):  # of infinities, which the logits' check tells of
-        shares = np.exp(values - values[:, :1])
-        return chosen, (shares / shares.sum(axis=1, keepdims=True)).astype(np.float32)

@@ -81,6 +81,7 @@ class HParams:
     logit_softcap: float | None = None  # of logits, likewise
     n_experts: int = 0  # feed-forward networks of a layer, each of n_ff; 0: one, for all tokens
     n_experts_used: int = 0  # by each token
+    expert_weights_norm: bool = True  # a token's shares of its experts are of sum 1
 
     @property
     def group_size(self) -> int:
@@ -141,6 +142,7 @@ class HParams:
             logit_softcap=_divisor(metadata, f"{arch}.final_logit_softcapping", None),
             n_experts=n_experts,
             n_experts_used=n_experts_used,
+            expert_weights_norm=metadata.get_bool(f"{arch}.expert_weights_norm", True),
         )
 
 

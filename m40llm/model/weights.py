@@ -68,6 +68,9 @@ class Experts:
     gate: tuple[Matrix, ...]  # each [n_ff, n_embd]
     up: tuple[Matrix, ...]
     down: tuple[Matrix, ...]  # each [n_embd, n_ff]
+    # The same weights again, above one another, where the device makes one product of a group.
+    gate_up: tuple[Matrix, ...]  # of [2 n_experts n_ff, n_embd] together: all gates, then all ups
+    all_down: tuple[Matrix, ...]  # of [n_experts n_embd, n_ff]
 
 
 _STACKS = {"attn_qkv": ("attn_q", "attn_k", "attn_v"), "ffn_gate_up": ("ffn_gate", "ffn_up")}
@@ -173,16 +176,32 @@ def _layer(
 
 
 def _experts(ops: Ops, file: GGUFFile, prefix: str) -> Experts:
-    """Each tensor on the device once; its experts are parts of it."""
+    """Each tensor on the device once; its experts are parts of it, or of one with another."""
 
-    def each(name: str) -> tuple[Matrix, ...]:
+    def each(name: str) -> list[MatrixData]:
         info = file.tensors[f"{prefix}.{name}.weight"]
         n_experts, n_rows, n_cols = info.shape
         data = file.tensor_bytes(info.name).reshape(n_experts, -1)
-        return ops.stack([MatrixData(info.type, n_rows, n_cols, part) for part in data])[1]
+        return [MatrixData(info.type, n_rows, n_cols, part) for part in data]
 
-    router, *exps = _OF_EXPERTS
-    return Experts(_matrix(ops, file, f"{prefix}.{router}.weight"), *map(each, exps))
+    router, gate, up, down = _OF_EXPERTS
+    of_router = _matrix(ops, file, f"{prefix}.{router}.weight")
+    return stacked_experts(ops, of_router, each(gate), each(up), each(down))
+
+
+def stacked_experts(
+    ops: Ops,
+    router: Matrix,
+    gate: Sequence[MatrixData],
+    up: Sequence[MatrixData],
+    down: Sequence[MatrixData],
+) -> Experts:
+    """Of a matrix of each expert."""
+    n_experts = len(gate)
+    gate_up, gates_and_ups = ops.stack([*gate, *up])
+    all_down, downs = ops.stack(down)
+    gates, ups = gates_and_ups[:n_experts], gates_and_ups[n_experts:]
+    return Experts(router, gates, ups, downs, gate_up, all_down)
 
 
 def _stacked_bias(

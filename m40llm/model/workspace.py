@@ -1,7 +1,10 @@
 """Activations of a forward pass: allocated once for the largest batch, then only sliced."""
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
+
+import numpy as np
 
 from m40llm.device.ops import Buffer, Ops
 from m40llm.model.hparams import HParams
@@ -31,21 +34,46 @@ class Rows:
 
 @dataclass(frozen=True)
 class ExpertRows:
-    """What layers with experts need beside; the first n_tokens rows, or all that a token uses."""
+    """What layers with experts need beside, of n_tokens rows with n_experts_used slots each."""
 
     router: Buffer  # [t, n_experts]
-    x: Buffer  # [t, n_embd]              rows of one expert
-    out: Buffer  # [t, n_embd]            and what it makes of them
-    rows: Buffer  # [t * n_experts_used]  int32
-    shares: Buffer  # [t * n_experts_used]
+    ids: Buffer  # [slots]            int32
+    shares: Buffer  # [slots]
+    # Where each slot is multiplied by itself; there are no more of these than experts.
+    gate: Buffer  # [slots, n_ff]
+    up: Buffer  # [slots, n_ff]
+    down: Buffer  # [slots, n_embd]
+    # Where each expert gets all its rows.
+    rows: Buffer  # [slots]           int32
+    x: Buffer  # [t, n_embd]          rows of one expert
+    out: Buffer  # [t, n_embd]        and what it makes of them
 
 
 def workspace_bytes(hp: HParams, max_tokens: int, max_logits: int) -> int:
     """Bytes of all buffers below."""
     per_token = 2 * hp.n_embd + 2 * hp.q_dim + 2 * hp.kv_dim + 2 * hp.n_ff + 3
-    if hp.n_experts:
-        per_token += hp.n_experts + 2 * hp.n_embd + 2 * hp.n_experts_used
-    return 4 * (max_tokens * per_token + max_logits * (hp.n_embd + hp.vocab_size + 1))
+    of_experts = sum(math.prod(shape) for shape in _expert_shapes(hp, max_tokens).values())
+    per_logit = hp.n_embd + hp.vocab_size + 1
+    return 4 * (max_tokens * per_token + of_experts + max_logits * per_logit)
+
+
+def _expert_shapes(hp: HParams, max_tokens: int) -> dict[str, tuple[int, ...]]:
+    """Of the buffers of ExpertRows, for the largest batch."""
+    if not hp.n_experts:
+        return {}
+    n_slots = max_tokens * hp.n_experts_used
+    n_single = min(n_slots, hp.n_experts)  # slots that are multiplied each by itself
+    return {
+        "router": (max_tokens, hp.n_experts),
+        "ids": (n_slots,),
+        "shares": (n_slots,),
+        "gate": (n_single, hp.n_ff),
+        "up": (n_single, hp.n_ff),
+        "down": (n_single, hp.n_embd),
+        "rows": (n_slots,),
+        "x": (max_tokens, hp.n_embd),
+        "out": (max_tokens, hp.n_embd),
+    }
 
 
 class Workspace:
@@ -69,16 +97,10 @@ class Workspace:
         self._ints = {
             name: ops.empty((max_tokens,), "int32") for name in ("token_ids", "seq", "pos")
         }
-        self._of_experts: dict[str, Buffer] = {}
-        if hp.n_experts:
-            n_shares = max_tokens * hp.n_experts_used
-            self._of_experts = {
-                "router": ops.empty((max_tokens, hp.n_experts)),
-                "x": ops.empty((max_tokens, hp.n_embd)),
-                "out": ops.empty((max_tokens, hp.n_embd)),
-                "rows": ops.empty((n_shares,), "int32"),
-                "shares": ops.empty((n_shares,)),
-            }
+        self._of_experts = {
+            name: ops.empty(shape, "int32" if name in ("ids", "rows") else np.float32)
+            for name, shape in _expert_shapes(hp, max_tokens).items()
+        }
         self.logit_rows = ops.empty((max_logits,), "int32")
         self.x_last = ops.empty((max_logits, hp.n_embd))  # the rows whose logits are wanted
         self.logits = ops.empty((max_logits, hp.vocab_size))
@@ -99,8 +121,10 @@ class Workspace:
     def _expert_rows(self, n_tokens: int) -> ExpertRows | None:
         if not self._hp.n_experts:
             return None
-        n_shares = n_tokens * self._hp.n_experts_used
-        lengths = {"rows": n_shares, "shares": n_shares}
+        n_slots, of_tokens = n_tokens * self._hp.n_experts_used, ("router", "x", "out")
         return ExpertRows(
-            **{name: b[: lengths.get(name, n_tokens)] for name, b in self._of_experts.items()}
+            **{
+                name: buffer[: n_tokens if name in of_tokens else n_slots]
+                for name, buffer in self._of_experts.items()
+            }
         )

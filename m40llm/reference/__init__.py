@@ -6,13 +6,16 @@ and returns a new array; float32 inputs are widened first and nothing is rounded
 
 from m40llm.reference.add_bias import add_bias
 from m40llm.reference.add_rows import add_rows
+from m40llm.reference.add_shares import add_shares
 from m40llm.reference.append import append
 from m40llm.reference.argmax import argmax
 from m40llm.reference.attention import attention
 from m40llm.reference.cast import cast
+from m40llm.reference.choose_experts import choose_experts
 from m40llm.reference.dequantize_rows import dequantize_rows
 from m40llm.reference.embedding import embedding
 from m40llm.reference.matmul import matmul
+from m40llm.reference.matmul_experts import matmul_experts
 from m40llm.reference.rms_norm import rms_norm
 from m40llm.reference.rope import rope
 from m40llm.reference.sampling import distribution, masked, penalised
@@ -26,16 +29,19 @@ __all__ = [
     "add_bias",
     "add_rows",
     "add_scaled",
+    "add_shares",
     "append",
     "argmax",
     "attention",
     "cast",
+    "choose_experts",
     "dequantize_rows",
     "distribution",
     "embedding",
     "geglu",
     "masked",
     "matmul",
+    "matmul_experts",
     "penalised",
     "rms_norm",
     "rope",

@@ -22,6 +22,7 @@ class ReferenceOps:
 
     name = "reference"
     cache_dtype = np.dtype(np.float64)
+    experts = None
 
     def decoder(self, program: Any, parts: Any) -> str:
         return "the reference has none"
@@ -127,6 +128,13 @@ class ReferenceOps:
 
     def add_scaled(self, x: Array, y: Array, factor: float) -> None:
         x[...] = reference.add_scaled(x, y, factor)
+
+    def choose_experts(
+        self, logits: Array, *, scale: float, is_normalised: bool, ids: Array, shares: Array
+    ) -> None:
+        n_used = ids.size // len(logits)
+        chosen = reference.choose_experts(logits, n_used, scale=scale, is_normalised=is_normalised)
+        ids[:], shares[:] = (of_rows.reshape(-1) for of_rows in chosen)
 
     def take_rows(self, x: Array, rows: Array, *, out: Array) -> None:
         out[...] = x[rows]

@@ -98,6 +98,10 @@ BUGS = {
         "program_mask", "program.mask", "program.mask",
         ">> uint32(row & 31)) & uint32(1):", ">> uint32(31 - (row & 31))) & uint32(1):",
     ),
+    "wrong expert": Bug(
+        "gemv_experts", "gemv_experts", "gemv_experts", "expert = ids[slot]",
+        "expert = ids[slot // x_slots]",
+    ),
 }  # fmt: skip
 
 

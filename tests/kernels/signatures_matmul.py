@@ -4,7 +4,7 @@ from gguf import GGMLQuantizationType as GGMLType
 from numba import types
 from sm52_assembly import F16_2, F32_1, F32_2, I32, I32_1, I64, Signature
 
-from m40llm.kernels import add_bias, dequantize_rows, gemm, gemv
+from m40llm.kernels import add_bias, dequantize_rows, gemm, gemv, gemv_experts
 from m40llm.kernels.gemm_choice import TILES
 from m40llm.kernels.gemm_tiles import Tile
 from m40llm.kernels.layouts import DENSE, LAYOUTS
@@ -20,6 +20,16 @@ def of_gemv(
     label = f"{ggml_type.name}-{n_tokens}x{n_rows}{'-swiglu' * swiglu}{'-bias' * bias}"
     arg_types = (*planes_of(ggml_type), F32_2, F32_1 if bias else F32_2, F32_2)
     return Signature(gemv._compile(form), arg_types, gemv.N_THREADS, label)
+
+
+def of_gemv_experts(
+    ggml_type: GGMLType, n_rows: int, x_slots: int, *, swiglu: bool = False
+) -> Signature:
+    chunk_cols = gemv.StagedShape(ggml_type, 1, 14336).chunk_cols
+    form = gemv_experts.Form(ggml_type, n_rows, chunk_cols, x_slots, swiglu)
+    label = f"{ggml_type.name}-{n_rows}x{x_slots}{'-swiglu' * swiglu}"
+    arg_types = (*planes_of(ggml_type), F32_2, I32_1, F32_2)
+    return Signature(gemv_experts._compile(form), arg_types, gemv.N_THREADS, label)
 
 
 def of_gemm(
@@ -56,6 +66,9 @@ SIGNATURES = [
     of_gemv(GGMLType.Q6_K, 1, 2),
     *(of_gemv(ggml_type, 2, 4, swiglu=True) for ggml_type in SOME),
     *(of_gemv(ggml_type, 2, 4, bias=True) for ggml_type in SOME),
+    *(of_gemv_experts(ggml_type, 4, 8, swiglu=True) for ggml_type in TYPES),
+    *(of_gemv_experts(ggml_type, 4, 1) for ggml_type in TYPES),
+    *(of_gemv_experts(ggml_type, n, 1, swiglu=n > 1) for ggml_type in SOME for n in (1, 2)),
     *(of_gemm(ggml_type, Tile(128, 128)) for ggml_type in TYPES),
     *(of_gemm(GGMLType.F16, tile, split=True) for tile in TILES),
     *(of_gemm(ggml_type, Tile(128, 128), split=True, bands=True) for ggml_type in TYPES),

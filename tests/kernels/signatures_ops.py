@@ -7,6 +7,7 @@ from sm52_assembly import (
     F32_1,
     F32_2,
     F32_3,
+    I32,
     I32_1,
     I32_2,
     U8_2,
@@ -16,8 +17,10 @@ from sm52_assembly import (
 
 from m40llm.kernels import (
     add_rows,
+    add_shares,
     argmax,
     cast,
+    choose_experts,
     embedding,
     rms_norm,
     rope,
@@ -57,6 +60,16 @@ SIGNATURES = [
         for name in ("silu", "gelu_tanh")
     ),
     Signature(add_rows._compile(), (F32_2, I32_1, F32_1, F32_2), add_rows.N_THREADS),
+    Signature(add_shares._compile(), (F32_2, I32, F32_1, F32_2), add_shares.N_THREADS),
+    *(
+        Signature(
+            choose_experts._compile(is_normalised),
+            (F32_2, I32, F32, I32_1, F32_1),
+            choose_experts.WARP_SIZE,
+            str(is_normalised),
+        )
+        for is_normalised in (True, False)
+    ),
     Signature(scale._compile(), (F32_2, F32), scale.N_THREADS),
     Signature(scale._compile_add(), (F32_2, F32_2, F32), scale.N_THREADS),
     Signature(softcap._compile(), (F32_2, F32, F32), softcap.N_THREADS),

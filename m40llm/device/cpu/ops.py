@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from m40llm.device.cpu import elementwise
 from m40llm.device.cpu.attention import attention
+from m40llm.device.cpu.experts import choose_experts
 from m40llm.device.cpu.formats import FORMATS, UNIT
 from m40llm.device.cpu.matmul import DenseMatrix, PackedMatrix, gather_rows, matmul
 from m40llm.device.cpu.prepare import prepare
@@ -29,6 +30,7 @@ class CpuOps:
 
     name = "cpu"
     cache_dtype = np.dtype(np.float32)
+    experts = None
 
     def decoder(self, program: Sequence[Instruction], parts: ModelParts) -> str:
         return "no decoder runs there; cuda and emulator have one"
@@ -149,6 +151,11 @@ class CpuOps:
 
     def add_scaled(self, x: Floats, y: Floats, factor: float) -> None:
         x += y if factor == 1.0 else np.float32(factor) * y
+
+    def choose_experts(
+        self, logits: Floats, *, scale: float, is_normalised: bool, ids: Ints, shares: Floats
+    ) -> None:
+        choose_experts(logits, scale, is_normalised, ids, shares)
 
     def take_rows(self, x: Floats, rows: Ints, *, out: Floats) -> None:
         np.take(x, rows, axis=0, out=out)

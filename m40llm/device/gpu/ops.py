@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from m40llm.device.decoder import ModelParts
 from m40llm.device.gpu import held
 from m40llm.device.gpu.card import Card
+from m40llm.device.gpu.experts import GpuExperts
 from m40llm.device.gpu.tuned import Tuned
 from m40llm.device.instructions import Instruction
 from m40llm.device.ops import MatrixData, RopeTable
@@ -21,6 +22,7 @@ from m40llm.kernels.add_rows import add_rows
 from m40llm.kernels.attention_common import TINY_HEAD_DIMS
 from m40llm.kernels.attention_decode import attention_decode, partial_shape, split_count
 from m40llm.kernels.attention_prefill import attention_prefill
+from m40llm.kernels.choose_experts import choose_experts
 from m40llm.kernels.embedding import embedding, take_rows
 from m40llm.kernels.gemm import MAX_TILES, Workspace, gemm, workspace_floats
 from m40llm.kernels.gemv import MAX_TOKENS, gemv
@@ -68,6 +70,7 @@ class GpuOps:
     def __init__(self, card: Card, products: Products | None = None) -> None:
         self.card, self.products = card, products
         self.name = card.name
+        self.experts = GpuExperts(card) if products is None else None
         self._workspaces: dict[tuple[int, ...], tuple[Buffer, Buffer]] = {}
         self._shared_sums: Workspace | None = None
 
@@ -249,6 +252,12 @@ class GpuOps:
 
     def add_scaled(self, x: Buffer, y: Buffer, factor: float) -> None:
         add_scaled(x, y, factor, stream=self.card)
+
+    def choose_experts(
+        self, logits: Buffer, *, scale: float, is_normalised: bool, ids: Buffer, shares: Buffer
+    ) -> None:
+        how: Any = {"scale": scale, "is_normalised": is_normalised}
+        choose_experts(logits, ids, shares, stream=self.card, **how)
 
     def take_rows(self, x: Buffer, rows: Buffer, *, out: Buffer) -> None:
         take_rows(x, rows, out, stream=self.card)
