@@ -7,7 +7,7 @@ from m40llm.errors import DeviceError, RequestError
 from m40llm.gguf import GGUFFile
 from m40llm.model.arch import architecture_of
 from m40llm.model.hparams import HParams
-from m40llm.model.kv_cache import cache_bytes
+from m40llm.model.kv_cache import KVType, cache_bytes, check_heads
 from m40llm.model.rope import rope_bytes
 from m40llm.model.unpacked import Unpacked, unpacked_tensors
 from m40llm.model.weights import weight_bytes
@@ -47,24 +47,30 @@ def _size(n_bytes: int) -> str:
 
 
 def plan_memory(
-    ops: Ops, file: GGUFFile, hp: HParams, max_seq_len: int | None, at_most: int | None = None
+    ops: Ops,
+    file: GGUFFile,
+    hp: HParams,
+    max_seq_len: int | None,
+    at_most: int | None = None,
+    kv_type: KVType = "f16",
 ) -> Plan:
     """How the model would lie in memory. None takes the whole context, `at_most` so many tokens of
     it, or as much as fits.
 
-    Raises RequestError for a max_seq_len that the model does not have, DeviceError with the
-    figures where the model does not fit.
+    Raises RequestError for a max_seq_len that the model does not have, or a kv_type that cannot
+    hold its heads; DeviceError with the figures where the model does not fit.
     """
+    check_heads(hp, kv_type)
     if max_seq_len is not None and not 1 <= max_seq_len <= hp.context_length:
         raise RequestError(
             f"max_seq_len: expected 1 to {hp.context_length} (the model's context_length), "
             f"got {max_seq_len}"
         )
     wanted = max_seq_len or min(hp.context_length, at_most or hp.context_length)
-    plan = _plan(ops, file, hp, wanted)
+    plan = _plan(ops, file, hp, wanted, kv_type)
     while plan.total > plan.free and max_seq_len is None and wanted > SHORTEST_CONTEXT:
         wanted = max(SHORTEST_CONTEXT, wanted // 2)
-        plan = _plan(ops, file, hp, wanted)
+        plan = _plan(ops, file, hp, wanted, kv_type)
     if plan.total > plan.free:
         raise DeviceError(
             f"the model needs {plan}; device {ops.name!r} has {_size(plan.free)} free"
@@ -81,7 +87,7 @@ def _what_helps(plan: Plan) -> str:
     return "a smaller quantisation of the model, or max_seq_len (--max-seq-len), would take less"
 
 
-def _plan(ops: Ops, file: GGUFFile, hp: HParams, max_seq_len: int) -> Plan:
+def _plan(ops: Ops, file: GGUFFile, hp: HParams, max_seq_len: int, kv_type: KVType) -> Plan:
     max_tokens = min(MAX_TOKENS, max_seq_len)
     n_ropes = len(set(architecture_of(file).ropes(hp.n_layers)))
     max_logits = max(1, min(128, max_tokens, MAX_LOGITS_BYTES // (4 * hp.vocab_size)))
@@ -90,7 +96,7 @@ def _plan(ops: Ops, file: GGUFFile, hp: HParams, max_seq_len: int) -> Plan:
         max_tokens=max_tokens,
         max_logits=max_logits,
         weights=weight_bytes(ops, file),
-        cache=cache_bytes(hp, 1, max_seq_len, ops.cache_dtype.itemsize),
+        cache=cache_bytes(hp, 1, max_seq_len, ops.cache_dtype.itemsize, kv_type),
         workspace=workspace_bytes(hp, max_tokens, max_logits)
         + n_ropes * rope_bytes(hp.rope, max_seq_len),
         free=ops.free_bytes(),

@@ -5,7 +5,7 @@ offset(layer, seq, head, pos, d) =
     ((((layer * n_seqs + seq) * n_kv_heads + head) * max_seq_len + pos) * head_dim + d
 """
 
-from typing import Any
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +14,36 @@ from m40llm.device.ops import Buffer, Ops
 from m40llm.errors import RequestError
 from m40llm.model.hparams import HParams
 
+KVType = Literal["f16", "q8_0"]
+KV_TYPES: Final[tuple[KVType, ...]] = get_args(KVType)
+_BLOCK: Final = 32  # elements of a Q8_0 block
+_BLOCK_BYTES: Final = 34  # its quants and its scale
 
-def cache_bytes(hp: HParams, n_seqs: int, max_seq_len: int, itemsize: int) -> int:
-    """Bytes of K and V together; `itemsize` is 2 for float16, 4 for float32."""
-    return 2 * hp.n_layers * n_seqs * hp.kv_dim * max_seq_len * itemsize
+
+def checked_kv_type(name: object) -> KVType:
+    """RequestError for what is none."""
+    for kv_type in KV_TYPES:
+        if kv_type == name:
+            return kv_type
+    raise RequestError(f"kv_type: expected {', '.join(KV_TYPES)}, got {name!r}")
+
+
+def check_heads(hp: HParams, kv_type: KVType) -> None:
+    """RequestError where a head's vector is no whole number of the type's blocks."""
+    if kv_type == "q8_0" and hp.head_dim % _BLOCK:
+        raise RequestError(
+            f"kv_type: expected 'f16', got 'q8_0', whose blocks are {_BLOCK} elements of a head; "
+            f"this model's head_dim is {hp.head_dim}, which is no multiple of that"
+        )
+
+
+def cache_bytes(
+    hp: HParams, n_seqs: int, max_seq_len: int, itemsize: int, kv_type: KVType = "f16"
+) -> int:
+    """Bytes of K and V together; `itemsize`, of f16, is what the device holds an element in: 2 on a
+    card, 4 on cpu."""
+    n_elements = 2 * hp.n_layers * n_seqs * hp.kv_dim * max_seq_len
+    return n_elements // _BLOCK * _BLOCK_BYTES if kv_type == "q8_0" else n_elements * itemsize
 
 
 class KVCache:
