@@ -115,6 +115,10 @@ def attention_bound(score: Array, n_keys: Any, head_dim: int, magnitude: Array) 
     Each key can cost a weight one rescaling (exp2 of 2 ulp, a product), and each sum one product
     and one addition: 7 roundings a key, and some for the few parts that are merged. A relative
     error r in each weight, above and below the fraction bar, makes 2 r / (1 - r) of sum p |v|.
+
+    Over Q8_0 a lane multiplies its 8 products by their scale, and a weight by its: one rounding
+    more each, of those that head_dim products in pairs of lanes, and a key that has not been
+    rescaled yet, leave over.
     """
     exponent = (gamma(head_dim + 8) + 2 * UNIT_ROUNDOFF) * score
     relative = np.expm1(exponent) + gamma(7 * n_keys + 64)

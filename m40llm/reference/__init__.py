@@ -7,6 +7,7 @@ and returns a new array; float32 inputs are widened first and nothing is rounded
 from m40llm.reference.add_bias import add_bias
 from m40llm.reference.add_rows import add_rows
 from m40llm.reference.append import append
+from m40llm.reference.append_q8 import append_q8, dequantise_q8, quantise_q8
 from m40llm.reference.argmax import argmax
 from m40llm.reference.attention import attention
 from m40llm.reference.cast import cast
@@ -26,15 +27,18 @@ __all__ = [
     "add_rows",
     "add_scaled",
     "append",
+    "append_q8",
     "argmax",
     "attention",
     "cast",
+    "dequantise_q8",
     "dequantize_rows",
     "distribution",
     "embedding",
     "geglu",
     "matmul",
     "penalised",
+    "quantise_q8",
     "rms_norm",
     "rope",
     "scale",
