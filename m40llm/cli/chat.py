@@ -3,7 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -42,6 +42,7 @@ def chat(
     lark: opt.Lark = None,
     device: opt.Device = "auto",
     max_seq_len: opt.MaxSeqLen = None,
+    kv_type: opt.KVType = "f16",
     cublas: opt.Cublas = None,
     require_sm52: opt.RequireSm52 = False,
     decode: opt.Decode = None,
@@ -82,8 +83,9 @@ def chat(
         lark=read_option("--lark", lark),
     )
     opt.check_lora(lora, lora_scale)
-    proposing = {"speculate": speculate, "speculate_tokens": speculate_tokens}
-    with loaded(model, device, max_seq_len, cublas, require_sm52, decode, **proposing) as llm:
+    proposing: dict[str, Any] = {"speculate": speculate, "speculate_tokens": speculate_tokens}
+    on = device, max_seq_len, kv_type
+    with loaded(model, *on, cublas, require_sm52, decode, **proposing) as llm:
         if known := llm.tokenizer.template_of:
             status(f"chat template: the one that {known} is known for, since the file has none")
         adapter = opt.load_lora(llm, lora, lora_scale)

@@ -40,6 +40,7 @@ def embed(
     normalise: Normalise = True,
     device: opt.Device = "auto",
     max_seq_len: opt.MaxSeqLen = None,
+    kv_type: opt.KVType = "f16",
     cublas: opt.Cublas = None,
     require_sm52: opt.RequireSm52 = False,
     as_json: opt.AsJson = False,
@@ -56,7 +57,7 @@ def embed(
       m40llm embed model.gguf -f sentences.txt --pooling last --json
     """
     texts = _texts(prompt, file)
-    with loaded(model, device, max_seq_len, cublas, require_sm52) as llm:
+    with loaded(model, device, max_seq_len, kv_type, cublas, require_sm52) as llm:
         with progress_bar() as progress:
             vectors = llm.embed(texts, pooling, normalise=normalise, progress=progress)
         if as_json:

@@ -35,6 +35,7 @@ def generate(
     ignore_eos: opt.IgnoreEos = False,
     device: opt.Device = "auto",
     max_seq_len: opt.MaxSeqLen = None,
+    kv_type: opt.KVType = "f16",
     cublas: opt.Cublas = None,
     require_sm52: opt.RequireSm52 = False,
     decode: opt.Decode = None,
@@ -76,8 +77,9 @@ def generate(
         ignore_eos=ignore_eos,
     )
     opt.check_lora(lora, lora_scale)
-    proposing = {"speculate": speculate, "speculate_tokens": speculate_tokens}
-    with loaded(model, device, max_seq_len, cublas, require_sm52, decode, **proposing) as llm:
+    proposing: dict[str, Any] = {"speculate": speculate, "speculate_tokens": speculate_tokens}
+    on = device, max_seq_len, kv_type
+    with loaded(model, *on, cublas, require_sm52, decode, **proposing) as llm:
         adapter = opt.load_lora(llm, lora, lora_scale)
         completion = _run(llm.stream(text, params, lora=adapter), show=not as_json)
         if as_json:

@@ -24,6 +24,7 @@ def logits(
     top: Top = 10,
     device: opt.Device = "auto",
     max_seq_len: opt.MaxSeqLen = None,
+    kv_type: opt.KVType = "f16",
     cublas: opt.Cublas = None,
     require_sm52: opt.RequireSm52 = False,
     as_json: opt.AsJson = False,
@@ -37,7 +38,7 @@ def logits(
       m40llm logits model.gguf -p "2 + 2 =" --top 3 --json
     """
     text = read_text(prompt, file)
-    with loaded(model, device, max_seq_len, cublas, require_sm52) as llm:
+    with loaded(model, device, max_seq_len, kv_type, cublas, require_sm52) as llm:
         prompt_ids = llm.tokenizer.encode(text)
         if not prompt_ids:
             raise RequestError("-p: the text is empty and the model puts no token before it")

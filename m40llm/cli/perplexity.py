@@ -76,6 +76,7 @@ def perplexity(
     against: Against = None,
     device: opt.Device = "auto",
     max_seq_len: opt.MaxSeqLen = None,
+    kv_type: opt.KVType = "f16",
     cublas: opt.Cublas = None,
     require_sm52: opt.RequireSm52 = False,
     as_json: opt.AsJson = False,
@@ -93,13 +94,13 @@ def perplexity(
       m40llm perplexity model-q4_0.gguf -f book.txt --against model-f16.gguf
     """
     text = read_text(prompt, file)
-    with loaded(model, device, max_seq_len, cublas, require_sm52) as llm:
+    with loaded(model, device, max_seq_len, kv_type, cublas, require_sm52) as llm:
         ids = llm.tokenizer.encode(text)[:max_tokens]
         n_chunk = chunk or min(llm.max_seq_len, CHUNK)
         n_stride = stride or n_chunk // 2
         _check(len(ids), n_chunk, n_stride, llm.max_seq_len)
         result: dict[str, Any] = {"model": model, "device": llm.device_name}
-        with _base(against, device, max_seq_len, cublas, require_sm52) as base:
+        with _base(against, device, max_seq_len, "f16", cublas, require_sm52) as base:
             if base:
                 _check_same_vocabulary(llm, base, ids, text)
                 _check(len(ids), n_chunk, n_stride, base.max_seq_len)

@@ -27,6 +27,7 @@ from m40llm.llm.results import Completion
 from m40llm.llm.speculation import speculation
 from m40llm.llm.stream import TextStream, open_stream
 from m40llm.model.hparams import HParams
+from m40llm.model.kv_cache import KVType, checked_kv_type
 from m40llm.model.transformer import Transformer
 from m40llm.progress import Progress
 from m40llm.text import Tokenizer
@@ -85,6 +86,7 @@ class LLM:
         decode: DecodeChoice | str | None = None,
         speculate: str | Path | None = None,
         speculate_tokens: int | None = None,
+        kv_type: KVType | str = "f16",
     ) -> "LLM":
         """Loads a model file.
 
@@ -106,19 +108,22 @@ class LLM:
                        which the model checks several at once, in the host's loop; the answers
                        are distributed as without it (docs/speculative.md)
         speculate_tokens  how many at a time, 1 to 64 (None: 15 of "ngram", 4 of a model)
+        kv_type        the KV cache's: "f16" (cpu: FP32) or "q8_0", about half as large, which
+                       decodes in the host's loop (docs/parity_and_kv_layout.md)
 
         Raises ModelFileError (the file is broken), UnsupportedModelError (sound, but not run
         here), DeviceError (no such device, or it does not fit), PullError, RequestError.
         """
         begin = time.perf_counter()
         choice = None if decode is None else checked_choice(decode)
+        cache = checked_kv_type(kv_type)
         path = hub.resolve(checked_name(path_or_alias), progress=progress)
         with (
             opened(path) as model,
             speculation(speculate, speculate_tokens, choice, model, progress) as proposing,
         ):
             ops, reason = open_device(device, cublas=cublas, require_sm52=require_sm52)
-            engine, plan = on_device(model, ops, max_seq_len, progress)
+            engine, plan = on_device(model, ops, max_seq_len, progress, kv_type=cache)
             if proposing:
                 engine.proposer, choice = proposing.of(engine, progress), "host"
         engine.decode_form = decode_form(choice, engine, model.file, progress)

@@ -11,6 +11,7 @@ from m40llm.gguf import GGUFFile, open_gguf
 from m40llm.llm.plan import Plan, plan_memory
 from m40llm.model.arch import Architecture, architecture_of
 from m40llm.model.hparams import HParams
+from m40llm.model.kv_cache import KVType
 from m40llm.model.transformer import Transformer
 from m40llm.model.weights import check_tensors, load_weights, rope_factors
 from m40llm.progress import Progress
@@ -46,11 +47,12 @@ def on_device(
     progress: Progress | None,
     *,
     at_most: int | None = None,
+    kv_type: KVType = "f16",
 ) -> tuple[Engine, Plan]:
     """The model with its weights on the device, and what it takes of it: see plan_memory."""
     file, arch, hp = model.file, model.arch, model.hp
-    plan = plan_memory(ops, file, hp, max_seq_len, at_most)
-    ops.prepare(progress)
+    plan = plan_memory(ops, file, hp, max_seq_len, at_most, kv_type)
+    ops.prepare(progress, has_q8_cache=kv_type == "q8_0")
     transformer = Transformer(
         ops,
         arch,
@@ -61,5 +63,6 @@ def on_device(
         max_tokens=plan.max_tokens,
         max_logits=plan.max_logits,
         freq_factors=rope_factors(file, hp, plan.max_seq_len),
+        kv_type=kv_type,
     )
     return Engine(transformer, model.tokenizer.stop_ids), plan

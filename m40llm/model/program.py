@@ -7,6 +7,7 @@ from typing import Any
 from m40llm.device.instructions import Attend, Choose, Effect, Embed, Instruction, Project
 from m40llm.model.arch import Architecture
 from m40llm.model.hparams import HParams
+from m40llm.model.kv_cache import KVType
 from m40llm.model.weights import LayerWeights, Weights
 
 
@@ -25,8 +26,10 @@ def decode_program(weights: Weights) -> tuple[Instruction, ...]:
     return (*found, Project("logits", "output", "x", "logits", norm="output_norm"), Choose())
 
 
-def why_not(arch: Architecture, hp: HParams, weights: Weights) -> str:
+def why_not(arch: Architecture, hp: HParams, weights: Weights, kv_type: KVType = "f16") -> str:
     """Why no program can be made of this model; empty where one can."""
+    if kv_type != "f16":
+        return f"the KV cache is in {kv_type}, which the device's own steps do not read yet"
     more = {
         "norms of Q and K": arch.qk_norm != "none",
         "norms after its blocks": arch.norms != "before",

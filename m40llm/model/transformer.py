@@ -13,7 +13,7 @@ from m40llm.model.arch import Architecture
 from m40llm.model.batch import Batch
 from m40llm.model.experts import add_experts
 from m40llm.model.hparams import HParams, RopeParams
-from m40llm.model.kv_cache import KVCache
+from m40llm.model.kv_cache import KVCache, KVType
 from m40llm.model.lora import Adapter
 from m40llm.model.program import decode_program, weights_by_name, why_not
 from m40llm.model.rope import rope_table, still_table
@@ -36,10 +36,11 @@ class Transformer:
         max_tokens: int,
         max_logits: int,
         freq_factors: NDArray[np.float32] | None = None,
+        kv_type: KVType = "f16",
     ) -> None:
         self.ops, self.arch, self.hp, self.weights = ops, arch, hp, weights
         self.adapter: Adapter | None = None  # of the rows to come; what is cached stays as it is
-        self.kv = KVCache(ops, hp, n_seqs, max_seq_len)
+        self.kv = KVCache(ops, hp, n_seqs, max_seq_len, kv_type)
         self.workspace = Workspace(ops, hp, max_tokens, max_logits)
         self._ropes = self._rope_tables(max_seq_len, freq_factors)
         self._windows = [
@@ -68,7 +69,7 @@ class Transformer:
     def decoder(self) -> Decoder | str:
         """What decodes on the device by itself, made at the first call; or why nothing does."""
         hp = self.hp
-        if reason := why_not(self.arch, hp, self.weights):
+        if reason := why_not(self.arch, hp, self.weights, self.kv.kv_type):
             return reason
         parts = ModelParts(
             weights=weights_by_name(self.weights),

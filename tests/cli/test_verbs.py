@@ -18,6 +18,7 @@ from m40llm.cli.output import bytes_done
 from m40llm.cli.perplexity import windows
 from m40llm.device.cuda import requirements
 from m40llm.engine.sampling_params import SamplingParams
+from m40llm.model.kv_cache import KV_TYPES
 from m40llm.progress import BytesDone
 from m40llm.testing import write_tiny_gguf
 
@@ -87,6 +88,7 @@ def test_text_from_stdin_and_file(run: Run, fake_llm: Any, tiny_model: str, tmp_
             "expected auto, host, eager, graph, persistent, got 'fast'",
         ),
         (["chat", "m.gguf", "--decode", ""], "expected auto, host"),
+        (["embed", "m.gguf", "-p", "a", "--kv-type", "q4_0"], "expected f16 or q8_0, got 'q4_0'"),
         (["generate", "m.gguf", "-p", "a", "--max-seq-len", "0"], "--max-seq-len"),
         (["generate", "m.gguf", "-p", "\udcff"], "not valid UTF-8"),
         (["generate"], "MODEL"),
@@ -116,6 +118,24 @@ def test_who_makes_the_tokens(run: Run, fake_llm: Any, tiny_model: str) -> None:
     assert run("generate", tiny_model, "-p", "a", "--decode", "auto").exit_code == 0
     assert run("logits", tiny_model, "-p", "a").exit_code == 0
     assert fake_llm.asked["decode"] == "host"
+
+
+def test_kv_type(run: Run, fake_llm: Any, tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every verb that loads a model has it; what it is compared with keeps its own cache in f16."""
+    assert options._KV_TYPES == KV_TYPES
+    asked: list[str] = []
+    load = classmethod(lambda cls, model, **options: asked.append(options["kv_type"]) or cls(model))
+    monkeypatch.setattr(fake_llm, "load", load)
+    for verb in ("generate", "chat", "logits", "embed", "perplexity"):
+        text = [] if verb == "chat" else ["-p", "hello there"]
+        asked.clear()
+        for given in ([], ["--kv-type", "q8_0"]):
+            result = run(verb, tiny_model, *text, *given, input="")
+            assert result.exit_code == 0, result.output
+        assert asked == ["f16", "q8_0"]
+    asked.clear()
+    run("perplexity", tiny_model, "-p", "hello there", "--kv-type", "q8_0", "--against", tiny_model)
+    assert asked == ["q8_0", "f16"]
 
 
 @pytest.mark.parametrize("verb", ["generate", "chat"])
