@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from m40llm.cli import memory_options as mem
 from m40llm.cli import options as opt
 from m40llm.cli.chat_commands import QuitChat, SayAgain, run_command
 from m40llm.cli.chat_session import Session
@@ -45,6 +46,8 @@ def chat(
     kv_type: opt.KVType = "f16",
     cublas: opt.Cublas = None,
     require_sm52: opt.RequireSm52 = False,
+    gpu_layers: mem.GpuLayers = None,
+    fit: mem.Fit = False,
     decode: opt.Decode = None,
     speculate: opt.Speculate = None,
     speculate_tokens: opt.SpeculateTokens = None,
@@ -83,9 +86,10 @@ def chat(
         lark=read_option("--lark", lark),
     )
     opt.check_lora(lora, lora_scale)
-    proposing: dict[str, Any] = {"speculate": speculate, "speculate_tokens": speculate_tokens}
+    how: dict[str, Any] = {"speculate": speculate, "speculate_tokens": speculate_tokens}
+    how |= {"gpu_layers": mem.gpu_layers(gpu_layers), "fit": fit}
     on = device, max_seq_len, kv_type
-    with loaded(model, *on, cublas, require_sm52, decode, **proposing) as llm:
+    with loaded(model, *on, cublas, require_sm52, decode, **how) as llm:
         if known := llm.tokenizer.template_of:
             status(f"chat template: the one that {known} is known for, since the file has none")
         adapter = opt.load_lora(llm, lora, lora_scale)

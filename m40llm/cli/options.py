@@ -252,6 +252,8 @@ FLAGS = {field: f"--{field.replace('_', '-')}" for field in DEFAULTS} | {
     "scale": "--lora-scale",
     "lora_scale": "--lora-scale",
     "require_sm52": "--require-sm52",
+    "gpu_layers": "--gpu-layers",
+    "fit": "--fit",
 }
 
 

@@ -57,12 +57,19 @@ class KVCache:
     """
 
     def __init__(
-        self, ops: Ops, hp: HParams, n_seqs: int, max_seq_len: int, kv_type: KVType = "f16"
+        self,
+        ops: Ops,
+        hp: HParams,
+        n_seqs: int,
+        max_seq_len: int,
+        kv_type: KVType = "f16",
+        n_layers: int | None = None,
     ) -> None:
         check_heads(hp, kv_type)
         self._ops = ops
         self.kv_type = kv_type
-        shape = (hp.n_layers, n_seqs, hp.n_kv_heads, max_seq_len, hp.head_dim)
+        n_layers = hp.n_layers if n_layers is None else n_layers
+        shape = (n_layers, n_seqs, hp.n_kv_heads, max_seq_len, hp.head_dim)
         self.k, self.v = (_empty(ops, shape, kv_type) for _ in range(2))
         self.n_seqs = n_seqs
         self.max_seq_len = max_seq_len

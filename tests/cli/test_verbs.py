@@ -295,8 +295,47 @@ def test_unpacked_types_are_told(
     run: Run, fake_llm: Any, tiny_model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fake_llm, "unpacked", ["5 IQ3_S tensors are unpacked: 9 MB"])
+    monkeypatch.setattr(fake_llm, "devices", ["cpu", "cuda:0"])
     told = run("generate", tiny_model, "-p", "hello").stderr
-    assert "note: 5 IQ3_S tensors are unpacked: 9 MB (no cpu code reads that type as it is)" in told
+    for device in ("cpu", "cuda:0"):
+        note = f"5 IQ3_S tensors are unpacked: 9 MB (no {device} code reads that type as it is)"
+        assert f"note: {note}" in told
+
+
+@pytest.mark.parametrize("verb", ["generate", "chat", "logits", "perplexity", "embed"])
+def test_layers_on_the_card(
+    verb: str, run: Run, fake_llm: Any, tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    load = classmethod(lambda cls, model, **how: asked.append(how["gpu_layers"]) or cls(model))
+    monkeypatch.setattr(fake_llm, "load", load)
+    text = {"input": "hi"} if verb == "chat" else {}
+    args = [] if verb == "chat" else ["-p", "hello there"]
+    for given in ([], ["all"], ["auto"], ["0"], ["22"]):
+        result = run(verb, tiny_model, *args, *(["--gpu-layers"] if given else []), *given, **text)
+        assert result.exit_code == 0
+        assert "22 of 32" not in result.stderr
+    assert asked == [None, None, "auto", 0, 22]
+    monkeypatch.setattr(fake_llm, "devices", ["cpu", "cuda:0"])
+    told = run(verb, tiny_model, *args, "--gpu-layers", "22", **text).stderr
+    assert "note: 22 of 32 layers on cuda:0, 10 on cpu" in told
+    for bad in ("-1", "1.5", "some", ""):
+        result = run(verb, tiny_model, *args, "--gpu-layers", bad, **text)
+        assert result.exit_code == 2
+        assert "expected a number of layers, auto or all" in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize("verb", ["generate", "chat"])
+def test_what_fit_chose_is_told(
+    verb: str, run: Run, fake_llm: Any, tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    load = classmethod(lambda cls, model, **how: asked.append(how["fit"]) or cls(model))
+    monkeypatch.setattr(fake_llm, "load", load)
+    args = [verb, tiny_model, *(["-p", "hello"] if verb == "generate" else [])]
+    assert "fit:" not in run(*args, input="hi").stderr
+    assert "fit: context of 8,192 tokens" in run(*args, "--fit", input="hi").stderr
+    assert asked == [False, True]
 
 
 def test_rare_sampling_parameters(run: Run, fake_llm: Any, tiny_model: str) -> None:
@@ -447,6 +486,9 @@ def test_the_device_and_its_switches(
         (["--device", "cpu", "--cublas"], "error: --cublas: expected a CUDA card"),
         (["--device", "emulator", "--require-sm52"], "error: --require-sm52: expected a CUDA card"),
         (["--device", "cpu", "--max-seq-len", "129"], "error: --max-seq-len: expected 1 to 128"),
+        (["--device", "cpu", "--gpu-layers", "1"], "error: --gpu-layers: expected a card"),
+        (["--fit", "--max-seq-len", "64"], "error: --fit: it chooses the context"),
+        (["--gpu-layers", "3"], "error: --gpu-layers: expected 0 to 2"),
     ],
 )
 def test_failures_name_the_flag(run: Run, tiny_model: str, args: list[str], told: str) -> None:

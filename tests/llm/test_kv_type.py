@@ -9,7 +9,7 @@ from m40llm.device.cpu.ops import CpuOps
 from m40llm.device.ops import Q8Cache
 from m40llm.errors import RequestError
 from m40llm.gguf import open_gguf
-from m40llm.llm.plan import plan_memory
+from m40llm.llm.fit import plan_memory
 from m40llm.model.hparams import HParams
 from m40llm.model.kv_cache import cache_bytes, checked_kv_type
 from m40llm.testing import write_tiny_gguf

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from m40llm.device.cpu.ops import CpuOps
 from m40llm.errors import DeviceError, ModelFileError
 from m40llm.gguf.split import _parse
-from m40llm.llm.plan import plan_memory
+from m40llm.llm.fit import plan_memory
 from m40llm.model.arch import architecture_of
 from m40llm.model.hparams import HParams
 from m40llm.model.weights import check_tensors, load_weights
