@@ -51,6 +51,37 @@ def drawn(heads: Heads, seq: NDArray[Any], pos: NDArray[Any], n_seqs: int) -> Ar
     return {"q": q, "k": k, "v": v, "seq": seq.astype(np.int32), "pos": pos.astype(np.int32)}
 
 
+def in_blocks(made: Arrays) -> Arrays:
+    """The same with drawn caches in Q8_0: k_quants, k_scales, ... in place of k and v."""
+    rng, shape = np.random.default_rng(1), made["k"].shape
+    quants = rng.integers(-127, 128, N_DRAWN).astype(np.int8)
+    scales = (np.abs(rng.standard_normal(N_DRAWN)) / 64).astype(np.float16)
+    parts = {name: values for name, values in made.items() if name not in ("k", "v")}
+    for name, at in (("k", 0), ("v", 500_000)):
+        parts[f"{name}_quants"] = np.resize(np.roll(quants, at), shape)
+        parts[f"{name}_scales"] = np.resize(np.roll(scales, at), (*shape[:3], shape[3] // 32))
+    return parts
+
+
+def cache_names(is_q8: bool) -> tuple[str, ...]:
+    """As a kernel takes them."""
+    return ("k_quants", "k_scales", "v_quants", "v_scales") if is_q8 else ("k", "v")
+
+
+def _values(a: Arrays, name: str, seq: int, kv_head: int, n_keys: int) -> NDArray[Any]:
+    """The first keys, or values, of a head   [n_keys, head_dim]"""
+    if name in a:
+        return np.asarray(a[name][seq, kv_head, :n_keys])
+    parts = (a[f"{name}_{part}"][seq, kv_head, :n_keys] for part in ("quants", "scales"))
+    return reference.dequantise_q8(*parts)
+
+
+def _largest_value(a: Arrays) -> float:
+    if "v" in a:
+        return float(np.abs(a["v"].reshape(-1)[:N_DRAWN]).max())
+    return 127 * float(a["v_scales"].reshape(-1)[:N_DRAWN].max())
+
+
 def check(heads: Heads, a: Arrays, out: NDArray[Any]) -> float:
     """The largest error of the rows looked at as a share of its bound; inf if a value is wild."""
     group_size = heads.n_heads // heads.n_kv_heads
@@ -62,7 +93,7 @@ def check(heads: Heads, a: Arrays, out: NDArray[Any]) -> float:
         mine = slice(kv_head * group_size, (kv_head + 1) * group_size)
         n_keys, seq = int(a["pos"][token]) + 1, a["seq"][token]
         q = a["q"][token : token + 1, mine]
-        k, v = (a[name][seq, kv_head, :n_keys] for name in "kv")
+        k, v = (_values(a, name, seq, kv_head, n_keys) for name in "kv")
         rows = np.zeros(1, np.int32), np.array([n_keys - 1], np.int32)
         expected, magnitude = (
             reference.attention(
@@ -74,5 +105,6 @@ def check(heads: Heads, a: Arrays, out: NDArray[Any]) -> float:
         score = abs(heads.scale) * largest_score
         bound = attention_bound(score, n_keys, heads.head_dim, magnitude)
         worst = max(worst, share_of(out[token, mine], expected, bound))
-    largest = np.abs(a["v"].reshape(-1)[:N_DRAWN]).max() * (1 + gamma(7 * a["k"].shape[2] + 64) * 2)
+    n_keys = int(a["pos"].max()) + 1
+    largest = _largest_value(a) * (1 + gamma(7 * n_keys + 64) * 2)
     return worst if (np.abs(out) <= largest).all() else float("inf")

@@ -7,7 +7,8 @@ from gguf import GGMLQuantizationType as GGMLType
 
 from m40llm.errors import RequestError
 from m40llm.gguf.blocks import FORMATS
-from m40llm.model.hparams import HParams, RopeParams
+from m40llm.model.hparams import HParams
+from m40llm.model.rope_params import RopeParams
 
 
 def _shape(

@@ -151,6 +151,7 @@ def _rows_of_model(name: str, what: _What, device: str) -> "list[Row]":
 
     from m40llm.bench.synthetic import fill_cache
     from m40llm.llm import LLM
+    from m40llm.model.transformer import Transformer
 
     with (
         progress_bar() as progress,
@@ -159,6 +160,7 @@ def _rows_of_model(name: str, what: _What, device: str) -> "list[Row]":
         ) as llm,
     ):
         model = llm.transformer
+        assert isinstance(model, Transformer), "one device has all layers"
         fill_cache(model, np.random.default_rng(0))
         rate = _read_rate(model.ops)
         of_model = llm.path.name, model.weights.layers[0].attn_output.type.name

@@ -3,10 +3,11 @@
 import contextlib
 import sys
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from m40llm.cli import memory_options as mem
 from m40llm.cli import options as opt
 from m40llm.cli.chat_commands import QuitChat, SayAgain, run_command
 from m40llm.cli.chat_session import Session
@@ -42,8 +43,11 @@ def chat(
     lark: opt.Lark = None,
     device: opt.Device = "auto",
     max_seq_len: opt.MaxSeqLen = None,
+    kv_type: opt.KVType = "f16",
     cublas: opt.Cublas = None,
     require_sm52: opt.RequireSm52 = False,
+    gpu_layers: mem.GpuLayers = None,
+    fit: mem.Fit = False,
     decode: opt.Decode = None,
     speculate: opt.Speculate = None,
     speculate_tokens: opt.SpeculateTokens = None,
@@ -82,8 +86,10 @@ def chat(
         lark=read_option("--lark", lark),
     )
     opt.check_lora(lora, lora_scale)
-    proposing = {"speculate": speculate, "speculate_tokens": speculate_tokens}
-    with loaded(model, device, max_seq_len, cublas, require_sm52, decode, **proposing) as llm:
+    how: dict[str, Any] = {"speculate": speculate, "speculate_tokens": speculate_tokens}
+    how |= {"gpu_layers": mem.gpu_layers(gpu_layers), "fit": fit}
+    on = device, max_seq_len, kv_type
+    with loaded(model, *on, cublas, require_sm52, decode, **how) as llm:
         if known := llm.tokenizer.template_of:
             status(f"chat template: the one that {known} is known for, since the file has none")
         adapter = opt.load_lora(llm, lora, lora_scale)

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from m40llm.cli import memory_options as mem
 from m40llm.cli import options as opt
 from m40llm.cli.guard import guarded
 from m40llm.cli.output import loaded, print_json, progress_bar, shown_token, table
@@ -40,8 +41,10 @@ def embed(
     normalise: Normalise = True,
     device: opt.Device = "auto",
     max_seq_len: opt.MaxSeqLen = None,
+    kv_type: opt.KVType = "f16",
     cublas: opt.Cublas = None,
     require_sm52: opt.RequireSm52 = False,
+    gpu_layers: mem.GpuLayers = None,
     as_json: opt.AsJson = False,
     debug: opt.Debug = False,
 ) -> None:
@@ -56,7 +59,8 @@ def embed(
       m40llm embed model.gguf -f sentences.txt --pooling last --json
     """
     texts = _texts(prompt, file)
-    with loaded(model, device, max_seq_len, cublas, require_sm52) as llm:
+    on, n_layers = (device, max_seq_len, kv_type), mem.gpu_layers(gpu_layers)
+    with loaded(model, *on, cublas, require_sm52, gpu_layers=n_layers) as llm:
         with progress_bar() as progress:
             vectors = llm.embed(texts, pooling, normalise=normalise, progress=progress)
         if as_json:

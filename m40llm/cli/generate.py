@@ -3,6 +3,7 @@
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from m40llm.cli import memory_options as mem
 from m40llm.cli import options as opt
 from m40llm.cli.guard import guarded
 from m40llm.cli.output import loaded, print_json, speed_line, status, write_text
@@ -35,8 +36,11 @@ def generate(
     ignore_eos: opt.IgnoreEos = False,
     device: opt.Device = "auto",
     max_seq_len: opt.MaxSeqLen = None,
+    kv_type: opt.KVType = "f16",
     cublas: opt.Cublas = None,
     require_sm52: opt.RequireSm52 = False,
+    gpu_layers: mem.GpuLayers = None,
+    fit: mem.Fit = False,
     decode: opt.Decode = None,
     speculate: opt.Speculate = None,
     speculate_tokens: opt.SpeculateTokens = None,
@@ -76,8 +80,10 @@ def generate(
         ignore_eos=ignore_eos,
     )
     opt.check_lora(lora, lora_scale)
-    proposing = {"speculate": speculate, "speculate_tokens": speculate_tokens}
-    with loaded(model, device, max_seq_len, cublas, require_sm52, decode, **proposing) as llm:
+    how: dict[str, Any] = {"speculate": speculate, "speculate_tokens": speculate_tokens}
+    how |= {"gpu_layers": mem.gpu_layers(gpu_layers), "fit": fit}
+    on = device, max_seq_len, kv_type
+    with loaded(model, *on, cublas, require_sm52, decode, **how) as llm:
         adapter = opt.load_lora(llm, lora, lora_scale)
         completion = _run(llm.stream(text, params, lora=adapter), show=not as_json)
         if as_json:

@@ -61,6 +61,7 @@ def describe(file: "GGUFFile") -> dict[str, Any]:
         "hparams": dataclasses.asdict(hp) if hp else None,
         "tensors": _tensors(file),
         "needs": _needs(file, hp) if hp and problem is None else None,
+        "cards": _cards(file, hp) if hp and problem is None else None,
         "tokenizer": _tokenizer(file),
     }
 
@@ -68,8 +69,8 @@ def describe(file: "GGUFFile") -> dict[str, Any]:
 def _hparams(file: "GGUFFile") -> tuple["HParams | None", str | None]:
     """The hyper-parameters as far as they can be read, and why the file does not run."""
     from m40llm.model.arch import architecture_of
+    from m40llm.model.check_tensors import check_tensors
     from m40llm.model.hparams import HParams
-    from m40llm.model.weights import check_tensors
 
     if not file.tensors:
         return None, "the file holds a vocabulary and no tensors"
@@ -110,11 +111,13 @@ def _needs(file: "GGUFFile", hp: "HParams") -> dict[str, Any]:
     from m40llm.device.cpu.ops import CpuOps
     from m40llm.device.gpu import held
     from m40llm.model.kv_cache import cache_bytes
+    from m40llm.model.part import Part
     from m40llm.model.weights import weight_bytes
 
     full = hp.context_length
     lengths = sorted({n for n in CONTEXTS if n < full} | {full})
-    weights = {"cpu": weight_bytes(CpuOps(), file), "cuda": weight_bytes(held, file)}
+    whole = Part.whole(hp.n_layers)
+    weights = {"cpu": weight_bytes(CpuOps(), file, whole), "cuda": weight_bytes(held, file, whole)}
     return {
         device: {
             "weights_bytes": weights[device],
@@ -122,6 +125,27 @@ def _needs(file: "GGUFFile", hp: "HParams") -> dict[str, Any]:
         }
         for device, itemsize in (("cpu", 4), ("cuda", 2))
     }
+
+
+def _cards(file: "GGUFFile", hp: "HParams") -> list[dict[str, Any]]:
+    """What fits on a Tesla M40 (docs/memory.md); of the plan, the card's share of the bytes."""
+    from m40llm.llm.cards import on_cards
+
+    found = []
+    for card in on_cards(file, hp):
+        best = card.best
+        there = [share for share in best.shares if share.device == card.card] if best else []
+        plan = best and {
+            "gpu_layers": sum(len(share.part.layers) for share in there),
+            "max_seq_len": best.max_seq_len,
+            "kv_type": best.kv_type,
+            "weights_bytes": sum(share.weights for share in there),
+            "kv_bytes": sum(share.cache for share in there),
+            "workspace_bytes": sum(share.workspace for share in there),
+        }
+        longest = {"max_seq_len": card.contexts}
+        found.append({"card": card.card, "free_bytes": card.free, "plan": plan, **longest})
+    return found
 
 
 def _tokenizer(file: "GGUFFile") -> dict[str, Any]:
@@ -161,6 +185,9 @@ def _report(document: dict[str, Any]) -> str:
     if document["needs"]:
         parts += ["memory needed (estimate: weights + KV cache of one sequence):"]
         parts.append(_needs_table(document["needs"]))
+    if document["cards"]:
+        parts += ["what fits on a Tesla M40 (--fit --gpu-layers auto; docs/memory.md):"]
+        parts.append(_cards_table(document["cards"], document["hparams"]["n_layers"]))
     parts.append(f"m40llm cannot run it: {document['problem']}" if document["problem"] else "")
     return "\n".join(part for part in parts if part)
 
@@ -179,4 +206,24 @@ def _needs_table(needs: dict[str, Any]) -> str:
         weights, cells = need["weights_bytes"], need["kv_bytes"].values()
         totals = (human_bytes(weights + n_bytes) for n_bytes in cells)
         rows.append((device, human_bytes(weights), *totals))
+    return table(rows)
+
+
+def _cards_table(cards: list[dict[str, Any]], n_layers: int) -> str:
+    types = list(cards[0]["max_seq_len"])
+    head = ("", "free", "layers", "weights", "context", "cache", "workspace")
+    rows: list[tuple[str, ...]] = [(*head, *(f"all layers, {name}: context" for name in types))]
+    for card in cards:
+        plan, longest = card["plan"], card["max_seq_len"]
+        cells = ["-"] * 5
+        if plan:
+            cells = [
+                f"{plan['gpu_layers']} of {n_layers}",
+                human_bytes(plan["weights_bytes"]),
+                f"{plan['max_seq_len']:,}",
+                f"{human_bytes(plan['kv_bytes'])} {plan['kv_type']}",
+                human_bytes(plan["workspace_bytes"]),
+            ]
+        limits = (f"{longest[name]:,}" if longest[name] else "-" for name in types)
+        rows.append((card["card"], human_bytes(card["free_bytes"]), *cells, *limits))
     return table(rows)

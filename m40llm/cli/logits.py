@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from m40llm.cli import memory_options as mem
 from m40llm.cli import options as opt
 from m40llm.cli.guard import guarded
 from m40llm.cli.output import loaded, piece_of, print_json, shown_token, table
@@ -24,8 +25,10 @@ def logits(
     top: Top = 10,
     device: opt.Device = "auto",
     max_seq_len: opt.MaxSeqLen = None,
+    kv_type: opt.KVType = "f16",
     cublas: opt.Cublas = None,
     require_sm52: opt.RequireSm52 = False,
+    gpu_layers: mem.GpuLayers = None,
     as_json: opt.AsJson = False,
     debug: opt.Debug = False,
 ) -> None:
@@ -37,7 +40,8 @@ def logits(
       m40llm logits model.gguf -p "2 + 2 =" --top 3 --json
     """
     text = read_text(prompt, file)
-    with loaded(model, device, max_seq_len, cublas, require_sm52) as llm:
+    on, n_layers = (device, max_seq_len, kv_type), mem.gpu_layers(gpu_layers)
+    with loaded(model, *on, cublas, require_sm52, gpu_layers=n_layers) as llm:
         prompt_ids = llm.tokenizer.encode(text)
         if not prompt_ids:
             raise RequestError("-p: the text is empty and the model puts no token before it")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # Those of engine/decode_step.py; a test compares.
 _DECODE_CHOICES = ("auto", "host", "eager", "graph", "persistent")
+_KV_TYPES = ("f16", "q8_0")  # those of model/kv_cache.py; a test compares
 _DEVICE = re.compile(r"auto|cpu|emulator|cuda(:-?\d+)?")
 
 
@@ -30,6 +31,12 @@ def _check_device(value: str) -> str:
 def _check_decode(value: str | None) -> str | None:
     if value is not None and value not in _DECODE_CHOICES:
         raise typer.BadParameter(f"expected {', '.join(_DECODE_CHOICES)}, got {value!r}")
+    return value
+
+
+def _check_kv_type(value: str) -> str:
+    if value not in _KV_TYPES:
+        raise typer.BadParameter(f"expected {' or '.join(_KV_TYPES)}, got {value!r}")
     return value
 
 
@@ -56,6 +63,16 @@ MaxSeqLen = Annotated[
         metavar="N",
         help="Tokens of context to make room for.  [default: as the model was trained]",
         show_default=False,
+    ),
+]
+KVType = Annotated[
+    str,
+    typer.Option(
+        "--kv-type",
+        metavar="f16|q8_0",
+        help="What keys and values are cached in: f16 (FP32 on cpu), or q8_0, about half as large "
+        "(docs/parity_and_kv_layout.md); tokens are then made as by --decode host.",
+        callback=_check_kv_type,
     ),
 ]
 Cublas = Annotated[
@@ -223,6 +240,7 @@ FLAGS = {field: f"--{field.replace('_', '-')}" for field in DEFAULTS} | {
     "stop": "--stop",
     "device": "--device",
     "max_seq_len": "--max-seq-len",
+    "kv_type": "--kv-type",
     "cublas": "--cublas",
     "decode": "--decode",
     "speculate": "--speculate",
@@ -234,6 +252,8 @@ FLAGS = {field: f"--{field.replace('_', '-')}" for field in DEFAULTS} | {
     "scale": "--lora-scale",
     "lora_scale": "--lora-scale",
     "require_sm52": "--require-sm52",
+    "gpu_layers": "--gpu-layers",
+    "fit": "--fit",
 }
 
 

@@ -152,14 +152,15 @@ def loaded(
     model: str,
     device: str,
     max_seq_len: int | None,
+    kv_type: str,
     cublas: bool | None,
     require_sm52: bool,
     decode: str | None = "host",
-    **speculation: Any,
+    **more: Any,
 ) -> Iterator["LLM"]:
     """Load `model` with a progress bar, say which device was chosen and why, close it at the end.
 
-    `speculation` is `speculate` and `speculate_tokens`, of the verbs that have them.
+    `more` is what else the verb has of `LLM.load`: `speculate`, `gpu_layers`, ...
 
     Raises:
         M40LLMError: what `LLM.load` raises.
@@ -171,16 +172,22 @@ def loaded(
             model,
             device=device,
             max_seq_len=max_seq_len,
+            kv_type=kv_type,
             progress=progress,
             cublas=cublas,
             decode=decode,
             require_sm52=require_sm52,
-            **speculation,
+            **more,
         )
         with llm:
             has_choice = decode != "host" and llm.device_name != "cpu"
             form = f", decode: {llm.decode_form}" if has_choice else ""
             status(f"device: {llm.device_name} ({llm.device_reason}){form}")
-            for unpacked in llm.plan.unpacked:
-                status(f"note: {unpacked} (no {llm.device_name} code reads that type as it is)")
+            if more.get("fit"):
+                status(f"fit: {llm.plan.chosen}")
+            if len(llm.plan.shares) > 1:
+                status(f"note: {llm.plan.placement}")
+            for share in llm.plan.shares:
+                for unpacked in share.unpacked:
+                    status(f"note: {unpacked} (no {share.device} code reads that type as it is)")
             yield llm

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from m40llm.cli import memory_options as mem
 from m40llm.cli import options as opt
 from m40llm.cli.guard import guarded
 from m40llm.cli.output import loaded, print_json, progress_bar, status
@@ -76,8 +77,10 @@ def perplexity(
     against: Against = None,
     device: opt.Device = "auto",
     max_seq_len: opt.MaxSeqLen = None,
+    kv_type: opt.KVType = "f16",
     cublas: opt.Cublas = None,
     require_sm52: opt.RequireSm52 = False,
+    gpu_layers: mem.GpuLayers = None,
     as_json: opt.AsJson = False,
     debug: opt.Debug = False,
 ) -> None:
@@ -93,13 +96,14 @@ def perplexity(
       m40llm perplexity model-q4_0.gguf -f book.txt --against model-f16.gguf
     """
     text = read_text(prompt, file)
-    with loaded(model, device, max_seq_len, cublas, require_sm52) as llm:
+    how: dict[str, Any] = {"gpu_layers": mem.gpu_layers(gpu_layers)}
+    with loaded(model, device, max_seq_len, kv_type, cublas, require_sm52, **how) as llm:
         ids = llm.tokenizer.encode(text)[:max_tokens]
         n_chunk = chunk or min(llm.max_seq_len, CHUNK)
         n_stride = stride or n_chunk // 2
         _check(len(ids), n_chunk, n_stride, llm.max_seq_len)
         result: dict[str, Any] = {"model": model, "device": llm.device_name}
-        with _base(against, device, max_seq_len, cublas, require_sm52) as base:
+        with _base(against, device, max_seq_len, "f16", cublas, require_sm52, **how) as base:
             if base:
                 _check_same_vocabulary(llm, base, ids, text)
                 _check(len(ids), n_chunk, n_stride, base.max_seq_len)
@@ -152,8 +156,8 @@ def windows(n_ids: int, chunk: int, stride: int) -> Iterator[tuple[int, int, int
         begin, first = begin + stride, end
 
 
-def _base(against: str | None, *options: Any) -> "AbstractContextManager[LLM | None]":
-    return loaded(against, *options) if against else nullcontext()
+def _base(against: str | None, *options: Any, **more: Any) -> "AbstractContextManager[LLM | None]":
+    return loaded(against, *options, **more) if against else nullcontext()
 
 
 def _measured(

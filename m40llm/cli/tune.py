@@ -88,12 +88,15 @@ def _rows_of_model(
     name: str, tokens: list[int], device: str, progress: "Progress"
 ) -> "list[TunedRow]":
     from m40llm.llm import LLM
+    from m40llm.model.transformer import Transformer
 
     with LLM.load(
         name, device=device, cublas=False if device.startswith("cuda") else None,
         max_seq_len=16, progress=progress, decode="host",
     ) as llm:  # fmt: skip
-        return _tuned(llm.transformer, tokens, progress)
+        model = llm.transformer
+        assert isinstance(model, Transformer), "one device has all layers"
+        return _tuned(model, tokens, progress)
 
 
 def _tuned(model: "Transformer", tokens: list[int], progress: "Progress") -> "list[TunedRow]":

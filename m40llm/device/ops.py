@@ -38,6 +38,30 @@ class RopeTable:
 
 
 @dataclass(frozen=True)
+class Q8Cache:
+    """Keys or values in blocks of Q8_0: 32 elements of a head are quants times their scale.
+
+    quants  int8[..., head_dim]
+    scales  float16[..., head_dim / 32]
+    """
+
+    quants: Buffer
+    scales: Buffer
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the elements."""
+        return tuple(self.quants.shape)
+
+    def __getitem__(self, at: Any) -> "Q8Cache":
+        """Part of it, of whole heads."""
+        return Q8Cache(self.quants[at], self.scales[at])
+
+
+Cache = Any  # a Buffer of `Ops.cache_dtype`, or a Q8Cache
+
+
+@dataclass(frozen=True)
 class MatrixData:
     """A weight matrix as the file has it: data uint8[n_rows * row_bytes]."""
 
@@ -98,7 +122,7 @@ class Ops(Sizes, Protocol):
         """Memory that a model could still take."""
         ...
 
-    def prepare(self, progress: Progress | None = None) -> None:
+    def prepare(self, progress: Progress | None = None, *, has_q8_cache: bool = False) -> None:
         """Compiles what the ops need; `progress` is also told of what is compiled later on."""
         ...
 
@@ -165,8 +189,8 @@ class Ops(Sizes, Protocol):
         q: Buffer,
         k: Buffer,
         v: Buffer,
-        k_cache: Buffer,
-        v_cache: Buffer,
+        k_cache: Cache,
+        v_cache: Cache,
         seq: Buffer,
         pos: Buffer,
         table: RopeTable,
@@ -174,15 +198,15 @@ class Ops(Sizes, Protocol):
         """Turn q [t, n_heads, head_dim] in place to pos[t]; append k, turned, and v to the cache.
 
         cache[seq[t], h, pos[t]] = k[t, h], and v likewise: k, v [t, n_kv_heads, head_dim], one
-        layer's cache. What is left in k is undefined.
+        layer's cache, which is rounded to its type. What is left in k is undefined.
         """
         ...
 
     def attention(
         self,
         q: Buffer,
-        k_cache: Buffer,
-        v_cache: Buffer,
+        k_cache: Cache,
+        v_cache: Cache,
         seq: Buffer,
         pos: Buffer,
         *,

@@ -21,7 +21,7 @@ from m40llm.engine.speculate import Proposal, Proposer, choose
 from m40llm.engine.step import Clock, Step, StopReason, TokenLogprob, check_finite
 from m40llm.errors import RequestError
 from m40llm.model.batch import Batch
-from m40llm.model.transformer import Transformer
+from m40llm.model.staged import Model
 from m40llm.progress import Progress
 
 _REASONS: Final[dict[str, StopReason]] = {"stop": "stop", "length": "length", "context": "context"}
@@ -32,7 +32,7 @@ class Engine:
 
     def __init__(
         self,
-        model: Transformer,
+        model: Model,
         stop_ids: frozenset[int] = frozenset(),
         decode_form: DecodeForm = "host",
     ) -> None:

@@ -66,6 +66,31 @@ class Case:
     def check(self, out: Array) -> None:
         assert_within(out, self.expected(), self.bound())
 
+    def quantised(self) -> "Q8Case":
+        """The same with both caches rounded to Q8_0."""
+        return self.of_blocks(reference.quantise_q8(self.k), reference.quantise_q8(self.v))
+
+    def of_blocks(self, k: tuple[Array, Array], v: tuple[Array, Array]) -> "Q8Case":
+        """The same over these (quants, scales)."""
+        fields = {**vars(self), "k": reference.dequantise_q8(*k), "v": reference.dequantise_q8(*v)}
+        return Q8Case(**fields, blocks=(*k, *v))
+
+
+@dataclass
+class Q8Case(Case):
+    """A cache in Q8_0: k and v are what it stands for, exactly; `blocks` what is uploaded.
+
+    blocks   (k_quants, k_scales, v_quants, v_scales)
+    """
+
+    blocks: tuple[Array, ...] = ()
+
+    def uploaded(self, launcher: Any, *, sparse: bool = False) -> tuple[Any, ...]:
+        upload = launcher.upload_sparse if sparse else launcher.upload
+        caches = tuple(upload(part, read_only=True) for part in self.blocks)
+        q, seq, pos = (launcher.upload(x, read_only=True) for x in (self.q, self.seq, self.pos))
+        return q, *caches, seq, pos
+
 
 def poisoned_cache(
     rng: np.random.Generator,

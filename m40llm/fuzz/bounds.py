@@ -159,6 +159,10 @@ def attention_bound(
     and one addition: 7 roundings a key, and some for the few parts that are merged. A relative
     error r in each weight, above and below the fraction bar, makes 2 r / (1 - r) of sum p |v|.
 
+    Over Q8_0 a lane multiplies its 8 products by their scale, and a weight by its: one rounding
+    more each, of those that head_dim products in pairs of lanes, and a key that has not been
+    rescaled yet, leave over.
+
     off: of a score, because q is so far from what it should be.
     """
     exponent = (gamma(head_dim + 9) + 2 * UNIT_ROUNDOFF) * (score + off) + off

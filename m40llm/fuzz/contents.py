@@ -32,6 +32,21 @@ def floats(seed: "int | Rng", *shape: int) -> NDArray[np.float32]:
     return generator(seed).integers(0, 2**32, shape, np.uint32).view(np.float32)
 
 
+def blocks_of_any_size(seed: "int | Rng", *shape: int) -> NDArray[np.float32]:
+    """float32[shape] of normal numbers, each 32 of them between 2^-140 and 2^20 in size: zeros
+    among them, and halves beside a 127, which are ties where that becomes 127 steps of 1.
+    """
+    rng = generator(seed)
+    x = rng.standard_normal(shape)
+    blocks = x.reshape(-1, 32)
+    blocks *= 2.0 ** rng.integers(-140, 20, (len(blocks), 1))
+    blocks[rng.random(len(blocks)) < 0.1] = 0
+    ties = rng.random(len(blocks)) < 0.3
+    blocks[ties] = rng.integers(-253, 254, (int(ties.sum()), 32)) / 2
+    blocks[ties, 0] = 127
+    return x.astype(np.float32)
+
+
 def rough_logits(seed: "int | Rng", n_rows: int, n: int, spread: float) -> NDArray[np.float32]:
     """float32[n_rows, n] of whole numbers, so that many are equal, with zeros of both signs,
     infinities and NaN. spread 0: all equal; 1: many ties; 30: few.

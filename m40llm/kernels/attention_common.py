@@ -18,7 +18,8 @@ from m40llm.kernels.contract import check_array
 
 HEAD_DIMS: Final = (32, 64, 80, 96, 128, 256)
 TINY_HEAD_DIMS: Final = (8, 16)  # of models small enough to try things on; attention_decode only
-HALVES_PER_LOAD: Final = 8  # FP16 in 16 bytes
+HALVES_PER_LOAD: Final = 8  # FP16 in 16 bytes; quants in 8
+QUANTS_PER_BLOCK: Final = 32  # of Q8_0
 LOWEST: Final = np.float32(-3.4e38)
 NEGATIVE_INFINITY: Final = np.float32(-np.inf)
 NO_WINDOW: Final = np.int32(2**31 - 1)
@@ -49,16 +50,48 @@ def check_attention(
     head_dims: tuple[int, ...] = HEAD_DIMS,
 ) -> None:
     """KernelContractError unless the arguments that both kernels take are as their files say."""
+    check_array("k_cache", k_cache, np.float16, (None, None, None, q.shape[2]))
+    check_array("v_cache", v_cache, np.float16, tuple(k_cache.shape))
+    _check_rows(q, k_cache, seq, pos, window, softcap, out, head_dims)
+
+
+def check_attention_q8(
+    q: Any,
+    k: tuple[Any, Any],
+    v: tuple[Any, Any],
+    seq: Any,
+    pos: Any,
+    window: int,
+    softcap: float,
+    out: Any,
+) -> None:
+    """The same for a cache in Q8_0; k and v are (quants, scales)."""
+    head_dims = tuple(dim for dim in HEAD_DIMS if dim % QUANTS_PER_BLOCK == 0)
+    check_q8_cache(k, v, (None, None, None, q.shape[2]))
+    _check_rows(q, k[0], seq, pos, window, softcap, out, head_dims)
+
+
+def check_q8_cache(k: tuple[Any, Any], v: tuple[Any, Any], shape: tuple[int | None, ...]) -> None:
+    """KernelContractError unless these are quants of this shape, and their blocks' scales."""
+    check_array("k_quants", k[0], np.int8, shape)
+    whole = tuple(k[0].shape)
+    check_array("v_quants", v[0], np.int8, whole)
+    for name, scales in (("k_scales", k[1]), ("v_scales", v[1])):
+        check_array(name, scales, np.float16, (*whole[:-1], whole[-1] // QUANTS_PER_BLOCK))
+
+
+def _check_rows(
+    q: Any, cache: Any, seq: Any, pos: Any, window: int, softcap: float, out: Any,
+    head_dims: tuple[int, ...],
+) -> None:  # fmt: skip
     n_tokens, n_heads, head_dim = q.shape
     if head_dim not in head_dims:
         raise KernelContractError(f"q: expected a head_dim of {head_dims}, got {head_dim}")
     check_array("q", q, np.float32, (None, None, head_dim))
-    check_array("k_cache", k_cache, np.float16, (None, None, None, head_dim))
-    check_array("v_cache", v_cache, np.float16, tuple(k_cache.shape))
     check_array("seq", seq, np.int32, (n_tokens,))
     check_array("pos", pos, np.int32, (n_tokens,))
     check_array("out", out, np.float32, (n_tokens, n_heads, head_dim))
-    n_kv_heads = k_cache.shape[1]
+    n_kv_heads = cache.shape[1]
     if n_kv_heads == 0 or n_heads % n_kv_heads:
         raise KernelContractError(
             f"q: {n_heads} heads are no multiple of {n_kv_heads} of the cache"

@@ -1,17 +1,20 @@
-"""Attention of single tokens over the FP16 cache: one row a sequence, any number of rows.
+"""Attention of single tokens over the KV cache: one row a sequence, any number of rows.
 
 out[t, h] = sum_p softmax_p(score[t, h, p]) * v[p]  over p <= pos[t] (the last `window` of them)
 score     = scale * q[t, h] . k[p], or softcap * tanh(that / softcap)
 
 q, out            float32[n_tokens, n_heads, head_dim]   out overlaps nothing
 k_cache, v_cache  float16[n_seqs, n_kv_heads, max_seq_len, head_dim]   one layer; any size
+                  or, attention_decode_q8, int8 likewise, and k_scales, v_scales
+                  float16[n_seqs, n_kv_heads, max_seq_len, head_dim / 32]: element = quant * scale
 seq, pos          int32[n_tokens]   read on the device; row t has pos[t] + 1 keys
 partial           float32[partial_shape(...)]   workspace, need not be initialised
 arrived           int32[n_tokens, n_heads]      zero before the first launch; left zero
 
 grid     (n_splits, n_kv_heads * head tiles, n_tokens), 128 threads
 bytes    4 * n_kv_heads * head_dim for every key that a row sees (K and V, read once for the up to
-         4 heads of a tile; a group of 5 to 8 heads takes two tiles), bandwidth-bound
+         4 heads of a tile; a group of 5 to 8 heads takes two tiles), bandwidth-bound; of Q8_0
+         34/64 of it
 sm_52    registers as `registers_of` allots them: 128 with 4 heads, 16 warps on an SM (25 %), each
          with 2 KiB of K and V in flight; 288 GB/s need about 5 KiB an SM if a load takes 400
          clocks (an assumption, not measured)
@@ -27,6 +30,7 @@ combines the splits, always in the same order: a second kernel would cost one mo
 What that would take in a graph, beside this counter, has not been measured.
 """
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any, Final
 
@@ -40,6 +44,7 @@ from m40llm.kernels.attention_common import (
     LOWEST,
     TINY_HEAD_DIMS,
     check_attention,
+    check_attention_q8,
     score_factors,
     window_keys,
 )
@@ -78,18 +83,19 @@ def registers_of(n_heads: int) -> int:
 
 
 @cache
-def _compile(head_dim: int, n_heads: int, has_softcap: bool) -> Kernel:
-    """The kernel for tiles of `n_heads` heads, whatever the groups that they are part of."""
+def _attend_row(head_dim: int, n_heads: int, has_softcap: bool, is_q8: bool) -> Any:
+    """attend_row(...): what a block does. FP16 has no scales: its caches stand in for them."""
     n_lanes = lanes_per_key(head_dim)
-    attend = attend_over(head_dim, n_heads, has_softcap)
+    attend = attend_over(head_dim, n_heads, has_softcap, is_q8)
     merge_warp_sums = merge_warps(head_dim, n_heads, n_lanes)
     merge_split_sums = merge_splits(head_dim)
     load_query = query_loader(head_dim, n_heads)
     n_shared, n_weights = merge_floats(head_dim, n_heads), N_WARPS * MAX_SPLITS
 
-    def attention_decode(
-        q: Any, k_cache: Any, v_cache: Any, seq: Any, pos: Any, inner: Any, outer: Any,
-        window: Any, partial: Any, arrived: Any, out: Any,
+    @cuda.jit(device=True, forceinline=True)
+    def attend_row(
+        q: Any, k_cache: Any, k_scales: Any, v_cache: Any, v_scales: Any, seq: Any, pos: Any,
+        inner: Any, outer: Any, window: Any, partial: Any, arrived: Any, out: Any,
     ) -> None:  # fmt: skip
         shared = cuda.shared.array(n_shared, float32)
         weights = cuda.shared.array(n_weights, float32)
@@ -123,14 +129,44 @@ def _compile(head_dim: int, n_heads: int, has_softcap: bool) -> Kernel:
         row = (int64(seq[token]) * k_cache.shape[1] + kv_head) * k_cache.shape[2]
         d = cuda.threadIdx.x % n_lanes * HALVES_PER_LOAD
         base = row * head_dim + (d if d < head_dim else 0)
-        attend(query, k_cache, v_cache, base, begin, end, outer, highest, total, mixed)
+        keys = k_cache, k_scales, v_cache, v_scales
+        attend(query, *keys, base, begin, end, outer, highest, total, mixed)
         part = token, first_head, end_head, split, n_splits
         merge_warp_sums(highest, total, mixed, partial, out, shared, *part)
         if n_splits > 1:
             whole = token, cuda.blockIdx.y, first_head, end_head, n_splits
             merge_split_sums(partial, arrived, out, ticket, weights, *whole)
 
+    return attend_row
+
+
+@cache
+def _compile(head_dim: int, n_heads: int, has_softcap: bool) -> Kernel:
+    """The kernel for tiles of `n_heads` heads, whatever the groups that they are part of."""
+    attend_row = _attend_row(head_dim, n_heads, has_softcap, False)
+
+    def attention_decode(
+        q: Any, k_cache: Any, v_cache: Any, seq: Any, pos: Any, inner: Any, outer: Any,
+        window: Any, partial: Any, arrived: Any, out: Any,
+    ) -> None:  # fmt: skip
+        caches = k_cache, k_cache, v_cache, v_cache
+        attend_row(q, *caches, seq, pos, inner, outer, window, partial, arrived, out)
+
     return Kernel(attention_decode, registers=registers_of(n_heads))
+
+
+@cache
+def _compile_q8(head_dim: int, n_heads: int, has_softcap: bool) -> Kernel:
+    attend_row = _attend_row(head_dim, n_heads, has_softcap, True)
+
+    def attention_decode_q8(
+        q: Any, k_quants: Any, k_scales: Any, v_quants: Any, v_scales: Any, seq: Any, pos: Any,
+        inner: Any, outer: Any, window: Any, partial: Any, arrived: Any, out: Any,
+    ) -> None:  # fmt: skip
+        caches = k_quants, k_scales, v_quants, v_scales
+        attend_row(q, *caches, seq, pos, inner, outer, window, partial, arrived, out)
+
+    return Kernel(attention_decode_q8, registers=registers_of(n_heads))
 
 
 def attention_decode(
@@ -155,8 +191,43 @@ def attention_decode(
     """
     head_dims = TINY_HEAD_DIMS + HEAD_DIMS
     check_attention(q, k_cache, v_cache, seq, pos, window, softcap, out, head_dims)
+    how = (k_cache, v_cache), seq, pos, scale, window, softcap, partial, arrived, out, stream
+    _launch(_compile, q, *how)
+
+
+def attention_decode_q8(
+    q: Any,
+    k_quants: Any,
+    k_scales: Any,
+    v_quants: Any,
+    v_scales: Any,
+    seq: Any,
+    pos: Any,
+    partial: Any,
+    arrived: Any,
+    out: Any,
+    *,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+    stream: Launcher,
+) -> None:
+    """The same over a cache in Q8_0."""
+    check_attention_q8(
+        q, (k_quants, k_scales), (v_quants, v_scales), seq, pos, window, softcap, out
+    )
+    caches = k_quants, k_scales, v_quants, v_scales
+    how = caches, seq, pos, scale, window, softcap, partial, arrived, out, stream
+    _launch(_compile_q8, q, *how)
+
+
+def _launch(
+    compile_: Callable[[int, int, bool], Kernel], q: Any, caches: tuple[Any, ...], seq: Any,
+    pos: Any, scale: float, window: int, softcap: float, partial: Any, arrived: Any, out: Any,
+    stream: Launcher,
+) -> None:  # fmt: skip
     n_tokens, n_heads, head_dim = q.shape
-    n_kv_heads, n_splits = k_cache.shape[1], partial.shape[2] if len(partial.shape) == 4 else 1
+    n_kv_heads, n_splits = caches[0].shape[1], partial.shape[2] if len(partial.shape) == 4 else 1
     check_array("partial", partial, np.float32, (n_tokens, n_heads, n_splits, head_dim + 2))
     check_array("arrived", arrived, np.int32, (n_tokens, n_heads))
     if not 1 <= n_splits <= MAX_SPLITS:
@@ -166,8 +237,8 @@ def attention_decode(
     group_size = n_heads // n_kv_heads
     tile = head_tile(group_size)
     stream.launch(
-        _compile(head_dim, tile, bool(softcap)),
+        compile_(head_dim, tile, bool(softcap)),
         (n_splits, n_kv_heads * ceil_div(group_size, tile), n_tokens), N_THREADS,
-        q, k_cache, v_cache, seq, pos, *score_factors(scale, softcap), window_keys(window),
+        q, *caches, seq, pos, *score_factors(scale, softcap), window_keys(window),
         partial, arrived, out,
     )  # fmt: skip

@@ -11,10 +11,9 @@ from typing import Any, Final
 from numba import cuda, float32, int64, uint32
 
 from m40llm.kernels.attention_common import HALVES_PER_LOAD, NEGATIVE_INFINITY
+from m40llm.kernels.attention_eights import eight_of
 from m40llm.kernels.attention_merge import N_WARPS
-from m40llm.kernels.bits import half2_to_float2
 from m40llm.kernels.contract import ceil_div
-from m40llm.kernels.intrinsics import load_uint4_readonly
 from m40llm.kernels.reduce import FULL_MASK, WARP_SIZE
 
 KEYS_IN_FLIGHT: Final = 2  # loads of K, and of V, that a lane has under way
@@ -32,16 +31,20 @@ def lanes_per_key(head_dim: int) -> int:
 
 
 @cache
-def score_of(n_lanes: int, has_softcap: bool) -> Any:
-    """score(halves, key, query, head, outer): of a lane's key with a head, in every lane of it."""
+def score_of(n_lanes: int, has_softcap: bool, is_q8: bool) -> Any:
+    """score(raw, key, query, head, outer): of a lane's key with a head, in every lane of it."""
+    eight = eight_of(is_q8)
+    pair, scale = eight.pair, eight.scale
 
     @cuda.jit(device=True, forceinline=True)
-    def score(halves: Any, key: Any, query: Any, head: Any, outer: Any) -> Any:
+    def score(raw: Any, key: Any, query: Any, head: Any, outer: Any) -> Any:
         dot = float32(0)
         for word in range(4):
-            low, high = half2_to_float2(halves[key, word])
+            low, high = pair(raw, key, word)
             dot += low * query[head, 2 * word]
             dot += high * query[head, 2 * word + 1]
+        if is_q8:
+            dot *= scale(raw, key)
         lane_bit = 1
         while lane_bit < n_lanes:
             dot += cuda.shfl_xor_sync(FULL_MASK, dot, lane_bit)
@@ -54,13 +57,13 @@ def score_of(n_lanes: int, has_softcap: bool) -> Any:
 
 
 @cache
-def accumulate_of(n_heads: int) -> Any:
-    """accumulate(score, halves, highest, total, mixed, head): an online softmax takes new keys."""
+def accumulate_of(is_q8: bool) -> Any:
+    """accumulate(score, raw, highest, total, mixed, head): an online softmax takes new keys."""
+    eight = eight_of(is_q8)
+    pair, scale = eight.pair, eight.scale
 
     @cuda.jit(device=True, forceinline=True)
-    def accumulate(
-        score: Any, halves: Any, highest: Any, total: Any, mixed: Any, head: Any
-    ) -> None:
+    def accumulate(score: Any, raw: Any, highest: Any, total: Any, mixed: Any, head: Any) -> None:
         top = highest[head]
         for key in range(KEYS_IN_FLIGHT):
             top = max(top, score[key])
@@ -72,8 +75,10 @@ def accumulate_of(n_heads: int) -> Any:
         for key in range(KEYS_IN_FLIGHT):
             weight = math.exp2(score[key] - top)
             total[head] += weight
+            if is_q8:
+                weight *= scale(raw, key)
             for word in range(4):
-                low, high = half2_to_float2(halves[key, word])
+                low, high = pair(raw, key, word)
                 mixed[head, 2 * word] += weight * low
                 mixed[head, 2 * word + 1] += weight * high
 
@@ -86,18 +91,22 @@ def keys_a_pass(head_dim: int, n_warps: int = N_WARPS) -> int:
 
 
 @cache
-def attend_over(head_dim: int, n_heads: int, has_softcap: bool, n_warps: int = N_WARPS) -> Any:
-    """attend(query, k, v, base, begin, end, outer, highest, total, mixed): a block's keys."""
+def attend_over(head_dim: int, n_heads: int, has_softcap: bool, is_q8: bool) -> Any:
+    """attend(query, k, k_scales, v, v_scales, base, begin, end, outer, highest, total, mixed): a
+    block's keys, of which attention_eights.py says how they are loaded."""
     n_lanes = lanes_per_key(head_dim)
     keys_a_load = WARP_SIZE // n_lanes
-    block_keys = keys_a_pass(head_dim, n_warps)
-    score_with, accumulate = score_of(n_lanes, has_softcap), accumulate_of(n_heads)
+    block_keys = keys_a_pass(head_dim)
+    score_with, accumulate = score_of(n_lanes, has_softcap, is_q8), accumulate_of(is_q8)
+    n_words, load_eight = eight_of(is_q8).n_words, eight_of(is_q8).load
 
     @cuda.jit(device=True, forceinline=True)
     def attend(
         query: Any,
         k_cache: Any,
+        k_scales: Any,
         v_cache: Any,
+        v_scales: Any,
         base: Any,
         begin: Any,
         end: Any,
@@ -106,8 +115,8 @@ def attend_over(head_dim: int, n_heads: int, has_softcap: bool, n_warps: int = N
         total: Any,
         mixed: Any,
     ) -> None:
-        k_halves = cuda.local.array((KEYS_IN_FLIGHT, 4), uint32)
-        v_halves = cuda.local.array((KEYS_IN_FLIGHT, 4), uint32)
+        k_raw = cuda.local.array((KEYS_IN_FLIGHT, n_words), uint32)
+        v_raw = cuda.local.array((KEYS_IN_FLIGHT, n_words), uint32)
         score = cuda.local.array(KEYS_IN_FLIGHT, float32)
         warp = cuda.threadIdx.x // WARP_SIZE
         lane_key = (cuda.threadIdx.x % WARP_SIZE) // n_lanes
@@ -116,18 +125,14 @@ def attend_over(head_dim: int, n_heads: int, has_softcap: bool, n_warps: int = N
             for load in range(KEYS_IN_FLIGHT):
                 key = min(my_first + tile + load * keys_a_load, end - 1)
                 at = base + int64(key) * head_dim
-                k0, k1, k2, k3 = load_uint4_readonly(k_cache, at)
-                v0, v1, v2, v3 = load_uint4_readonly(v_cache, at)
-                k_halves[load, 0], k_halves[load, 1] = k0, k1
-                k_halves[load, 2], k_halves[load, 3] = k2, k3
-                v_halves[load, 0], v_halves[load, 1] = v0, v1
-                v_halves[load, 2], v_halves[load, 3] = v2, v3
+                load_eight(k_cache, k_scales, at, k_raw, load)
+                load_eight(v_cache, v_scales, at, v_raw, load)
             for head in range(n_heads):
                 for load in range(KEYS_IN_FLIGHT):
-                    score[load] = score_with(k_halves, load, query, head, outer)
+                    score[load] = score_with(k_raw, load, query, head, outer)
                     if my_first + tile + load * keys_a_load >= end:
                         score[load] = NEGATIVE_INFINITY
-                accumulate(score, v_halves, highest, total, mixed, head)
+                accumulate(score, v_raw, highest, total, mixed, head)
 
     return attend
 

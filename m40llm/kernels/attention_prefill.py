@@ -1,10 +1,12 @@
-"""Attention of runs of new tokens over the FP16 cache: causal online softmax over tiles.
+"""Attention of runs of new tokens over the KV cache: causal online softmax over tiles.
 
 out[t, h] = sum_p softmax_p(score[t, h, p]) * v[p]  over p <= pos[t] (the last `window` of them)
 score     = scale * q[t, h] . k[p], or softcap * tanh(that / softcap)
 
 q, out            float32[n_tokens, n_heads, head_dim]   out overlaps nothing
 k_cache, v_cache  float16[n_seqs, n_kv_heads, max_seq_len, head_dim]   one layer; any size
+                  or, attention_prefill_q8, int8 likewise, and k_scales, v_scales
+                  float16[n_seqs, n_kv_heads, max_seq_len, head_dim / 32]: element = quant * scale
 seq, pos          int32[n_tokens]   read on the device; the rows of one sequence stand together
                   and ascend in pos
 
@@ -23,6 +25,7 @@ are never visited. A tile of rows that holds several sequences is done one seque
 the others' rows masked.
 """
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any, Final
 
@@ -34,9 +37,11 @@ from m40llm.kernels.attention_common import (
     HALVES_PER_LOAD,
     LOWEST,
     check_attention,
+    check_attention_q8,
     score_factors,
     window_keys,
 )
+from m40llm.kernels.attention_eights import eight_of
 from m40llm.kernels.attention_scores import add_scores
 from m40llm.kernels.attention_tiles import (
     BM,
@@ -97,21 +102,23 @@ def _store(head_dim: int) -> Any:
 
 
 @cache
-def _attend_run(head_dim: int, has_softcap: bool) -> Any:
+def _attend_run(head_dim: int, has_softcap: bool, is_q8: bool) -> Any:
     """attend_run(...): the rows of one sequence, `run` to `run_end`, against all keys they see."""
     n_halves, bn = key_halves(head_dim), tile_keys(head_dim)
-    scores, weigh_tile = add_scores(head_dim), weigh(head_dim, has_softcap)
-    load, store, values = load_values(head_dim), store_values(head_dim), add_values(head_dim)
-    n_loads, n_keys = value_loads(head_dim), bn // COLUMNS
+    scores, weigh_tile = add_scores(head_dim, is_q8), weigh(head_dim, has_softcap)
+    load, store, values = (
+        make(head_dim, is_q8) for make in (load_values, store_values, add_values)
+    )
+    n_loads, n_keys, n_words = value_loads(head_dim), bn // COLUMNS, eight_of(is_q8).n_words
 
     @cuda.jit(device=True, forceinline=True)
     def attend_run(
-        q: Any, q_at: Any, k_cache: Any, v_cache: Any, seq: Any, pos: Any, run: Any, run_end: Any,
-        is_whole: Any, inner: Any, outer: Any, window: Any, pool: Any, row_last: Any,
-        highest: Any, total: Any, mixed: Any,
+        q: Any, q_at: Any, k_cache: Any, k_scales: Any, v_cache: Any, v_scales: Any, seq: Any,
+        pos: Any, run: Any, run_end: Any, is_whole: Any, inner: Any, outer: Any, window: Any,
+        pool: Any, row_last: Any, highest: Any, total: Any, mixed: Any,
     ) -> None:  # fmt: skip
         score = cuda.local.array((TM, n_keys), float32)
-        raw = cuda.local.array((n_loads, 4), uint32)
+        raw = cuda.local.array((n_loads, n_words), uint32)
         k_at = cuda.local.array(n_halves, int64)
         row = int64(seq[run]) * k_cache.shape[1] + cuda.blockIdx.y
         base = row * k_cache.shape[2] * head_dim
@@ -125,8 +132,8 @@ def _attend_run(head_dim: int, has_softcap: bool) -> Any:
             for i in range(TM):
                 for j in range(n_keys):
                     score[i, j] = float32(0)
-            scores(score, pool, q, q_at, k_cache, k_at)
-            load(v_cache, base, first_key, last_key, raw)
+            scores(score, pool, q, q_at, k_cache, k_scales, k_at)
+            load(v_cache, v_scales, base, first_key, last_key, raw)
             is_edge = not is_whole or first_key + bn > first_pos + 1 or window <= last_key
             weigh_tile(
                 score, row_last, first_key, is_edge, window, inner, outer, highest, total, mixed
@@ -134,25 +141,27 @@ def _attend_run(head_dim: int, has_softcap: bool) -> Any:
             put_weights(score, 0, pool)
             store(raw, pool, uint32(WEIGHTS_SIZE))
             cuda.syncthreads()
-            values(pool, v_cache, base, first_key, last_key, raw, mixed)
+            values(pool, v_cache, v_scales, base, first_key, last_key, raw, mixed)
             if n_halves == 2 and first_key + HALF_KEYS <= last_key:
                 put_weights(score, 1, pool)
                 cuda.syncthreads()
                 next_key = int32(first_key + HALF_KEYS)
-                values(pool, v_cache, base, next_key, last_key, raw, mixed)
+                values(pool, v_cache, v_scales, base, next_key, last_key, raw, mixed)
             first_key = int32(first_key + bn)
 
     return attend_run
 
 
 @cache
-def _compile(head_dim: int, has_softcap: bool) -> Kernel:
+def _attend_tile(head_dim: int, has_softcap: bool, is_q8: bool) -> Any:
+    """attend_tile(...): what a block does. FP16 has no scales: its caches stand in for them."""
     td, n_pool = head_dim // COLUMNS, pool_size(head_dim)
-    attend_run, store = _attend_run(head_dim, has_softcap), _store(head_dim)
+    attend_run, store = _attend_run(head_dim, has_softcap, is_q8), _store(head_dim)
 
-    def attention_prefill(
-        q: Any, k_cache: Any, v_cache: Any, seq: Any, pos: Any, inner: Any, outer: Any,
-        window: Any, group_size: Any, out: Any,
+    @cuda.jit(device=True, forceinline=True)
+    def attend_tile(
+        q: Any, k_cache: Any, k_scales: Any, v_cache: Any, v_scales: Any, seq: Any, pos: Any,
+        inner: Any, outer: Any, window: Any, group_size: Any, out: Any,
     ) -> None:  # fmt: skip
         pool = cuda.shared.array(n_pool, float32, alignment=16)
         row_last = cuda.shared.array(BM, int32)
@@ -182,14 +191,42 @@ def _compile(head_dim: int, has_softcap: bool) -> Kernel:
             if thread < BM:
                 row_last[thread] = pos[my_token] if run <= my_token < run_end else -1
             attend_run(
-                q, q_at, k_cache, v_cache, seq, pos, run, run_end,
+                q, q_at, k_cache, k_scales, v_cache, v_scales, seq, pos, run, run_end,
                 run == first_token and run_end == end_token,
                 inner, outer, window, pool, row_last, highest, total, mixed,
             )  # fmt: skip
             run = run_end
         store(total, mixed, out, first_token, end_token, group_size)
 
+    return attend_tile
+
+
+@cache
+def _compile(head_dim: int, has_softcap: bool) -> Kernel:
+    attend_tile = _attend_tile(head_dim, has_softcap, False)
+
+    def attention_prefill(
+        q: Any, k_cache: Any, v_cache: Any, seq: Any, pos: Any, inner: Any, outer: Any,
+        window: Any, group_size: Any, out: Any,
+    ) -> None:  # fmt: skip
+        caches = k_cache, k_cache, v_cache, v_cache
+        attend_tile(q, *caches, seq, pos, inner, outer, window, group_size, out)
+
     return Kernel(attention_prefill, registers=REGISTERS)
+
+
+@cache
+def _compile_q8(head_dim: int, has_softcap: bool) -> Kernel:
+    attend_tile = _attend_tile(head_dim, has_softcap, True)
+
+    def attention_prefill_q8(
+        q: Any, k_quants: Any, k_scales: Any, v_quants: Any, v_scales: Any, seq: Any, pos: Any,
+        inner: Any, outer: Any, window: Any, group_size: Any, out: Any,
+    ) -> None:  # fmt: skip
+        caches = k_quants, k_scales, v_quants, v_scales
+        attend_tile(q, *caches, seq, pos, inner, outer, window, group_size, out)
+
+    return Kernel(attention_prefill_q8, registers=REGISTERS)
 
 
 def attention_prefill(
@@ -211,16 +248,46 @@ def attention_prefill(
     arguments that are not as the head of this file says.
     """
     check_attention(q, k_cache, v_cache, seq, pos, window, softcap, out)
+    _launch(_compile, q, (k_cache, v_cache), seq, pos, scale, window, softcap, out, stream)
+
+
+def attention_prefill_q8(
+    q: Any,
+    k_quants: Any,
+    k_scales: Any,
+    v_quants: Any,
+    v_scales: Any,
+    seq: Any,
+    pos: Any,
+    out: Any,
+    *,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+    stream: Launcher,
+) -> None:
+    """The same over a cache in Q8_0."""
+    check_attention_q8(
+        q, (k_quants, k_scales), (v_quants, v_scales), seq, pos, window, softcap, out
+    )
+    caches = k_quants, k_scales, v_quants, v_scales
+    _launch(_compile_q8, q, caches, seq, pos, scale, window, softcap, out, stream)
+
+
+def _launch(
+    compile_: Callable[[int, bool], Kernel], q: Any, caches: tuple[Any, ...], seq: Any, pos: Any,
+    scale: float, window: int, softcap: float, out: Any, stream: Launcher,
+) -> None:  # fmt: skip
     n_tokens, n_heads, head_dim = q.shape
-    n_kv_heads = k_cache.shape[1]
+    n_kv_heads = caches[0].shape[1]
     group_size = n_heads // n_kv_heads
     if group_size > BM:
         raise KernelContractError(f"q: expected groups of at most {BM} heads, got {group_size}")
     if n_tokens == 0:
         return
     stream.launch(
-        _compile(head_dim, bool(softcap)),
+        compile_(head_dim, bool(softcap)),
         (ceil_div(n_tokens, BM // group_size), n_kv_heads), N_THREADS,
-        q, k_cache, v_cache, seq, pos, *score_factors(scale, softcap), window_keys(window),
+        q, *caches, seq, pos, *score_factors(scale, softcap), window_keys(window),
         np.int32(group_size), out,
     )  # fmt: skip

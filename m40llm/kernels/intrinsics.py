@@ -8,6 +8,7 @@ the bytes moved.
     x, y, z, w = load_float4(x, i)                    ld.global.v4.f32
     store_float4(y, i, a, b, c, d)                    st.global.v4.f32
     ... the same for uint2, float2, and with _shared for shared arrays; load_uint_readonly
+        and load_ushort_readonly
     store_float_shared(bytes, i, x)                   st.shared.f32
     bytes = as_bytes(array)                           the same memory, so that an index counts bytes
     v = load_volatile(flags, i)                       ld.volatile.global: polling
@@ -64,6 +65,7 @@ def _vector_load(
     element: types.Type, width: int, space: int, *, readonly: bool = False, volatile: bool = False
 ) -> Any:
     """An intrinsic `(array, index) -> width elements`: one load instruction."""
+    n_bytes = width * element.bitwidth // 8
 
     @intrinsic
     def load(typing_context: Any, array: Any, index: Any) -> Any:
@@ -75,10 +77,10 @@ def _vector_load(
             )
             if volatile:
                 vector = _VolatileLoad(builder.block, pointer)
-                vector.align = 4 * width
+                vector.align = n_bytes
                 builder._insert(vector)
             else:
-                vector = builder.load(pointer, align=4 * width)
+                vector = builder.load(pointer, align=n_bytes)
             if readonly:
                 vector.set_metadata("invariant.load", builder.module.add_metadata([]))
             lanes = [builder.extract_element(vector, _INT32(i)) for i in range(width)]
@@ -143,6 +145,7 @@ load_float2 = _vector_load(types.float32, 2, GLOBAL)
 load_uint4_readonly = _vector_load(types.uint32, 4, GLOBAL, readonly=True)
 load_uint2_readonly = _vector_load(types.uint32, 2, GLOBAL, readonly=True)
 load_uint_readonly = _vector_load(types.uint32, 1, GLOBAL, readonly=True)
+load_ushort_readonly = _vector_load(types.uint16, 1, GLOBAL, readonly=True)
 load_float4_readonly = _vector_load(types.float32, 4, GLOBAL, readonly=True)
 load_float2_readonly = _vector_load(types.float32, 2, GLOBAL, readonly=True)
 load_uint4_shared = _vector_load(types.uint32, 4, SHARED)

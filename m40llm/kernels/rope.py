@@ -36,12 +36,13 @@ MAX_REGISTERS: Final = 40
 
 
 @cuda.jit(device=True)
-def _turned(a: Any, b: Any, cos: Any, sin: Any) -> Any:
+def turned(a: Any, b: Any, cos: Any, sin: Any) -> Any:
+    """A pair, by its angle."""
     return a * cos - b * sin, a * sin + b * cos
 
 
 @cache
-def _rotate_of(layout: str, *, is_cached: bool) -> Any:
+def rotate_of(layout: str, *, is_cached: bool) -> Any:
     """rotate(x, out, cos, sin): out[:rope_dim] = x turned; x, out [head_dim] may be the same; one
     warp. is_cached: out is FP16, and what is beyond its range becomes its largest number."""
 
@@ -53,13 +54,13 @@ def _rotate_of(layout: str, *, is_cached: bool) -> Any:
     @cuda.jit(device=True)
     def rotate_interleaved(x: Any, out: Any, cos: Any, sin: Any) -> None:
         for pair in range(cuda.threadIdx.x, cos.size, WARP_SIZE):
-            a, b = _turned(x[2 * pair], x[2 * pair + 1], cos[pair], sin[pair])
+            a, b = turned(x[2 * pair], x[2 * pair + 1], cos[pair], sin[pair])
             put(out, 2 * pair, 2 * pair + 1, a, b)
 
     @cuda.jit(device=True)
     def rotate_half(x: Any, out: Any, cos: Any, sin: Any) -> None:
         for pair in range(cuda.threadIdx.x, cos.size, WARP_SIZE):
-            a, b = _turned(x[pair], x[pair + cos.size], cos[pair], sin[pair])
+            a, b = turned(x[pair], x[pair + cos.size], cos[pair], sin[pair])
             put(out, pair, pair + cos.size, a, b)
 
     return {"interleaved": rotate_interleaved, "half": rotate_half}[layout]
@@ -74,7 +75,7 @@ def _copy(x: Any, out: Any, first: Any) -> None:
 
 @cache
 def _compile(layout: str) -> Kernel:
-    rotate = _rotate_of(layout, is_cached=False)
+    rotate = rotate_of(layout, is_cached=False)
 
     def rope_kernel(x: Any, pos: Any, cos: Any, sin: Any) -> None:
         token = cuda.blockIdx.x
@@ -87,7 +88,7 @@ def _compile(layout: str) -> Kernel:
 
 @cache
 def _compile_append(layout: str) -> Kernel:
-    rotate, append_turned = (_rotate_of(layout, is_cached=c) for c in (False, True))
+    rotate, append_turned = (rotate_of(layout, is_cached=c) for c in (False, True))
 
     def rope_append_kernel(
         q: Any, k: Any, v: Any, k_cache: Any, v_cache: Any, seq: Any, pos: Any, cos: Any, sin: Any
@@ -114,8 +115,8 @@ def rope(x: Any, pos: Any, cos: Any, sin: Any, layout: str, *, stream: Launcher)
     """Turn x [n_tokens, n_heads, head_dim] to positions pos[t], in place."""
     check_array("x", x, np.float32, (None, None, None))
     check_array("pos", pos, np.int32, (x.shape[0],))
-    _check_table(cos, sin, layout, x.shape[2])
-    _launch(_compile(layout), x.shape[0], x.shape[1], stream, x, pos, cos, sin)
+    check_table(cos, sin, layout, x.shape[2])
+    launch_heads(_compile(layout), x.shape[0], x.shape[1], stream, x, pos, cos, sin)
 
 
 def rope_append(
@@ -142,12 +143,13 @@ def rope_append(
     check_array("v_cache", v_cache, np.float16, k_cache.shape)
     check_array("seq", seq, np.int32, (n_tokens,))
     check_array("pos", pos, np.int32, (n_tokens,))
-    _check_table(cos, sin, layout, head_dim)
+    check_table(cos, sin, layout, head_dim)
     args = (q, k, v, k_cache, v_cache, seq, pos, cos, sin)
-    _launch(_compile_append(layout), n_tokens, n_heads + 2 * n_kv_heads, stream, *args)
+    launch_heads(_compile_append(layout), n_tokens, n_heads + 2 * n_kv_heads, stream, *args)
 
 
-def _check_table(cos: Any, sin: Any, layout: str, head_dim: int) -> None:
+def check_table(cos: Any, sin: Any, layout: str, head_dim: int) -> None:
+    """KernelContractError unless these are a table for heads of this size."""
     check_array("cos", cos, np.float32, (None, None))
     check_array("sin", sin, np.float32, cos.shape)
     if layout not in ROPE_LAYOUTS:
@@ -156,7 +158,8 @@ def _check_table(cos: Any, sin: Any, layout: str, head_dim: int) -> None:
         raise KernelContractError(f"cos: {cos.shape[1]} pairs, more than head_dim {head_dim} has")
 
 
-def _launch(kernel: Kernel, n_tokens: int, n_heads: int, stream: Launcher, *args: Any) -> None:
+def launch_heads(kernel: Kernel, n_tokens: int, n_heads: int, stream: Launcher, *args: Any) -> None:
+    """A warp for each head of each token."""
     if n_tokens and n_heads:
         grid = (n_tokens, ceil_div(n_heads, HEADS_PER_BLOCK))
         stream.launch(kernel, grid, (WARP_SIZE, HEADS_PER_BLOCK), *args)

@@ -44,7 +44,7 @@ class Adapters:
         most = max(model.workspace.max_tokens, model.workspace.max_logits)
         with open_gguf(Path(path)) as file:
             self._of[name] = load_adapter(
-                model.ops, file, model.arch, model.hp, max_tokens=most, scale=scale
+                model.ops_of, file, model.arch, model.hp, max_tokens=most, scale=scale
             )
         return name
 

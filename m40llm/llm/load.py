@@ -5,14 +5,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from m40llm.device import Ops
+from m40llm.device import Ops, open_device
 from m40llm.engine.engine import Engine
 from m40llm.gguf import GGUFFile, open_gguf
-from m40llm.llm.plan import Plan, plan_memory
+from m40llm.llm.fit import GpuLayers, plan_memory
+from m40llm.llm.plan import Plan
 from m40llm.model.arch import Architecture, architecture_of
+from m40llm.model.check_tensors import check_tensors
 from m40llm.model.hparams import HParams
+from m40llm.model.kv_cache import KVType
+from m40llm.model.part import Part
+from m40llm.model.staged import StagedTransformer
 from m40llm.model.transformer import Transformer
-from m40llm.model.weights import check_tensors, load_weights, rope_factors
+from m40llm.model.weights import load_weights, rope_factors
 from m40llm.progress import Progress
 from m40llm.text import Tokenizer, build_tokenizer
 
@@ -46,20 +51,39 @@ def on_device(
     progress: Progress | None,
     *,
     at_most: int | None = None,
+    kv_type: KVType = "f16",
+    gpu_layers: GpuLayers = "all",
+    fit: bool = False,
 ) -> tuple[Engine, Plan]:
     """The model with its weights on the device, and what it takes of it: see plan_memory."""
+    plan = plan_memory(
+        *(ops, model.file, model.hp, max_seq_len, at_most, kv_type),
+        gpu_layers=gpu_layers,
+        fit=fit,
+    )
+    stages = []
+    for share in plan.shares:
+        where = ops if share.device == ops.name else open_device(share.device)[0]
+        where.prepare(progress, has_q8_cache=plan.kv_type == "q8_0")
+        stages.append(_stage(model, where, share.part, plan, progress))
+    transformer = stages[0] if len(stages) == 1 else StagedTransformer(tuple(stages))
+    return Engine(transformer, model.tokenizer.stop_ids), plan
+
+
+def _stage(
+    model: ModelFile, ops: Ops, part: Part, plan: Plan, progress: Progress | None
+) -> Transformer:
     file, arch, hp = model.file, model.arch, model.hp
-    plan = plan_memory(ops, file, hp, max_seq_len, at_most)
-    ops.prepare(progress)
-    transformer = Transformer(
+    return Transformer(
         ops,
         arch,
         hp,
-        load_weights(ops, file, arch, hp, progress),
+        load_weights(ops, file, arch, hp, progress, part),
         n_seqs=1,
         max_seq_len=plan.max_seq_len,
         max_tokens=plan.max_tokens,
-        max_logits=plan.max_logits,
+        max_logits=plan.max_logits if part.has_output else 0,
         freq_factors=rope_factors(file, hp, plan.max_seq_len),
+        kv_type=plan.kv_type,
+        part=part,
     )
-    return Engine(transformer, model.tokenizer.stop_ids), plan

@@ -1,13 +1,16 @@
-"""What a model will take of a device's memory, reckoned before anything is loaded."""
+"""What a model will take of each device's memory, reckoned before anything is loaded."""
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
-from m40llm.device import Ops
-from m40llm.errors import DeviceError, RequestError
+import numpy as np
+
+from m40llm.device.ops import Sizes
 from m40llm.gguf import GGUFFile
 from m40llm.model.arch import architecture_of
 from m40llm.model.hparams import HParams
-from m40llm.model.kv_cache import cache_bytes
+from m40llm.model.kv_cache import KVType, cache_bytes
+from m40llm.model.part import Part, split
 from m40llm.model.rope import rope_bytes
 from m40llm.model.unpacked import Unpacked, unpacked_tensors
 from m40llm.model.weights import weight_bytes
@@ -15,16 +18,14 @@ from m40llm.model.workspace import workspace_bytes
 
 MAX_TOKENS = 512  # rows of one forward pass: a prompt is read in chunks of this many
 MAX_LOGITS_BYTES = 64 << 20
-SHORTEST_CONTEXT = 256  # tokens; a context cut below this serves nobody
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Sizes of one loaded model: lengths in tokens, the rest in bytes."""
+class Share:
+    """What lies on one device: some of the model's layers; sizes in bytes."""
 
-    max_seq_len: int
-    max_tokens: int
-    max_logits: int
+    device: str
+    part: Part
     weights: int
     cache: int
     workspace: int
@@ -35,64 +36,117 @@ class Plan:
     def total(self) -> int:
         return self.weights + self.cache + self.workspace
 
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes of one loaded model: lengths in tokens, the rest in bytes.
+
+    shares  of each device that has layers, in the order of the layers
+    """
+
+    max_seq_len: int
+    max_tokens: int
+    max_logits: int
+    kv_type: KVType
+    shares: tuple[Share, ...]
+
+    @property
+    def weights(self) -> int:
+        return sum(share.weights for share in self.shares)
+
+    @property
+    def cache(self) -> int:
+        return sum(share.cache for share in self.shares)
+
+    @property
+    def workspace(self) -> int:
+        return sum(share.workspace for share in self.shares)
+
+    @property
+    def total(self) -> int:
+        return sum(share.total for share in self.shares)
+
+    @property
+    def placement(self) -> str:
+        """The layers of each device, in words: "22 of 32 layers on cuda:0, 10 on cpu"."""
+        first, *others = reversed(self.shares)
+        told = f"{len(first.part.layers)} of {first.part.n_layers} layers on {first.device}"
+        return ", ".join([told, *(f"{len(s.part.layers)} on {s.device}" for s in others)])
+
+    @property
+    def chosen(self) -> str:
+        """What `fit` has chosen, and what it takes, in words."""
+        free = ", ".join(f"{size(share.free)} free on {share.device}" for share in self.shares)
+        return f"context of {self.max_seq_len:,} tokens, cache in {self.kv_type}: {self}; {free}"
+
     def __str__(self) -> str:
+        return " and ".join(map(self._told, self.shares))
+
+    def _told(self, share: Share) -> str:
+        n = f"{len(share.part.layers)} layers, " if len(self.shares) > 1 else ""
+        in_type = "" if self.kv_type == "f16" else f" in {self.kv_type}"
+        where = f" on {share.device}" if len(self.shares) > 1 else ""
         return (
-            f"{_size(self.total)} (weights {_size(self.weights)}, cache {_size(self.cache)} for "
-            f"{self.max_seq_len} tokens, workspace {_size(self.workspace)})"
+            f"{size(share.total)}{where} ({n}weights {size(share.weights)}, "
+            f"cache {size(share.cache)} for {self.max_seq_len} tokens{in_type}, "
+            f"workspace {size(share.workspace)})"
         )
 
 
-def _size(n_bytes: int) -> str:
+def size(n_bytes: int) -> str:
+    """Bytes for people."""
     return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.1f} MB"
 
 
-def plan_memory(
-    ops: Ops, file: GGUFFile, hp: HParams, max_seq_len: int | None, at_most: int | None = None
-) -> Plan:
-    """How the model would lie in memory. None takes the whole context, `at_most` so many tokens of
-    it, or as much as fits.
+class Room(Sizes, Protocol):
+    """What a plan needs to know of a device: `Ops` know it, and who imagines one."""
 
-    Raises RequestError for a max_seq_len that the model does not have, DeviceError with the
-    figures where the model does not fit.
-    """
-    if max_seq_len is not None and not 1 <= max_seq_len <= hp.context_length:
-        raise RequestError(
-            f"max_seq_len: expected 1 to {hp.context_length} (the model's context_length), "
-            f"got {max_seq_len}"
+    name: str
+    cache_dtype: np.dtype[Any]
+
+    def free_bytes(self) -> int: ...
+
+
+class Reckoner:
+    """Plans of one model on a device, whose last layers are there and the others on `host`."""
+
+    def __init__(self, ops: Room, host: Room, file: GGUFFile, hp: HParams) -> None:
+        self.ops, self.host, self.file, self.hp = ops, host, file, hp
+        self._arch = architecture_of(file)
+        self._free = {each.name: each.free_bytes() for each in (host, ops)}
+        self._weights: dict[tuple[str, Part], tuple[int, tuple[Unpacked, ...]]] = {}
+
+    def plan(self, n_on_device: int, max_seq_len: int, kv_type: KVType) -> Plan:
+        """With so many layers on the device, and a context of so many tokens."""
+        max_tokens = min(MAX_TOKENS, max_seq_len)
+        max_logits = max(1, min(128, max_tokens, MAX_LOGITS_BYTES // (4 * self.hp.vocab_size)))
+        on_host, on_device = split(self.hp.n_layers, n_on_device)
+        shares = tuple(
+            self._share(
+                *(ops, part, max_seq_len, kv_type),
+                workspace_bytes(self.hp, max_tokens, max_logits if part.has_output else 0),
+            )
+            for ops, part in ((self.host, on_host), (self.ops, on_device))
+            if part.layers
         )
-    wanted = max_seq_len or min(hp.context_length, at_most or hp.context_length)
-    plan = _plan(ops, file, hp, wanted)
-    while plan.total > plan.free and max_seq_len is None and wanted > SHORTEST_CONTEXT:
-        wanted = max(SHORTEST_CONTEXT, wanted // 2)
-        plan = _plan(ops, file, hp, wanted)
-    if plan.total > plan.free:
-        raise DeviceError(
-            f"the model needs {plan}; device {ops.name!r} has {_size(plan.free)} free"
-            f"; {_what_helps(plan)}"
+        return Plan(max_seq_len, max_tokens, max_logits, kv_type, shares)
+
+    def _share(
+        self, ops: Room, part: Part, max_seq_len: int, kv_type: KVType, workspace: int
+    ) -> Share:
+        hp = self.hp
+        ropes = len(set(self._arch.ropes(part.layers))) * rope_bytes(hp.rope, max_seq_len)
+        if (ops.name, part) not in self._weights:
+            found = weight_bytes(ops, self.file, part), unpacked_tensors(ops, self.file, part)
+            self._weights[ops.name, part] = found
+        weights, unpacked = self._weights[ops.name, part]
+        cache_of_all = cache_bytes(hp, 1, max_seq_len, ops.cache_dtype.itemsize, kv_type)
+        return Share(
+            device=ops.name,
+            part=part,
+            weights=weights,
+            cache=cache_of_all // hp.n_layers * len(part.layers),
+            workspace=workspace + ropes,
+            free=self._free[ops.name],
+            unpacked=unpacked,
         )
-    return plan
-
-
-def _what_helps(plan: Plan) -> str:
-    if plan.weights > plan.free:
-        return "a smaller quantisation of the model would take less"
-    if plan.max_seq_len > SHORTEST_CONTEXT:
-        return "a smaller max_seq_len (--max-seq-len) takes less, as does a smaller quantisation"
-    return "a smaller quantisation of the model, or max_seq_len (--max-seq-len), would take less"
-
-
-def _plan(ops: Ops, file: GGUFFile, hp: HParams, max_seq_len: int) -> Plan:
-    max_tokens = min(MAX_TOKENS, max_seq_len)
-    n_ropes = len(set(architecture_of(file).ropes(hp.n_layers)))
-    max_logits = max(1, min(128, max_tokens, MAX_LOGITS_BYTES // (4 * hp.vocab_size)))
-    return Plan(
-        max_seq_len=max_seq_len,
-        max_tokens=max_tokens,
-        max_logits=max_logits,
-        weights=weight_bytes(ops, file),
-        cache=cache_bytes(hp, 1, max_seq_len, ops.cache_dtype.itemsize),
-        workspace=workspace_bytes(hp, max_tokens, max_logits)
-        + n_ropes * rope_bytes(hp.rope, max_seq_len),
-        free=ops.free_bytes(),
-        unpacked=unpacked_tensors(ops, file),
-    )

@@ -36,8 +36,8 @@ class Speculation:
         try:
             draft, _ = on_device(self._draft, ops, None, progress, at_most=at_most)
         except DeviceError as error:
-            why = f"speculate: beside the model, {error}; max_seq_len is the model's, too"
-            raise DeviceError(why) from None
+            too = "max_seq_len and gpu_layers are the model's, too"
+            raise DeviceError(f"speculate: beside the model, {error}; {too}") from None
         return DraftModel(draft, N_TOKENS if self._n_tokens is None else self._n_tokens)
 
 

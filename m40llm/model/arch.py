@@ -64,9 +64,9 @@ class Architecture:
             return "none"
         return "local" if self.local_theta and self.is_local(layer) else "all"
 
-    def ropes(self, n_layers: int) -> list[Literal["all", "none", "local"]]:
+    def ropes(self, layers: range) -> list[Literal["all", "none", "local"]]:
         """Each layer's: there is a table of each that occurs."""
-        return [self.rope_of(layer) for layer in range(n_layers)]
+        return [self.rope_of(layer) for layer in layers]
 
     def is_local(self, layer: int) -> bool:
         """Whether this layer sees the sliding window alone, where there is one."""

@@ -15,6 +15,7 @@ from m40llm.device.instructions import (
 )
 from m40llm.model.arch import Architecture
 from m40llm.model.hparams import HParams
+from m40llm.model.kv_cache import KVType
 from m40llm.model.weights import LayerWeights, Weights
 
 
@@ -35,8 +36,10 @@ def decode_program(arch: Architecture, hp: HParams, weights: Weights) -> tuple[I
     return (*found, logits, Choose())
 
 
-def why_not(arch: Architecture, hp: HParams, weights: Weights) -> str:
+def why_not(arch: Architecture, hp: HParams, weights: Weights, kv_type: KVType = "f16") -> str:
     """Why no program can be made of this model; empty where one can."""
+    if kv_type != "f16":
+        return f"the KV cache is in {kv_type}, which the device's own steps do not read yet"
     if hp.n_experts > 0:
         return f"{arch.name} has experts, which the device's own steps do not know yet"
     if any(arch.softcaps(hp)):

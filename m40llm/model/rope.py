@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from m40llm.device.ops import Ops, RopeLayout, RopeTable
 from m40llm.errors import ModelFileError, UnsupportedModelError
-from m40llm.model.hparams import RopeParams
+from m40llm.model.rope_params import RopeParams
 
 Doubles = NDArray[np.float64]
 

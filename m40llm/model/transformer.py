@@ -11,17 +11,23 @@ from m40llm.errors import KernelContractError
 from m40llm.model.arch import Architecture
 from m40llm.model.batch import Batch
 from m40llm.model.experts import add_experts
-from m40llm.model.hparams import HParams, RopeParams
-from m40llm.model.kv_cache import KVCache
+from m40llm.model.hparams import HParams
+from m40llm.model.kv_cache import KVCache, KVType
 from m40llm.model.lora import Adapter
+from m40llm.model.part import Part
 from m40llm.model.program import decode_program, weights_by_name, why_not
 from m40llm.model.rope import rope_table, still_table
+from m40llm.model.rope_params import RopeParams
 from m40llm.model.weights import LayerWeights, Weights
 from m40llm.model.workspace import Rows, Workspace
 
 
 class Transformer:
-    """A model on a device: weights, cache and workspace; `forward` and `hidden` run it."""
+    """A model on a device: weights, cache and workspace; `forward` and `hidden` run it.
+
+    Or a part of one, a stage of model/staged.py: `layers` takes rows through it. Its layers are
+    counted from 0 on here, whichever of the model's they are.
+    """
 
     def __init__(
         self,
@@ -35,13 +41,16 @@ class Transformer:
         max_tokens: int,
         max_logits: int,
         freq_factors: NDArray[np.float32] | None = None,
+        kv_type: KVType = "f16",
+        part: Part | None = None,
     ) -> None:
         self.ops, self.arch, self.hp, self.weights = ops, arch, hp, weights
+        self.part = part or Part.whole(hp.n_layers)
         self.adapter: Adapter | None = None  # of the rows to come; what is cached stays as it is
-        self.kv = KVCache(ops, hp, n_seqs, max_seq_len)
+        self.kv = KVCache(ops, hp, n_seqs, max_seq_len, kv_type, len(self.part.layers))
         self.workspace = Workspace(ops, hp, max_tokens, max_logits)
         self._ropes = self._rope_tables(max_seq_len, freq_factors)
-        self._windows = [arch.window_of(layer, hp) for layer in range(hp.n_layers)]
+        self._windows = [arch.window_of(layer, hp) for layer in self.part.layers]
         self._scale = arch.score_scale(hp)
         self._attn_softcap, self._logit_softcap = arch.softcaps(hp)
         self._embedding_factor = arch.embedding_factor(hp)
@@ -57,7 +66,7 @@ class Transformer:
             "none": lambda: still_table(ops, rope, layout, max_seq_len),
             "local": lambda: rope_table(ops, local, layout, max_seq_len),
         }
-        of_layers = arch.ropes(self.hp.n_layers)
+        of_layers = arch.ropes(self.part.layers)
         made = {kind: make[kind]() for kind in set(of_layers)}
         return [made[kind] for kind in of_layers]
 
@@ -65,7 +74,7 @@ class Transformer:
     def decoder(self) -> Decoder | str:
         """What decodes on the device by itself, made at the first call; or why nothing does."""
         hp = self.hp
-        if reason := why_not(self.arch, hp, self.weights):
+        if reason := why_not(self.arch, hp, self.weights, self.kv.kv_type):
             return reason
         parts = ModelParts(
             weights=weights_by_name(self.weights),
@@ -84,6 +93,10 @@ class Transformer:
         )
         return self.ops.decoder(decode_program(self.arch, hp, self.weights), parts)
 
+    def ops_of(self, name: str) -> Ops:
+        """Whose device a matrix is on: "blk.0.attn_q", "output"."""
+        return self.ops
+
     def recover(self) -> None:
         """Makes good what a failed op may have left half-done."""
         self.ops.recover()
@@ -97,29 +110,39 @@ class Transformer:
         Each row attends to its sequence's cache up to its own position, which it extends; the
         result is a view of the workspace, good until the next call.
         """
-        return self._logits(batch, self._layers(batch))
+        return self.logits(batch, self.layers(batch))
 
     def hidden(self, batch: Batch) -> Buffer:
         """What the logits are made of: float32[n_tokens, n_embd] after the last norm, of all rows.
 
         It extends the cache as `forward` does, and is a view as good as long.
         """
-        ws = self._layers(batch)
+        return self.normed(self.layers(batch))
+
+    def normed(self, ws: Rows) -> Buffer:
+        """The residual stream after the last norm."""
         self.ops.rms_norm(ws.x, self.weights.output_norm, self.hp.norm_eps, out=ws.x_norm)
         return ws.x_norm
 
-    def _layers(self, batch: Batch) -> Rows:
-        """The residual stream behind the last layer, `x` of the rows."""
+    def layers(self, batch: Batch, x: NDArray[np.float32] | None = None) -> Rows:
+        """The residual stream behind the last layer, `x` of the rows; given is what the layers of
+        the stage before have made of it, None where there is none."""
         self._check(batch)
         ws = self._load(batch)
-        self.ops.embedding(self.weights.token_embd, ws.token_ids, out=ws.x)  # [t, n_embd]
-        if self._embedding_factor != 1:
-            self.ops.scale(ws.x, self._embedding_factor)
+        if x is None:
+            self._embed(ws)
+        else:
+            self.ops.write(ws.x, x)
         for layer, w in enumerate(self.weights.layers):
             self._attention_block(layer, w, ws, batch.has_single_rows)
             self._ffn_block(layer, w, ws)
         np.maximum.at(self.kv.seq_lens, batch.seq, batch.pos + 1)
         return ws
+
+    def _embed(self, ws: Rows) -> None:
+        self.ops.embedding(self.weights.token_embd, ws.token_ids, out=ws.x)  # [t, n_embd]
+        if self._embedding_factor != 1:
+            self.ops.scale(ws.x, self._embedding_factor)
 
     def _check(self, batch: Batch) -> None:
         ws = self.workspace
@@ -198,7 +221,7 @@ class Transformer:
         matrix, bias = getattr(w, name), getattr(w, f"{name}_bias")
         self.ops.matmul(matrix, x, out=out, bias=bias, accumulate=accumulate)
         if self.adapter is not None:
-            self.adapter.add(f"blk.{layer}.{name}", x, out)
+            self.adapter.add(f"blk.{self.part.first + layer}.{name}", x, out)
 
     def _add(self, layer: int, name: str, ws: Rows, x: Buffer, norm: Buffer | None) -> None:
         """ws.x += residual_scale * norm(W x + bias), of which the product adds if that is all."""
@@ -211,7 +234,7 @@ class Transformer:
             ops.rms_norm(ws.x_norm, norm, self.hp.norm_eps, out=ws.x_norm)
         ops.add_scaled(ws.x, ws.x_norm, factor)
 
-    def _logits(self, batch: Batch, ws: Rows) -> Buffer:
+    def logits(self, batch: Batch, ws: Rows) -> Buffer:
         """Only the rows that somebody wants go through the output matrix."""
         ops, n_logits = self.ops, batch.logit_rows.size
         rows = self.workspace.logit_rows[:n_logits]

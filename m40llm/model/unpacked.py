@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from m40llm.device.ops import Sizes
 from m40llm.gguf import GGUFFile
+from m40llm.model.part import Part
+from m40llm.model.weights import tensors_of
 
 
 @dataclass(frozen=True)
@@ -22,10 +24,10 @@ class Unpacked:
         )
 
 
-def unpacked_tensors(sizes: Sizes, file: GGUFFile) -> tuple[Unpacked, ...]:
-    """Matrices that take more memory on the device than in the file, by type."""
+def unpacked_tensors(sizes: Sizes, file: GGUFFile, part: Part) -> tuple[Unpacked, ...]:
+    """Matrices of the part that take more memory on the device than in the file, by type."""
     found: dict[str, Unpacked] = {}
-    for info in file.tensors.values():
+    for info in tensors_of(file, part):
         if len(info.shape) == 1:
             continue
         held = sizes.matrix_bytes(info.type, info.n_rows, info.shape[-1])

@@ -1,6 +1,6 @@
-"""The model's tensors on a device: checked against the architecture first, then uploaded once."""
+"""The model's tensors on a device: uploaded once, after check_tensors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,23 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m40llm.device.ops import Buffer, Matrix, MatrixData, Ops, Sizes
-from m40llm.errors import ModelFileError, UnsupportedModelError
 from m40llm.gguf import GGUFFile, TensorInfo
-from m40llm.gguf.blocks import can_dequantize, dequantize, row_bytes
+from m40llm.gguf.blocks import dequantize, row_bytes
 from m40llm.model.arch import (
     ROPE_FACTORS,
     Architecture,
     RowRange,
-    TensorSpec,
     layer_specs,
     rows_of,
-    tensor_specs,
 )
 from m40llm.model.hparams import HParams
+from m40llm.model.part import Part
 from m40llm.progress import Progress
-
-# Old converters stored what the model computes anyway.
-_DERIVED = {"rope_freqs.weight", "attn_rot_embd.weight", "attn.rotary_emb.inv_freq"}
 
 
 @dataclass(frozen=True)
@@ -74,13 +69,17 @@ class Experts:
 
 
 _STACKS = {"attn_qkv": ("attn_q", "attn_k", "attn_v"), "ffn_gate_up": ("ffn_gate", "ffn_up")}
+_EMBEDDING = "token_embd.weight"
 _OF_EXPERTS = ("ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
 _STACKED = {part for parts in _STACKS.values() for part in parts}
 
 
 @dataclass(frozen=True)
 class Weights:
-    """All tensors of a model; `output` has the weights of `token_embd` where the file ties them."""
+    """All tensors of a model; `output` has the weights of `token_embd` where the file ties them.
+
+    Of a part of a model, what the other parts have is None.
+    """
 
     token_embd: Matrix  # [vocab_size, n_embd]
     layers: tuple[LayerWeights, ...]
@@ -88,69 +87,56 @@ class Weights:
     output: Matrix  # [vocab_size, n_embd]
 
 
-def check_tensors(file: GGUFFile, arch: Architecture, hp: HParams) -> None:
-    """Every tensor is there, of the right shape and of a type that can be read; no other is.
-
-    Raises ModelFileError naming the tensor; UnsupportedModelError for one that the architecture
-    does not know, since leaving it out would answer wrongly.
-    """
-    specs = {spec.name: spec for spec in tensor_specs(arch, hp)}
-    for spec in specs.values():
-        info = file.tensors.get(spec.name)
-        if info is not None:
-            _check_tensor(info, spec)
-        elif not spec.is_optional:
-            raise ModelFileError(f"tensor {spec.name}: missing; expected {list(spec.shape)}")
-    for name in file.tensors:
-        if name not in specs and not any(name.endswith(derived) for derived in _DERIVED):
-            raise UnsupportedModelError(
-                f"tensor {name}: not part of a plain {arch.name} model; "
-                "this version would answer wrongly without it"
-            )
+def is_tied(file: GGUFFile) -> bool:
+    """Whether the embedding is the output matrix, too."""
+    return "output.weight" not in file.tensors
 
 
-def _check_tensor(info: TensorInfo, spec: TensorSpec) -> None:
-    if info.shape != spec.shape:
-        hint = ": it is transposed" if info.shape == spec.shape[::-1] else ""
-        raise ModelFileError(
-            f"tensor {info.name}: expected shape {list(spec.shape)}, "
-            f"got {list(info.shape)}{hint} (outermost dimension first)"
-        )
-    if not can_dequantize(info.type):
-        raise UnsupportedModelError(f"tensor {info.name}: type {info.type.name} cannot be read")
-
-
-def weight_bytes(sizes: Sizes, file: GGUFFile) -> int:
-    """Memory that the weights take on the device, reckoned before anything is uploaded."""
-    is_tied = "output.weight" not in file.tensors
-    embd = file.tensors["token_embd.weight"]
-    total = sizes.table_bytes(embd.type, *embd.shape, is_tied=is_tied)
+def tensors_of(file: GGUFFile, part: Part) -> Iterator[TensorInfo]:
+    """What a device needs that holds the part; the embedding also where it is the output alone."""
     for info in file.tensors.values():
+        is_output = info.name == _EMBEDDING and part.has_output and is_tied(file)
+        if part.holds(info.name) or is_output:
+            yield info
+
+
+def weight_bytes(sizes: Sizes, file: GGUFFile, part: Part) -> int:
+    """Memory that the weights take on the device, reckoned before anything is uploaded."""
+    total, is_both = 0, part.has_output and is_tied(file)
+    for info in tensors_of(file, part):
         if len(info.shape) == 1:
             total += 4 * info.n_elements
-        elif info is not embd or is_tied:
+            continue
+        if info.name == _EMBEDDING and part.has_embedding:
+            total += sizes.table_bytes(info.type, *info.shape, is_tied=is_both)
+        if info.name != _EMBEDDING or is_both:
             total += sizes.matrix_bytes(info.type, info.n_rows, info.shape[-1])
     return total
 
 
 def load_weights(
-    ops: Ops, file: GGUFFile, arch: Architecture, hp: HParams, progress: Progress | None = None
+    ops: Ops,
+    file: GGUFFile,
+    arch: Architecture,
+    hp: HParams,
+    progress: Progress | None = None,
+    part: Part | None = None,
 ) -> Weights:
-    """Uploads every tensor; call `check_tensors` first."""
+    """Uploads every tensor, of the part or of all; call `check_tensors` first."""
+    part = part or Part.whole(hp.n_layers)
     names = [spec.name for spec in layer_specs(arch, hp)]
     rows, layers = rows_of(arch, hp), []
-    for layer in range(hp.n_layers):
+    for layer in part.layers:
         layers.append(_layer(ops, file, f"blk.{layer}", names, rows))
         if progress:
             progress("loading weights", (layer + 1) / hp.n_layers)
-    embd = file.tensors["token_embd.weight"]
-    n_rows, n_cols = embd.shape
-    is_tied = "output.weight" not in file.tensors
+    output = _EMBEDDING if is_tied(file) else "output.weight"
+    has_output = part.has_output
     return Weights(
-        token_embd=ops.table(embd.type, n_rows, n_cols, file.tensor_bytes(embd.name)),
+        token_embd=_table(ops, file, _EMBEDDING) if part.has_embedding else None,
         layers=tuple(layers),
-        output_norm=_vector(ops, file, "output_norm.weight"),
-        output=_matrix(ops, file, embd.name if is_tied else "output.weight"),
+        output_norm=_vector(ops, file, "output_norm.weight") if has_output else None,
+        output=_matrix(ops, file, output) if has_output else None,
     )
 
 
@@ -228,6 +214,12 @@ def _tensor(ops: Ops, file: GGUFFile, name: str) -> Matrix | Buffer | None:
         return None
     is_matrix = len(file.tensors[name].shape) == 2
     return _matrix(ops, file, name) if is_matrix else _vector(ops, file, name)
+
+
+def _table(ops: Ops, file: GGUFFile, name: str) -> Matrix:
+    info = file.tensors[name]
+    n_rows, n_cols = info.shape
+    return ops.table(info.type, n_rows, n_cols, file.tensor_bytes(name))
 
 
 def _matrix(ops: Ops, file: GGUFFile, name: str) -> Matrix:

@@ -8,6 +8,7 @@ from m40llm.reference.add_bias import add_bias
 from m40llm.reference.add_rows import add_rows
 from m40llm.reference.add_shares import add_shares
 from m40llm.reference.append import append
+from m40llm.reference.append_q8 import append_q8, dequantise_q8, quantise_q8
 from m40llm.reference.argmax import argmax
 from m40llm.reference.attention import attention
 from m40llm.reference.cast import cast
@@ -31,10 +32,12 @@ __all__ = [
     "add_scaled",
     "add_shares",
     "append",
+    "append_q8",
     "argmax",
     "attention",
     "cast",
     "choose_experts",
+    "dequantise_q8",
     "dequantize_rows",
     "distribution",
     "embedding",
@@ -43,6 +46,7 @@ __all__ = [
     "matmul",
     "matmul_experts",
     "penalised",
+    "quantise_q8",
     "rms_norm",
     "rope",
     "scale",

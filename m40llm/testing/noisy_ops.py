@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m40llm import reference
-from m40llm.device.ops import RopeTable
+from m40llm.device.ops import Cache, RopeTable
 from m40llm.fuzz.bounds import UNIT_ROUNDOFF, gamma, gate_bound, softcap_bound
-from m40llm.testing.reference_ops import ReferenceOps
+from m40llm.testing.reference_ops import ReferenceOps, values_of
 
 __all__ = ["UNIT_ROUNDOFF", "NoisyOps", "gamma"]
 
@@ -57,8 +57,8 @@ class NoisyOps(ReferenceOps):
     def attention(
         self,
         q: Array,
-        k_cache: Array,
-        v_cache: Array,
+        k_cache: Cache,
+        v_cache: Cache,
         seq: Array,
         pos: Array,
         *,
@@ -72,8 +72,9 @@ class NoisyOps(ReferenceOps):
         how["single_rows"] = single_rows
         super().attention(q, k_cache, v_cache, seq, pos, out=out, **how)
         head_dim, n = q.shape[2], int(pos.max()) + 1
-        largest_k = np.abs(k_cache[seq[0], :, :n]).max()
-        largest_v = np.abs(v_cache[seq[0], :, :n]).max()
+        largest_k, largest_v = (
+            np.abs(values_of(cache)[seq[0], :, :n]).max() for cache in (k_cache, v_cache)
+        )
         n_roundings = head_dim + 4 + (9 if softcap else 0)  # those of softcap_bound
         score_error = gamma(n_roundings) * scale * np.abs(q).sum(axis=-1).max() * largest_k
         self._disturb(out, (2 * score_error + gamma(n + 8)) * largest_v)

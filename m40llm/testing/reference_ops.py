@@ -1,6 +1,7 @@
 """ReferenceOps: the Ops protocol over reference/, so that the transformer itself has an oracle.
 
-The same layers run in FP64 throughout, cache included, on weights dequantised by `gguf.quants`.
+The same layers run in FP64 throughout, cache included unless it is Q8_0, on weights dequantised by
+`gguf.quants`.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from gguf import GGMLQuantizationType as GGMLType
 from numpy.typing import NDArray
 
 from m40llm import reference
-from m40llm.device.ops import MatrixData, RopeTable
+from m40llm.device.ops import Cache, MatrixData, Q8Cache, RopeTable
 from m40llm.gguf.blocks import dequantize
 
 Array = NDArray[Any]
@@ -30,7 +31,7 @@ class ReferenceOps:
     def free_bytes(self) -> int:
         return 1 << 40
 
-    def prepare(self, progress: Any = None) -> None:
+    def prepare(self, progress: Any = None, *, has_q8_cache: bool = False) -> None:
         """Nothing to compile."""
 
     def recover(self) -> None:
@@ -84,16 +85,21 @@ class ReferenceOps:
         q: Array,
         k: Array,
         v: Array,
-        k_cache: Array,
-        v_cache: Array,
+        k_cache: Cache,
+        v_cache: Cache,
         seq: Array,
         pos: Array,
         table: RopeTable,
     ) -> None:
         self.rope(q, pos, table)
         self.rope(k, pos, table)
-        k_cache[...] = reference.append(k, k_cache, seq, pos)
-        v_cache[...] = reference.append(v, v_cache, seq, pos)
+        for x, cache in ((k, k_cache), (v, v_cache)):
+            if isinstance(cache, Q8Cache):
+                cache.quants[...], cache.scales[...] = reference.append_q8(
+                    x, cache.quants, cache.scales, seq, pos
+                )
+            else:
+                cache[...] = reference.append(x, cache, seq, pos)
 
     def rope(self, x: Array, pos: Array, table: RopeTable) -> None:
         x[...] = reference.rope(x, pos, table.cos, table.sin, table.layout)
@@ -101,8 +107,8 @@ class ReferenceOps:
     def attention(
         self,
         q: Array,
-        k_cache: Array,
-        v_cache: Array,
+        k_cache: Cache,
+        v_cache: Cache,
         seq: Array,
         pos: Array,
         *,
@@ -112,7 +118,8 @@ class ReferenceOps:
         single_rows: bool,
         out: Array,
     ) -> None:
-        out[...] = reference.attention(q, k_cache, v_cache, seq, pos, scale, window, softcap)
+        k, v = (values_of(cache) for cache in (k_cache, v_cache))
+        out[...] = reference.attention(q, k, v, seq, pos, scale, window, softcap)
 
     def swiglu(self, gate: Array, up: Array, *, out: Array) -> None:
         out[...] = reference.swiglu(gate, up)
@@ -141,3 +148,10 @@ class ReferenceOps:
 
     def add_rows(self, x: Array, rows: Array, shares: Array, y: Array) -> None:
         x[...] = reference.add_rows(x, rows, shares, y)
+
+
+def values_of(cache: Cache) -> Array:
+    """What a cache of this device stands for."""
+    if isinstance(cache, Q8Cache):
+        return reference.dequantise_q8(cache.quants, cache.scales)
+    return np.asarray(cache)

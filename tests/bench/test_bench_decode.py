@@ -15,7 +15,8 @@ from m40llm.device.decoder import Answer
 from m40llm.device.gpu.ops import GpuOps
 from m40llm.errors import DeviceError, RequestError
 from m40llm.gguf.blocks import dequantize, row_bytes
-from m40llm.model.hparams import HParams, RopeParams
+from m40llm.model.hparams import HParams
+from m40llm.model.rope_params import RopeParams
 
 SMALL = HParams(
     arch="llama",

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import m40llm
 from m40llm.testing import write_tiny_gguf
 from m40llm.text import tokenizer_from_gguf
 
@@ -72,6 +73,10 @@ def _completion(said: list[str], stop_reason: str) -> FakeCompletion:
     return FakeCompletion("".join(said), list(range(len(said))), [1, 2, 3], stop_reason)
 
 
+CHOSEN = "context of 8,192 tokens, cache in f16: 1 GB"
+PLACED = "22 of 32 layers on cuda:0, 10 on cpu"
+
+
 class FakeLLM:
     """The part of `LLM` that the command line uses."""
 
@@ -80,9 +85,11 @@ class FakeLLM:
     asked: dict[str, Any]
     scale = 1.0  # of the logits
     unpacked: ClassVar[list[str]] = []
+    devices: ClassVar[list[str]] = ["cpu"]
 
     def __init__(self, path: Path) -> None:
-        self.plan = types.SimpleNamespace(unpacked=self.unpacked)
+        of_each = [types.SimpleNamespace(device=d, unpacked=self.unpacked) for d in self.devices]
+        self.plan = types.SimpleNamespace(shares=of_each, placement=PLACED, chosen=CHOSEN)
         self.tokenizer = tokenizer_from_gguf(path)
         self.hparams = types.SimpleNamespace(vocab_size=self.tokenizer.vocab_size)
 
@@ -134,6 +141,7 @@ def fake_llm(monkeypatch: pytest.MonkeyPatch) -> type[FakeLLM]:
     """Verbs that load a model get the stand-in."""
     module = types.ModuleType("m40llm.llm")
     module.LLM = FakeLLM  # type: ignore[attr-defined]
+    module.__path__ = [str(Path(m40llm.__file__).parent / "llm")]  # its modules are the real ones
     monkeypatch.setitem(sys.modules, "m40llm.llm", module)
     monkeypatch.setattr(FakeLLM, "on_piece", staticmethod(lambda piece: None))
     return FakeLLM

@@ -18,6 +18,7 @@ from m40llm.cli.output import bytes_done
 from m40llm.cli.perplexity import windows
 from m40llm.device.cuda import requirements
 from m40llm.engine.sampling_params import SamplingParams
+from m40llm.model.kv_cache import KV_TYPES
 from m40llm.progress import BytesDone
 from m40llm.testing import write_tiny_gguf
 
@@ -87,6 +88,7 @@ def test_text_from_stdin_and_file(run: Run, fake_llm: Any, tiny_model: str, tmp_
             "expected auto, host, eager, graph, persistent, got 'fast'",
         ),
         (["chat", "m.gguf", "--decode", ""], "expected auto, host"),
+        (["embed", "m.gguf", "-p", "a", "--kv-type", "q4_0"], "expected f16 or q8_0, got 'q4_0'"),
         (["generate", "m.gguf", "-p", "a", "--max-seq-len", "0"], "--max-seq-len"),
         (["generate", "m.gguf", "-p", "\udcff"], "not valid UTF-8"),
         (["generate"], "MODEL"),
@@ -116,6 +118,24 @@ def test_who_makes_the_tokens(run: Run, fake_llm: Any, tiny_model: str) -> None:
     assert run("generate", tiny_model, "-p", "a", "--decode", "auto").exit_code == 0
     assert run("logits", tiny_model, "-p", "a").exit_code == 0
     assert fake_llm.asked["decode"] == "host"
+
+
+def test_kv_type(run: Run, fake_llm: Any, tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every verb that loads a model has it; what it is compared with keeps its own cache in f16."""
+    assert options._KV_TYPES == KV_TYPES
+    asked: list[str] = []
+    load = classmethod(lambda cls, model, **options: asked.append(options["kv_type"]) or cls(model))
+    monkeypatch.setattr(fake_llm, "load", load)
+    for verb in ("generate", "chat", "logits", "embed", "perplexity"):
+        text = [] if verb == "chat" else ["-p", "hello there"]
+        asked.clear()
+        for given in ([], ["--kv-type", "q8_0"]):
+            result = run(verb, tiny_model, *text, *given, input="")
+            assert result.exit_code == 0, result.output
+        assert asked == ["f16", "q8_0"]
+    asked.clear()
+    run("perplexity", tiny_model, "-p", "hello there", "--kv-type", "q8_0", "--against", tiny_model)
+    assert asked == ["q8_0", "f16"]
 
 
 @pytest.mark.parametrize("verb", ["generate", "chat"])
@@ -275,8 +295,47 @@ def test_unpacked_types_are_told(
     run: Run, fake_llm: Any, tiny_model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fake_llm, "unpacked", ["5 IQ3_S tensors are unpacked: 9 MB"])
+    monkeypatch.setattr(fake_llm, "devices", ["cpu", "cuda:0"])
     told = run("generate", tiny_model, "-p", "hello").stderr
-    assert "note: 5 IQ3_S tensors are unpacked: 9 MB (no cpu code reads that type as it is)" in told
+    for device in ("cpu", "cuda:0"):
+        note = f"5 IQ3_S tensors are unpacked: 9 MB (no {device} code reads that type as it is)"
+        assert f"note: {note}" in told
+
+
+@pytest.mark.parametrize("verb", ["generate", "chat", "logits", "perplexity", "embed"])
+def test_layers_on_the_card(
+    verb: str, run: Run, fake_llm: Any, tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    load = classmethod(lambda cls, model, **how: asked.append(how["gpu_layers"]) or cls(model))
+    monkeypatch.setattr(fake_llm, "load", load)
+    text = {"input": "hi"} if verb == "chat" else {}
+    args = [] if verb == "chat" else ["-p", "hello there"]
+    for given in ([], ["all"], ["auto"], ["0"], ["22"]):
+        result = run(verb, tiny_model, *args, *(["--gpu-layers"] if given else []), *given, **text)
+        assert result.exit_code == 0
+        assert "22 of 32" not in result.stderr
+    assert asked == [None, None, "auto", 0, 22]
+    monkeypatch.setattr(fake_llm, "devices", ["cpu", "cuda:0"])
+    told = run(verb, tiny_model, *args, "--gpu-layers", "22", **text).stderr
+    assert "note: 22 of 32 layers on cuda:0, 10 on cpu" in told
+    for bad in ("-1", "1.5", "some", ""):
+        result = run(verb, tiny_model, *args, "--gpu-layers", bad, **text)
+        assert result.exit_code == 2
+        assert "expected a number of layers, auto or all" in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize("verb", ["generate", "chat"])
+def test_what_fit_chose_is_told(
+    verb: str, run: Run, fake_llm: Any, tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    load = classmethod(lambda cls, model, **how: asked.append(how["fit"]) or cls(model))
+    monkeypatch.setattr(fake_llm, "load", load)
+    args = [verb, tiny_model, *(["-p", "hello"] if verb == "generate" else [])]
+    assert "fit:" not in run(*args, input="hi").stderr
+    assert "fit: context of 8,192 tokens" in run(*args, "--fit", input="hi").stderr
+    assert asked == [False, True]
 
 
 def test_rare_sampling_parameters(run: Run, fake_llm: Any, tiny_model: str) -> None:
@@ -454,6 +513,9 @@ def test_the_device_and_its_switches(
         (["--device", "cpu", "--cublas"], "error: --cublas: expected a CUDA card"),
         (["--device", "emulator", "--require-sm52"], "error: --require-sm52: expected a CUDA card"),
         (["--device", "cpu", "--max-seq-len", "129"], "error: --max-seq-len: expected 1 to 128"),
+        (["--device", "cpu", "--gpu-layers", "1"], "error: --gpu-layers: expected a card"),
+        (["--fit", "--max-seq-len", "64"], "error: --fit: it chooses the context"),
+        (["--gpu-layers", "3"], "error: --gpu-layers: expected 0 to 2"),
     ],
 )
 def test_failures_name_the_flag(run: Run, tiny_model: str, args: list[str], told: str) -> None:

@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from m40llm import reference
 from m40llm.device import open_device
 from m40llm.device.ops import Ops
 from m40llm.errors import RequestError
-from m40llm.model.hparams import HParams, RopeParams
+from m40llm.model.hparams import HParams
 from m40llm.model.kv_cache import KVCache, cache_bytes
 from m40llm.model.rope import rope_table
+from m40llm.model.rope_params import RopeParams
 
 PAGE = Path(__file__).parents[2] / "docs" / "parity_and_kv_layout.md"
 DEVICES = [
@@ -79,6 +81,32 @@ def test_read_follows_the_layout(device: str) -> None:
                 at = (((layer * 2 + s) * 3 + head) * 11 + p) * 32
                 np.testing.assert_array_equal(k[head], flat[0][at : at + 32])
                 np.testing.assert_array_equal(v[head], flat[1][at : at + 32])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_read_of_q8_0(device: str) -> None:
+    """Quants and scales lie as the elements of f16 do; what is read is their product."""
+    ops, _ = open_device(device)
+    hp = hparams(n_layers=2, n_kv_heads=3, head_dim=64)
+    kv = KVCache(ops, hp, n_seqs=2, max_seq_len=11, kv_type="q8_0")
+    assert (kv.k.shape, kv.k[1, 0].shape) == ((2, 2, 3, 11, 64), (3, 11, 64))
+    for cache in (kv.k, kv.v):
+        ops.write(cache.quants, np.full(cache.quants.shape, 99, np.int8))
+        ops.write(cache.scales, np.full(cache.scales.shape, 6e4, np.float16))
+    seq, pos = [1, 0, 1, 1], [0, 0, 1, 2]
+    appended = [append(ops, kv, layer, seq, pos) for layer in range(2)]
+    quants, scales = (ops.read(part).reshape(-1) for part in (kv.v.quants, kv.v.scales))
+    assert 2 * (quants.nbytes + scales.nbytes) == cache_bytes(hp, 2, 11, 2, "q8_0")
+    for layer in range(2):
+        for row, (s, p) in enumerate(zip(seq, pos, strict=True)):
+            k, v = kv.read(layer, s, p)
+            assert k.shape == v.shape == (3, 64)
+            expected = reference.quantise_q8(appended[layer][row])
+            np.testing.assert_array_equal(v, reference.dequantise_q8(*expected))
+            for head in range(3):
+                at = (((layer * 2 + s) * 3 + head) * 11 + p) * 64
+                np.testing.assert_array_equal(quants[at : at + 64], expected[0][head])
+                np.testing.assert_array_equal(scales[at // 32 : at // 32 + 2], expected[1][head])
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -7,6 +7,7 @@ from sm52_assembly import (
     F32_1,
     F32_2,
     F32_3,
+    I8_4,
     I32,
     I32_1,
     I32_2,
@@ -24,6 +25,7 @@ from m40llm.kernels import (
     embedding,
     rms_norm,
     rope,
+    rope_append_q8,
     sampling,
     scale,
     softcap,
@@ -34,6 +36,7 @@ from m40llm.kernels import (
 from m40llm.kernels.quant_blocks import WEIGHT_OF
 
 _APPEND = (F32_3, F32_3, F32_3, F16_4, F16_4, I32_1, I32_1, F32_2, F32_2)
+_APPEND_Q8 = (*(F32_3,) * 3, *(I8_4, F16_4) * 2, I32_1, I32_1, F32_2, F32_2)
 _NORM = (F32_2, F32_2, F32_1, F32, F32_2)
 _STATE = (F32_2, I32_1, U64_1, I32_2, F32_2, I32_2)
 
@@ -80,6 +83,10 @@ SIGNATURES = [
     ),
     *(
         Signature(rope._compile_append(layout), _APPEND, 128, layout)
+        for layout in ("interleaved", "half")
+    ),
+    *(
+        Signature(rope_append_q8._compile(layout), _APPEND_Q8, 128, layout)
         for layout in ("interleaved", "half")
     ),
     Signature(argmax._compile(), (F32_2, I32_1), argmax.N_THREADS),

@@ -19,6 +19,7 @@ from m40llm.device.emulator.frontend import no_driver_needed
 from m40llm.kernels.contract import Kernel
 
 F32, I32, I64 = types.float32, types.int32, types.int64
+I8_4 = types.Array(types.int8, 4, "C")
 U8_2 = types.Array(types.uint8, 2, "C")
 F16_1, F16_2, F16_4 = (types.Array(float16, n, "C") for n in (1, 2, 4))
 F32_1, F32_2, F32_3 = (types.Array(types.float32, n, "C") for n in (1, 2, 3))

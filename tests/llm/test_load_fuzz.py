@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from m40llm.device.cpu.ops import CpuOps
 from m40llm.errors import DeviceError, ModelFileError
 from m40llm.gguf.split import _parse
-from m40llm.llm.plan import plan_memory
+from m40llm.llm.fit import plan_memory
 from m40llm.model.arch import architecture_of
+from m40llm.model.check_tensors import check_tensors
 from m40llm.model.hparams import HParams
-from m40llm.model.weights import check_tensors, load_weights
+from m40llm.model.weights import load_weights
 from m40llm.testing import write_tiny_gguf
 from m40llm.text import build_tokenizer
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from m40llm import LLM, SamplingParams
-from m40llm.errors import ModelFileError, RequestError
+from m40llm.device.cpu.ops import CpuOps
+from m40llm.errors import DeviceError, ModelFileError, RequestError
 from m40llm.testing import write_tiny_gguf
 from m40llm.testing.adapters import write_adapter
 
@@ -74,6 +76,33 @@ def test_an_adapter_decodes_on_the_host(model: Path) -> None:
         short = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
         name = llm.load_lora(model.with_name("first.gguf"))
         assert llm.generate(IDS, short, lora=name).ids == wanted[:3]
+
+
+def test_no_room(llm: LLM, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused, to the byte, before anything is there."""
+    path, taken = model.with_name("first.gguf"), []
+    matrix, empty = CpuOps.matrix, CpuOps.empty
+
+    def counted_matrix(self: CpuOps, *args: Any) -> Any:
+        taken.append(args[-1].nbytes)
+        return matrix(self, *args)
+
+    def counted_empty(self: CpuOps, *args: Any) -> Any:
+        taken.append(empty(self, *args).nbytes)
+        return empty(self, *args)
+
+    monkeypatch.setattr(CpuOps, "matrix", counted_matrix)
+    monkeypatch.setattr(CpuOps, "empty", counted_empty)
+    llm.load_lora(path, name="as often as one likes")
+    needed = sum(taken)
+    taken.clear()
+    monkeypatch.setattr(CpuOps, "free_bytes", lambda self: needed - 1)
+    told = f"the adapter needs {needed / 1e6:.1f} MB; device 'cpu' has .* MB free beside the model"
+    with pytest.raises(DeviceError, match=told):
+        llm.load_lora(path)
+    assert not taken
+    monkeypatch.setattr(CpuOps, "free_bytes", lambda self: needed)
+    assert llm.load_lora(path) == "first"
 
 
 def test_refused_by_name(llm: LLM, model: Path) -> None:

@@ -10,19 +10,23 @@ from built import build
 
 from m40llm.device.cpu.ops import CpuOps
 from m40llm.device.ops import Ops
+from m40llm.model.kv_cache import KVType
 from m40llm.model.transformer import Transformer
 from m40llm.testing import write_tiny_gguf
 
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Callable[..., Transformer]:
-    """tiny(ops, n_seqs=..., **what write_tiny_gguf takes): one file for equal arguments."""
+    """tiny(ops, n_seqs=..., kv_type=..., **what write_tiny_gguf takes): one file for equal ones of
+    these."""
 
-    def make(ops: Ops | None = None, *, n_seqs: int = 1, **shape: Any) -> Transformer:
+    def make(
+        ops: Ops | None = None, *, n_seqs: int = 1, kv_type: KVType = "f16", **shape: Any
+    ) -> Transformer:
         path = tmp_path / f"{abs(hash(repr(sorted(shape.items()))))}.gguf"
         if not path.exists():
             write_tiny_gguf(path, **shape)
-        return build(path, ops or CpuOps(), n_seqs)
+        return build(path, ops or CpuOps(), n_seqs, kv_type=kv_type)
 
     return make
 

@@ -42,7 +42,7 @@ def with_adapter(model: Path, adapter: Path, ops: Ops, scale: float = 1.0) -> Tr
     made = build(model, ops)
     with open_gguf(adapter) as file:
         made.adapter = load_adapter(
-            ops, file, made.arch, made.hp, max_tokens=made.workspace.max_tokens, scale=scale
+            made.ops_of, file, made.arch, made.hp, max_tokens=made.workspace.max_tokens, scale=scale
         )
     return made
 

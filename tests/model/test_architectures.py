@@ -12,7 +12,8 @@ import pytest
 from m40llm.device.cpu.ops import CpuOps
 from m40llm.model.arch import ARCHITECTURES
 from m40llm.model.batch import Batch
-from m40llm.model.hparams import HParams, RopeParams
+from m40llm.model.hparams import HParams
+from m40llm.model.rope_params import RopeParams
 from m40llm.model.transformer import Transformer
 from m40llm.testing.noisy_ops import NoisyOps
 from m40llm.testing.reference_ops import ReferenceOps

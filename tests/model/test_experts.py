@@ -12,9 +12,9 @@ from m40llm.fuzz.bounds import gamma
 from m40llm.gguf import open_gguf
 from m40llm.model.arch import architecture_of
 from m40llm.model.batch import Batch
+from m40llm.model.check_tensors import check_tensors
 from m40llm.model.hparams import HParams
 from m40llm.model.transformer import Transformer
-from m40llm.model.weights import check_tensors
 from m40llm.testing import write_tiny_gguf
 from m40llm.testing.reference_ops import ReferenceOps
 

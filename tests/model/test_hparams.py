@@ -7,7 +7,8 @@ import pytest
 
 from m40llm.errors import ModelFileError, UnsupportedModelError
 from m40llm.gguf import open_gguf
-from m40llm.model.hparams import HParams, RopeParams
+from m40llm.model.hparams import HParams
+from m40llm.model.rope_params import RopeParams
 from m40llm.testing import build_gguf_bytes, write_tiny_gguf
 
 PATH = Path("tiny.gguf")

@@ -11,9 +11,11 @@ from m40llm.device.cpu.ops import CpuOps
 from m40llm.errors import ModelFileError
 from m40llm.gguf import open_gguf
 from m40llm.model.arch import architecture_of
-from m40llm.model.hparams import HParams, RopeParams
+from m40llm.model.check_tensors import check_tensors
+from m40llm.model.hparams import HParams
 from m40llm.model.rope import rope_angles, rope_bytes, rope_table
-from m40llm.model.weights import check_tensors, rope_factors
+from m40llm.model.rope_params import RopeParams
+from m40llm.model.weights import rope_factors
 from m40llm.testing import write_tiny_gguf
 
 

@@ -8,6 +8,7 @@ from gguf import GGMLQuantizationType as GGMLType
 from m40llm.device.cpu.ops import CpuOps
 from m40llm.device.gpu import held
 from m40llm.gguf import open_gguf
+from m40llm.model.part import Part
 from m40llm.model.unpacked import Unpacked, unpacked_tensors
 from m40llm.testing import write_tiny_gguf
 
@@ -24,7 +25,7 @@ def test_by_type_and_with_its_bytes(tmp_path: Path, name: str, n_held: int) -> N
             sum(info.n_bytes for info in matrices),
             sum(n_held * info.n_elements for info in matrices),
         )
-        assert unpacked_tensors(CpuOps(), file) == ((expected,) if n_held else ())
+        assert unpacked_tensors(CpuOps(), file, Part.whole(2)) == ((expected,) if n_held else ())
 
 
 def test_it_reads_as_a_sentence() -> None:

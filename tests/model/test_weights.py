@@ -10,8 +10,8 @@ from gguf import GGUFReader, GGUFWriter
 from m40llm.errors import ModelFileError, UnsupportedModelError
 from m40llm.gguf import open_gguf
 from m40llm.model.arch import architecture_of
+from m40llm.model.check_tensors import check_tensors
 from m40llm.model.hparams import HParams
-from m40llm.model.weights import check_tensors
 from m40llm.testing import write_tiny_gguf
 
 

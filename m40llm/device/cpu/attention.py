@@ -1,7 +1,8 @@
 """Causal attention over the cache: single tokens against all before them, or a run of new tokens.
 
 q, out   float32[n_tokens, n_heads, head_dim]
-k, v     float32[n_seqs, n_kv_heads, max_seq_len, head_dim]   one layer of the cache
+k, v     float32[n_seqs, n_kv_heads, max_seq_len, head_dim]   one layer of the cache; in Q8_0 see
+         q8_cache.py
 seq,pos  int32[n_tokens]   row t attends to positions 0..pos[t] of sequence seq[t]
 window   a row attends to its last `window` positions only; 0 for no limit
 softcap  a score becomes softcap * tanh(score / softcap); 0 for no cap
@@ -17,12 +18,12 @@ from m40llm.device.cpu.panel import JIT, TILE_ROWS, multiply_tile, pack_panel
 from m40llm.device.cpu.simd import LANES
 
 SHORT_RUN = 4  # fewer rows than this waste most of a panel's 16 lanes
-_FAST: dict[str, Any] = {**JIT, "fastmath": {"reassoc", "contract", "nsz", "arcp"}}
+FAST: dict[str, Any] = {**JIT, "fastmath": {"reassoc", "contract", "nsz", "arcp"}}
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
 
 
-@njit(parallel=True, cache=True, **_FAST)
+@njit(parallel=True, cache=True, **FAST)
 def _attend_rows(q, k, v, seq, pos, scale, window, softcap, out):
     """Every (token, head) by itself: for few tokens, where reading the cache is the work."""
     n_heads, n_kv_heads = q.shape[1], k.shape[1]
@@ -53,8 +54,8 @@ def _attend_rows(q, k, v, seq, pos, scale, window, softcap, out):
             out[t, head, d] /= total
 
 
-@njit(**_FAST)
-def _softmax_panel(scores, n_keys, first_key, pos, scale, window, softcap):
+@njit(**FAST)
+def softmax_panel(scores, n_keys, first_key, pos, scale, window, softcap):
     """Softmax over the keys in each of a panel's lanes; scores[16 key + lane] in place.
 
     Lane j may see keys up to pos[j], the last `window` of them; pos has a lane's row each.
@@ -82,7 +83,7 @@ def _softmax_panel(scores, n_keys, first_key, pos, scale, window, softcap):
 
 
 @njit(**JIT)
-def _multiply_rows(w, w0, row_stride, k_stride, n_rows, n_k, panel, sums):
+def multiply_rows(w, w0, row_stride, k_stride, n_rows, n_k, panel, sums):
     """sums[16 r + lane] = sum_k w[w0 + r row_stride + k k_stride] panel[16 k + lane], any n_rows.
 
     The last tile is moved back to end with the last row, since what lies beyond is not ours.
@@ -118,16 +119,18 @@ def _attend_run(q, k, v, pos, scale, window, softcap, out):
         mixed = np.empty(head_dim * LANES, np.float32)
         pack_panel(q[:, head], first, head_dim, queries, 0)
         base = (head // group_size * k.shape[1] + first_key) * head_dim
-        _multiply_rows(k_flat, base, head_dim, 1, n_keys, head_dim, queries, scores)
-        _softmax_panel(scores, n_keys, first_key, rows, scale, window, softcap)
-        _multiply_rows(v_flat, base, 1, head_dim, head_dim, n_keys, scores, mixed)
+        multiply_rows(k_flat, base, head_dim, 1, n_keys, head_dim, queries, scores)
+        softmax_panel(scores, n_keys, first_key, rows, scale, window, softcap)
+        multiply_rows(v_flat, base, 1, head_dim, head_dim, n_keys, scores, mixed)
         for lane in range(rows.shape[0]):
             for d in range(head_dim):
                 out[first + lane, head, d] = mixed[d * LANES + lane]
 
 
-def _runs(seq: Ints) -> list[slice]:
+def runs_of(seq: Ints) -> list[slice]:
     """Maximal stretches of rows that belong to one sequence."""
+    if len(seq) == 1:
+        return [slice(0, 1)]
     ends = [*(np.flatnonzero(np.diff(seq)) + 1).tolist(), len(seq)]
     return [slice(a, b) for a, b in zip([0, *ends], ends, strict=False)]
 
@@ -149,7 +152,7 @@ def attention(
     Rows of one sequence stand together, their positions ascending.
     """
     how = np.float32(scale), window, np.float32(softcap)
-    for rows in _runs(seq) if len(seq) > 1 else [slice(0, 1)]:
+    for rows in runs_of(seq):
         if rows.stop - rows.start < SHORT_RUN:
             _attend_rows(q[rows], k, v, seq[rows], pos[rows], *how, out[rows])
         else:

@@ -1,4 +1,5 @@
-"""The ops of the `cpu` device: FP32 throughout, FP32 cache, weights read in the file's blocks."""
+"""The ops of the `cpu` device: FP32 throughout, weights read in the file's blocks, the cache FP32
+or in Q8_0."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +8,7 @@ import numpy as np
 from gguf import GGMLQuantizationType as GGMLType
 from numpy.typing import NDArray
 
-from m40llm.device.cpu import elementwise
+from m40llm.device.cpu import elementwise, q8_cache
 from m40llm.device.cpu.attention import attention
 from m40llm.device.cpu.experts import choose_experts
 from m40llm.device.cpu.formats import FORMATS, UNIT
@@ -16,7 +17,7 @@ from m40llm.device.cpu.prepare import prepare
 from m40llm.device.decoder import ModelParts
 from m40llm.device.host_memory import available_bytes
 from m40llm.device.instructions import Instruction
-from m40llm.device.ops import MatrixData, RopeTable
+from m40llm.device.ops import Cache, MatrixData, Q8Cache, RopeTable
 from m40llm.gguf.blocks import dequantize, row_bytes
 from m40llm.progress import Progress
 
@@ -38,8 +39,8 @@ class CpuOps:
     def free_bytes(self) -> int:
         return available_bytes()
 
-    def prepare(self, progress: Progress | None = None) -> None:
-        prepare(progress)
+    def prepare(self, progress: Progress | None = None, *, has_q8_cache: bool = False) -> None:
+        prepare(progress, has_q8_cache=has_q8_cache)
 
     def recover(self) -> None:
         """No op keeps a state of its own."""
@@ -108,8 +109,8 @@ class CpuOps:
         q: Floats,
         k: Floats,
         v: Floats,
-        k_cache: Floats,
-        v_cache: Floats,
+        k_cache: Cache,
+        v_cache: Cache,
         seq: Ints,
         pos: Ints,
         table: RopeTable,
@@ -117,13 +118,17 @@ class CpuOps:
         stride, partner = (2, 1) if table.layout == "interleaved" else (1, table.cos.shape[1])
         elementwise.rotate(q, pos, table.cos, table.sin, stride, partner)
         elementwise.rotate(k, pos, table.cos, table.sin, stride, partner)
-        elementwise.append(k, v, k_cache, v_cache, seq, pos)
+        if isinstance(k_cache, Q8Cache):
+            q8_cache.append(k, k_cache, seq, pos)
+            q8_cache.append(v, v_cache, seq, pos)
+        else:
+            elementwise.append(k, v, k_cache, v_cache, seq, pos)
 
     def attention(
         self,
         q: Floats,
-        k_cache: Floats,
-        v_cache: Floats,
+        k_cache: Cache,
+        v_cache: Cache,
         seq: Ints,
         pos: Ints,
         *,
@@ -133,7 +138,8 @@ class CpuOps:
         single_rows: bool,
         out: Floats,
     ) -> None:
-        attention(q, k_cache, v_cache, seq, pos, scale, out, window=window, softcap=softcap)
+        attend = q8_cache.attention if isinstance(k_cache, Q8Cache) else attention
+        attend(q, k_cache, v_cache, seq, pos, scale, out, window=window, softcap=softcap)
 
     def swiglu(self, gate: Floats, up: Floats, *, out: Floats) -> None:
         elementwise.swiglu(gate, up, out)

@@ -10,16 +10,17 @@ from functools import partial
 import numpy as np
 from gguf import GGMLQuantizationType as GGMLType
 
-from m40llm.device.cpu import elementwise
+from m40llm.device.cpu import elementwise, q8_cache
 from m40llm.device.cpu.attention import SHORT_RUN, attention
 from m40llm.device.cpu.formats import UNIT
 from m40llm.device.cpu.matmul import MAX_VECTORS, PackedMatrix, gather_rows, matmul
+from m40llm.device.ops import Q8Cache
 from m40llm.progress import Progress
 
 
-def prepare(progress: Progress | None = None) -> None:
+def prepare(progress: Progress | None = None, *, has_q8_cache: bool = False) -> None:
     """Compiles whatever is not in Numba's cache yet."""
-    calls = _calls()
+    calls = _calls() + (_calls_of_q8_cache() if has_q8_cache else [])
     for done, call in enumerate(calls):
         if progress:
             progress("compiling for this CPU (once)", done / len(calls))
@@ -49,4 +50,16 @@ def _calls() -> list[Callable[[], None]]:
         partial(matmul, w, x, y, accumulate=False),
         attend,
         partial(attention, heads[:1], cache, cache, seq[:1], pos[:1], 1.0, out[:1]),
+    ]
+
+
+def _calls_of_q8_cache() -> list[Callable[[], None]]:
+    n, block = SHORT_RUN, q8_cache.BLOCK
+    x, rows = np.ones((n, 1, block), np.float32), np.arange(n, dtype=np.int32)
+    seq, out = np.zeros(n, np.int32), np.empty_like(x)
+    cache = Q8Cache(np.ones((1, 1, n, block), np.int8), np.ones((1, 1, n, 1), np.float16))
+    return [
+        partial(q8_cache.append, x, cache, seq, rows),
+        partial(q8_cache.attention, x, cache, cache, seq, rows, 1.0, out),
+        partial(q8_cache.attention, x[:1], cache, cache, seq[:1], rows[:1], 1.0, out[:1]),
     ]

@@ -12,23 +12,22 @@ from numpy.typing import NDArray
 
 from m40llm.device.decoder import ModelParts
 from m40llm.device.gpu import held
+from m40llm.device.gpu.cache_kernels import in_type
 from m40llm.device.gpu.card import Card
 from m40llm.device.gpu.experts import GpuExperts
 from m40llm.device.gpu.tuned import Tuned
 from m40llm.device.instructions import Instruction
-from m40llm.device.ops import MatrixData, RopeTable
+from m40llm.device.ops import Cache, MatrixData, RopeTable
 from m40llm.gguf.blocks import dequantize
 from m40llm.kernels.add_rows import add_rows
 from m40llm.kernels.attention_common import TINY_HEAD_DIMS
-from m40llm.kernels.attention_decode import attention_decode, partial_shape, split_count
-from m40llm.kernels.attention_prefill import attention_prefill
+from m40llm.kernels.attention_decode import partial_shape, split_count
 from m40llm.kernels.choose_experts import choose_experts
 from m40llm.kernels.embedding import embedding, take_rows
 from m40llm.kernels.gemm import MAX_TILES, Workspace, gemm, workspace_floats
 from m40llm.kernels.gemv import MAX_TOKENS, gemv
 from m40llm.kernels.planes import Planes, from_blocks
 from m40llm.kernels.rms_norm import rms_norm, rms_norm_heads
-from m40llm.kernels.rope import rope_append
 from m40llm.kernels.scale import add_scaled, scale
 from m40llm.kernels.softcap import softcap
 from m40llm.kernels.swiglu import geglu, swiglu
@@ -100,7 +99,7 @@ class GpuOps:
         for arrived in counters:
             self.write(arrived, np.zeros(arrived.shape, np.int32))
 
-    def prepare(self, progress: Progress | None = None) -> None:
+    def prepare(self, progress: Progress | None = None, *, has_q8_cache: bool = False) -> None:
         """Kernels are compiled at their first launch, and `progress` is told of each then."""
         self.card.tell_compiling(progress)
 
@@ -192,20 +191,21 @@ class GpuOps:
         q: Buffer,
         k: Buffer,
         v: Buffer,
-        k_cache: Buffer,
-        v_cache: Buffer,
+        k_cache: Cache,
+        v_cache: Cache,
         seq: Buffer,
         pos: Buffer,
         table: RopeTable,
     ) -> None:
+        caches, kernels = in_type(k_cache, v_cache)
         turn = table.cos, table.sin, table.layout
-        rope_append(q, k, v, k_cache, v_cache, seq, pos, *turn, stream=self.card)
+        kernels.append(q, k, v, *caches, seq, pos, *turn, stream=self.card)
 
     def attention(
         self,
         q: Buffer,
-        k_cache: Buffer,
-        v_cache: Buffer,
+        k_cache: Cache,
+        v_cache: Cache,
         seq: Buffer,
         pos: Buffer,
         *,
@@ -215,13 +215,14 @@ class GpuOps:
         single_rows: bool,
         out: Buffer,
     ) -> None:
-        args = q, k_cache, v_cache, seq, pos
+        caches, kernels = in_type(k_cache, v_cache)
+        args = q, *caches, seq, pos
         how: Any = {"scale": scale, "window": window, "softcap": softcap, "stream": self.card}
         if single_rows or q.shape[2] in TINY_HEAD_DIMS:  # which prefill's tiles are too wide for
             partial, arrived = self._split_workspace(q.shape, k_cache.shape)
-            attention_decode(*args, partial, arrived, out, **how)
+            kernels.decode(*args, partial, arrived, out, **how)
         else:
-            attention_prefill(*args, out, **how)
+            kernels.prefill(*args, out, **how)
 
     def _split_workspace(
         self, q_shape: tuple[int, ...], cache_shape: tuple[int, ...]

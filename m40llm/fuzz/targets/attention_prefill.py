@@ -13,22 +13,45 @@ from m40llm.kernels.attention_tiles import BM, HALF_KEYS
 
 # head_dim, heads of a group, soft cap: a kernel each but for the group.
 FORMS = choices([(32, 1, 0.0), (32, 5, 0.0), (64, 3, 0.0), (80, 2, 30.0), (256, 2, 0.0)])
+FORMS_Q8 = choices([(32, 1, 0.0), (64, 3, 30.0), (96, 5, 0.0), (256, 2, 0.0)])
 WINDOWS = choices([0, 0, 1, 7, 30])
 
 
-@target(
-    ops=kernels,
-    form=FORMS,
-    run_lens=lengths(BM // 2, 3, BM // 2 + 8),
-    n_before=choices([0, 1, 15, 16, HALF_KEYS - 2, HALF_KEYS - 1, HALF_KEYS]),
-    n_kv_heads=sizes(2, 2),
-    window=WINDOWS,
-    seed=seeds(),
-)
+DRAWS: dict[str, Any] = {
+    "run_lens": lengths(BM // 2, 3, BM // 2 + 8),
+    "n_before": choices([0, 1, 15, 16, HALF_KEYS - 2, HALF_KEYS - 1, HALF_KEYS]),
+    "n_kv_heads": sizes(2, 2),
+    "window": WINDOWS,
+    "seed": seeds(),
+}
+
+
+@target(ops=kernels, form=FORMS, **DRAWS)
 def attention_prefill(
     card: Any, ops: Any, form: tuple[int, int, float], run_lens: tuple[int, ...], n_before: int,
     n_kv_heads: int, window: int, seed: int,
 ) -> None:  # fmt: skip
+    case = drawn(form, run_lens, n_before, n_kv_heads, window, seed)
+    out = card.guarded(case.q.shape)
+    ops.attention_prefill(*case.uploaded(card), out, **case.options, stream=card)
+    case.check(card.read(out))
+
+
+@target(ops=kernels, form=FORMS_Q8, **DRAWS)
+def attention_prefill_q8(
+    card: Any, ops: Any, form: tuple[int, int, float], run_lens: tuple[int, ...], n_before: int,
+    n_kv_heads: int, window: int, seed: int,
+) -> None:  # fmt: skip
+    case = drawn(form, run_lens, n_before, n_kv_heads, window, seed).quantised()
+    out = card.guarded(case.q.shape)
+    ops.attention_prefill_q8(*case.uploaded(card), out, **case.options, stream=card)
+    case.check(card.read(out))
+
+
+def drawn(
+    form: tuple[int, int, float], run_lens: tuple[int, ...], n_before: int, n_kv_heads: int,
+    window: int, seed: int,
+) -> Case:  # fmt: skip
     """Each run is of a sequence of its own, in a drawn order; every other one begins at 0."""
     head_dim, group_size, softcap = form
     rng = np.random.default_rng(seed)
@@ -39,7 +62,7 @@ def attention_prefill(
     pos = np.concatenate([before[s] + np.arange(run_lens[s], dtype=np.int32) for s in order])
     shape = (n_kv_heads, max(seq_lens) + 3, head_dim)
     spread = rng.choice([1, 20]) if softcap else 1  # scores within the cap, and far beyond
-    case = Case(
+    return Case(
         q=normals(rng, len(seq), n_kv_heads * group_size, head_dim, spread=spread),
         k=poisoned_cache(rng, seq_lens, *shape),
         v=poisoned_cache(rng, seq_lens, *shape),
@@ -49,6 +72,3 @@ def attention_prefill(
         window=window,
         softcap=softcap,
     )
-    out = card.guarded(case.q.shape)
-    ops.attention_prefill(*case.uploaded(card), out, **case.options, stream=card)
-    case.check(card.read(out))

@@ -1,0 +1,176 @@
+"""What may be asked of a loaded model: answers, logits, vectors."""
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m40llm.engine.engine import Engine
+from m40llm.engine.sampling_params import SamplingParams
+from m40llm.errors import RequestError
+from m40llm.llm.adapters import Adapters, use
+from m40llm.llm.arguments import is_many
+from m40llm.llm.constraint import Constraints
+from m40llm.llm.embed import Pooling, embeddings
+from m40llm.llm.results import Completion
+from m40llm.llm.stream import TextStream, open_stream
+from m40llm.model.hparams import HParams
+from m40llm.progress import Progress
+from m40llm.text import Tokenizer
+
+Prompt = str | Sequence[int]
+Messages = Sequence[Mapping[str, Any]]
+Params = SamplingParams | None
+Name = str | None  # of an adapter
+
+
+class Answers:
+    """The requests of `LLM`, one at a time."""
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, load_s: float) -> None:
+        self._engine: Engine | None = engine
+        self._turn = threading.Lock()
+        self._turn_of: int | None = None  # the thread whose turn it is
+        self._load_s, self._adapters = load_s, Adapters()
+        self.hparams: HParams = engine.model.hp
+        self.tokenizer = tokenizer
+        self._constraints = Constraints(tokenizer, engine.model.hp.vocab_size)
+
+    @overload
+    def generate(  # type: ignore[overload-overlap]  # a str is a sequence of str, too
+        self, prompt: Prompt, params: Params = None, *, lora: Name = None
+    ) -> Completion: ...
+    @overload
+    def generate(
+        self, prompt: Sequence[Prompt], params: Params = None, *, lora: Name = None
+    ) -> list[Completion]: ...
+    def generate(self, prompt: Any, params: Params = None, *, lora: Name = None) -> Any:
+        """Continues a prompt: a text (encoded as the file says, no chat template) or token ids.
+
+        A list of prompts gives a list of completions, in the same order. `lora` names an adapter.
+        """
+        if is_many(prompt):
+            return [self.generate(one, params, lora=lora) for one in prompt]
+        with self.stream(prompt, params, lora=lora) as stream:
+            for _ in stream:
+                pass
+            return stream.completion
+
+    def stream(
+        self,
+        prompt: Prompt,
+        params: Params = None,
+        *,
+        lora: Name = None,
+        progress: Progress | None = None,
+    ) -> TextStream:
+        """As `generate`, one StreamItem a token as it comes."""
+        prompt_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        return self._start(prompt_ids, params, lora, reuse_prefix=False, progress=progress)
+
+    @overload
+    def chat(
+        self,
+        messages: Messages,
+        params: Params = ...,
+        *,
+        stream: Literal[False] = ...,
+        lora: Name = ...,
+        **variables: Any,
+    ) -> Completion: ...
+    @overload
+    def chat(
+        self,
+        messages: Messages,
+        params: Params = ...,
+        *,
+        stream: Literal[True],
+        lora: Name = ...,
+        **variables: Any,
+    ) -> TextStream: ...
+    def chat(
+        self,
+        messages: Messages,
+        params: Params = None,
+        *,
+        stream: bool = False,
+        lora: Name = None,
+        **variables: Any,
+    ) -> Completion | TextStream:
+        """Answers a conversation: [{"role": "user", "content": "..."}, ...].
+
+        The file's chat template makes the prompt; `variables` are what else it reads. What the
+        conversation shares with the one before is not computed again.
+        """
+        prompt_ids = self.tokenizer.encode_chat(messages, **variables)
+        answer = self._start(prompt_ids, params, lora, reuse_prefix=True, progress=None)
+        if stream:
+            return answer
+        with answer:
+            for _ in answer:
+                pass
+            return answer.completion
+
+    def logits(
+        self, ids: Sequence[int], *, progress: Progress | None = None
+    ) -> NDArray[np.float32]:
+        """Raw logits after each of the ids: float32[n, vocab_size]."""
+        engine = self._open_engine()
+        with self._take_turn():
+            use(engine, None)
+            checked = engine.check_ids(ids, "ids")
+            out = np.empty((len(checked), self.hparams.vocab_size), np.float32)
+            at = 0
+            for piece in engine.logits(checked, progress):
+                out[at : at + len(piece)] = piece
+                at += len(piece)
+            return out
+
+    def embed(
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        pooling: Pooling = "mean",
+        *,
+        normalise: bool = True,
+        progress: Progress | None = None,
+    ) -> NDArray[np.float32]:
+        """Texts (or token ids) as vectors: float32[n_embd] of one, float32[n, n_embd] of a list.
+
+        They are the last hidden states behind the final norm, pooled over the tokens: their `mean`,
+        or that of the `last` or the first (`cls`) token, which in a causal model has seen no other.
+        `normalise` divides each by its length. RequestError for an empty list or text.
+        """
+        engine, many = self._open_engine(), is_many(prompt)
+        prompts: Any = prompt if many else [prompt]
+        ids = [self.tokenizer.encode(one) if isinstance(one, str) else one for one in prompts]
+        with self._take_turn():
+            use(engine, None)
+            rows = embeddings(engine, ids, pooling, normalise, progress)
+        return rows if many else rows[0]
+
+    def _open_engine(self) -> Engine:
+        if self._engine is None:
+            raise RequestError("the model was closed")
+        return self._engine
+
+    def _start(
+        self, prompt_ids: Sequence[int], params: Params, lora: Name, **how: Any
+    ) -> TextStream:
+        engine, adapter = self._open_engine(), self._adapters.named(lora)
+        of_model = self._constraints, self._take_turn, self._load_s
+        return open_stream(engine, self.tokenizer, prompt_ids, params, adapter, *of_model, **how)
+
+    @contextmanager
+    def _take_turn(self) -> Iterator[None]:
+        me = threading.get_ident()
+        if self._turn_of == me:
+            raise RequestError("another stream of this model is open; end or close it first")
+        with self._turn:
+            self._turn_of = me
+            try:
+                yield
+            finally:
+                self._turn_of = None

@@ -1,0 +1,74 @@
+"""How a model would lie on a Tesla M40, for whoever has none at hand: plans of a card imagined."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from gguf import GGMLQuantizationType as GGMLType
+
+from m40llm.device.cpu.ops import CpuOps
+from m40llm.device.gpu import held
+from m40llm.gguf import GGUFFile
+from m40llm.llm.fit import SPARE, Choices, can_hold, contexts_of, fitting, longest
+from m40llm.llm.plan import Plan, Reckoner
+from m40llm.model.hparams import HParams
+from m40llm.model.kv_cache import KV_TYPES
+
+# ECC, which is on as it is sold, keeps a sixteenth of the memory; driver and context take 256 MiB.
+M40S: Final = {f"M40 {size} GB": ((size << 30) * 15 // 16) - (256 << 20) for size in (12, 24)}
+
+
+@dataclass(frozen=True)
+class CardPlan:
+    """What fits on a card.
+
+    best      what `--fit --gpu-layers auto` picks; None where not even the CPU's part fits
+    contexts  by cache type: the longest context with all layers there, None where none is
+    """
+
+    card: str
+    free: int
+    best: Plan | None
+    contexts: dict[str, int | None]
+
+
+class _Card:
+    """Implements `Room` with what a card holds a tensor in."""
+
+    cache_dtype = np.dtype(np.float16)
+
+    def __init__(self, name: str, free: int) -> None:
+        self.name, self._free = name, free
+
+    def free_bytes(self) -> int:
+        return self._free
+
+    def matrix_bytes(self, ggml_type: GGMLType, n_rows: int, n_cols: int) -> int:
+        return held.matrix_bytes(ggml_type, n_rows, n_cols)
+
+    def table_bytes(self, ggml_type: GGMLType, n_rows: int, n_cols: int, *, is_tied: bool) -> int:
+        return held.table_bytes(ggml_type, n_rows, n_cols, is_tied=is_tied)
+
+
+class _Host(CpuOps):
+    """A CPU with all the memory that it takes."""
+
+    def free_bytes(self) -> int:
+        return 1 << 62
+
+
+def on_cards(file: GGUFFile, hp: HParams, cards: dict[str, int] | None = None) -> list[CardPlan]:
+    """For each card of so many free bytes, by name; M40s where none are given."""
+    return [_on_card(file, hp, _Card(*card)) for card in (cards or M40S).items()]
+
+
+def _on_card(file: GGUFFile, hp: HParams, card: _Card) -> CardPlan:
+    reckoner = Reckoner(card, _Host(), file, hp)
+    types = [name for name in KV_TYPES if can_hold(hp, name)]
+    counts = range(hp.n_layers, -1, -1)
+    choices = Choices(contexts_of(hp, fit=True), counts, types, SPARE)
+    contexts: dict[str, Any] = dict.fromkeys(KV_TYPES)
+    for kv_type in types:
+        if plan := longest(reckoner, choices, hp.n_layers, kv_type):
+            contexts[kv_type] = plan.max_seq_len
+    return CardPlan(card.name, card.free_bytes(), fitting(reckoner, choices), contexts)

@@ -1,0 +1,83 @@
+"""A model whose layers lie on several devices, as one: the host hands the residual stream over."""
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m40llm.device.ops import Buffer, Ops
+from m40llm.errors import RequestError
+from m40llm.model.batch import Batch
+from m40llm.model.lora import Adapter
+from m40llm.model.transformer import Transformer
+from m40llm.model.workspace import Rows
+
+
+class StagedTransformer:
+    """Stages in the order of their layers, each with its own device, weights, cache and workspace.
+
+    To whoever runs it, it is a `Transformer` on the device of the last one, which has the logits.
+    """
+
+    def __init__(self, stages: tuple[Transformer, ...]) -> None:
+        self.stages, last = stages, stages[-1]
+        self.ops, self.arch, self.hp, self.workspace = last.ops, last.arch, last.hp, last.workspace
+        self.kv = StagedCache(stages)
+
+    @property
+    def adapter(self) -> Adapter | None:
+        return self.stages[-1].adapter
+
+    @adapter.setter
+    def adapter(self, adapter: Adapter | None) -> None:
+        for stage in self.stages:
+            stage.adapter = adapter
+
+    @property
+    def decoder(self) -> str:
+        """No device can decode by itself: why."""
+        where = " and ".join(f"{len(s.part.layers)} on {s.ops.name}" for s in self.stages)
+        return f"its layers are on two devices, {where}, and the host hands over between them"
+
+    def ops_of(self, name: str) -> Ops:
+        return next(stage.ops for stage in self.stages if stage.part.holds(name))
+
+    def recover(self) -> None:
+        for stage in self.stages:
+            stage.recover()
+
+    def forward(self, batch: Batch) -> Buffer:
+        return self.stages[-1].logits(batch, self._layers(batch))
+
+    def hidden(self, batch: Batch) -> Buffer:
+        return self.stages[-1].normed(self._layers(batch))
+
+    def _layers(self, batch: Batch) -> Rows:
+        without_logits = replace(batch, logit_rows=batch.logit_rows[:0])
+        *before, last = self.stages
+        x: NDArray[np.float32] | None = None  # [t, n_embd]
+        for stage in before:
+            x = stage.ops.read(stage.layers(without_logits, x).x)
+        return last.layers(batch, x)
+
+
+class StagedCache:
+    """The stages' caches as one `KVCache`."""
+
+    def __init__(self, stages: tuple[Transformer, ...]) -> None:
+        self._stages, last = stages, stages[-1].kv
+        self.n_seqs, self.max_seq_len, self.seq_lens = last.n_seqs, last.max_seq_len, last.seq_lens
+        for stage in stages:
+            stage.kv.seq_lens = self.seq_lens  # one array: a length set here is set in all
+
+    def read(self, layer: int, seq: int, pos: int) -> tuple[NDArray[np.generic], ...]:
+        for stage in self._stages:
+            if layer in stage.part.layers:
+                return stage.kv.read(layer - stage.part.first, seq, pos)
+        raise RequestError(f"kv.read: no layer {layer} of sequence {seq}")
+
+    def truncate(self, seq: int, seq_len: int) -> None:
+        self._stages[-1].kv.truncate(seq, seq_len)
+
+
+Model = Transformer | StagedTransformer
