@@ -35,7 +35,7 @@ class Constraints:
         matcher = llguidance.LLMatcher(self._theirs, grammar, log_level=0)
         if matcher.is_error():
             raise RequestError(f"{given[0]}: {_why(matcher)}")
-        return _Matcher(matcher)
+        return _Matcher(matcher, -(-self._vocab_size // 32))
 
     def _vocabulary(self, llguidance: Any, name: str) -> Any:
         stop_ids = sorted(self._tokenizer.stop_ids)
@@ -62,11 +62,12 @@ class _Vocabulary:
 class _Matcher:
     """Implements `Constraint`."""
 
-    def __init__(self, matcher: Any) -> None:
-        self._matcher = matcher
+    def __init__(self, matcher: Any, n_words: int) -> None:
+        self._matcher, self._n_words = matcher, n_words
 
     def mask(self) -> Mask:
-        mask = np.frombuffer(self._matcher.compute_bitmask(), "<u4")
+        # llguidance has a bit more than there are tokens, and so, at times, a word more.
+        mask = np.frombuffer(self._matcher.compute_bitmask(), "<u4", self._n_words)
         self._check()
         return mask.astype(np.uint32, copy=False)
 
@@ -76,7 +77,7 @@ class _Matcher:
             self._check()
 
     def fork(self) -> "_Matcher":
-        return _Matcher(self._matcher.deep_copy())
+        return _Matcher(self._matcher.deep_copy(), self._n_words)
 
     def _check(self) -> None:
         if self._matcher.is_error():

@@ -13,6 +13,7 @@ from m40llm import LLM, SamplingParams
 from m40llm.device.decoder import FORMS
 from m40llm.engine.engine import Engine
 from m40llm.errors import RequestError
+from m40llm.llm.constraint import Constraints
 from m40llm.testing import write_tiny_gguf
 
 pytest.importorskip("llguidance", reason="no constraints: pip install llguidance")
@@ -52,6 +53,16 @@ def test_json(llm: LLM, seed: int) -> None:
     assert 0 <= found["n"] <= 99
     assert isinstance(found["yes"], bool)
     assert answer(llm, seed=seed, json_schema=json.dumps(SCHEMA)) == text
+
+
+@pytest.mark.parametrize("vocab_size", [479, 480, 481])
+def test_a_mask_has_a_bit_a_token(tmp_path: Path, vocab_size: int) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", vocab_size=vocab_size)
+    with LLM.load(path, device="cpu") as llm:
+        constraint = Constraints(llm.tokenizer, vocab_size).of(SamplingParams(regex="[ab]+"))
+        assert constraint is not None
+        for each in (constraint, constraint.fork()):
+            assert each.mask().shape == (15 + (vocab_size > 480),)
 
 
 @pytest.mark.parametrize(
