@@ -13,16 +13,19 @@ there are blocks, so that block at / 32 holds all eight.
 """
 
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from numba import cuda, float32, int32, int64, uint32
+from numba import cuda, float32, int64, uint32
 
-from m40llm.kernels.bits import half2_to_float2
+from m40llm.kernels.bits import half2_to_float2, permute_bytes, uint_as_float
 from m40llm.kernels.intrinsics import (
     load_uint2_readonly,
     load_uint4_readonly,
     load_ushort_readonly,
 )
+
+_EXPONENT: Final = 0x4B000000  # of 2^23, where the last bit of the mantissa is worth 1
+_OFFSET: Final = 2.0**23 + 128
 
 
 class Eight(NamedTuple):
@@ -55,16 +58,29 @@ def _load_quants(cache_: Any, scales: Any, at: Any, raw: Any, i: Any) -> None:
     raw[i, 2] = uint32(load_ushort_readonly(scales, int64(at) >> 5))
 
 
-@cuda.jit(device=True, forceinline=True)
-def _quant(word: Any, byte: Any) -> Any:
-    """A signed byte of a word."""
-    return float32(int32(int32(uint32(word << uint32(24 - 8 * byte))) >> 24))
+@cache
+def _quant(byte: int) -> Any:
+    """quant(word): a signed byte, by its place in the mantissa of 2^23 + 128 + quant: exact."""
+    selectors = 0x7440 + byte  # the byte, 0, 0 and the exponent of 2^23
+
+    @cuda.jit(device=True, forceinline=True)
+    def quant(word: Any) -> Any:
+        unsigned = uint32(word ^ uint32(0x80808080))
+        bits = permute_bytes(unsigned, uint32(_EXPONENT), uint32(selectors))
+        return uint_as_float(bits) - float32(_OFFSET)
+
+    return quant
+
+
+_FIRST, _SECOND, _THIRD, _FOURTH = map(_quant, range(4))
 
 
 @cuda.jit(device=True, forceinline=True)
 def _pair_of_quants(raw: Any, i: Any, word: Any) -> Any:
     four = raw[i, word >> 1]
-    return _quant(four, 2 * (word & 1)), _quant(four, 2 * (word & 1) + 1)
+    if word & 1:
+        return _THIRD(four), _FOURTH(four)
+    return _FIRST(four), _SECOND(four)
 
 
 @cuda.jit(device=True, forceinline=True)

@@ -1,5 +1,6 @@
 """Attention over a cache in Q8_0: of single tokens and of runs, both against the reference."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from m40llm.kernels.attention_decode import MIN_SPLIT_KEYS, attention_decode_q8,
 from m40llm.kernels.attention_prefill import attention_prefill_q8
 
 OF_BLOCKS = [head_dim for head_dim in HEAD_DIMS if head_dim % QUANTS_PER_BLOCK == 0]
-RUNS = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 150)), min_size=1, max_size=3)
+RUNS = st.lists(st.tuples(st.integers(1, 24), st.integers(0, 130)), min_size=1, max_size=2)
 
 
 def drawn(
@@ -40,6 +41,13 @@ def drawn(
     )
 
 
+def last_rows(case: Q8Case) -> Q8Case:
+    """The same with the last row of each sequence alone."""
+    last = np.flatnonzero(np.append(case.seq[1:] != case.seq[:-1], True))
+    rows = {"q": case.q[last], "seq": case.seq[last], "pos": case.pos[last]}
+    return replace(case, **rows)
+
+
 def decode(launcher: Any, case: Q8Case, n_splits: int) -> Array:
     n_tokens, n_heads, head_dim = case.q.shape
     partial = launcher.poisoned(partial_shape(n_tokens, n_heads, head_dim, n_splits))
@@ -59,7 +67,7 @@ def prefill(launcher: Any, case: Q8Case) -> Array:
     return launcher.read(out)
 
 
-@settings(max_examples=20)
+@settings(max_examples=15)
 @given(
     runs=RUNS,
     n_kv_heads=st.integers(1, 2),
@@ -71,7 +79,7 @@ def prefill(launcher: Any, case: Q8Case) -> Array:
 )
 @example([(1, 0)], 1, 1, (32, 0.0), 0, 1, 0)
 @example([(1, MIN_SPLIT_KEYS)], 2, 3, (96, 0.0), 0, 2, 1)
-@example([(30, 130), (1, 0), (40, 3)], 1, 7, (64, 30.0), 70, 4, 2)
+@example([(20, 130), (1, 0)], 1, 7, (64, 30.0), 70, 4, 2)
 def test_both_match_the_reference(
     launcher: Any, runs: list[tuple[int, int]], n_kv_heads: int, group_size: int,
     form: tuple[int, float], window: int, n_splits: int, seed: int,
@@ -82,7 +90,8 @@ def test_both_match_the_reference(
     case = drawn(rng, runs, heads, head_dim, window=window, softcap=softcap).quantised()
     stream = launcher.reordered(seed)
     case.check(prefill(stream, case))
-    case.check(decode(stream, case, n_splits))
+    last = last_rows(case)
+    last.check(decode(stream, last, n_splits))
 
 
 @pytest.mark.parametrize("group_size", [1, 3, 7])
@@ -90,7 +99,7 @@ def test_both_match_the_reference(
 def test_every_kernel(launcher: Any, head_dim: int, group_size: int) -> None:
     """Lengths around the steps of a block, a tile and a split."""
     rng = np.random.default_rng(head_dim + group_size)
-    ends = [(2, 0), (1, 15), (1, 31), (3, 62), (1, 127), (2, 127), (1, 192), (1, 256)]
+    ends = [(2, 0), (1, 15), (3, 62), (1, 127), (2, 127), (1, 192)]
     case = drawn(rng, ends, (1, group_size), head_dim).quantised()
     case.check(decode(launcher, case, 3))
     case.check(prefill(launcher, case))
@@ -115,11 +124,11 @@ def test_mean_of_integers_is_exact(launcher: Any, head_dim: int) -> None:
 def test_scores_of_integers_are_exact(launcher: Any) -> None:
     """A key far above the others: its value comes back bit for bit, wherever it stands."""
     rng = np.random.default_rng(0)
-    case = drawn(rng, [(1, 199)] * 20, (1, 1), 64)
+    case = drawn(rng, [(1, 199)] * 8, (1, 1), 64)
     case.q[:] = 100
     quants = np.full(case.k.shape, -50, np.int8)
-    at = rng.integers(0, 200, 20)
-    quants[np.arange(20), 0, at] = 50
+    at = rng.integers(0, 200, 8)
+    quants[np.arange(8), 0, at] = 50
     scales = np.ones((*quants.shape[:3], 2), np.float16)
     v = rng.integers(-127, 128, quants.shape).astype(np.int8)
     case = case.of_blocks((quants, scales), (v, scales))
