@@ -107,7 +107,7 @@ def test_logits_are_those_over_its_blocks(
 @pytest.mark.parametrize("device", DEVICES)
 def test_in_parts_is_at_once(device: str, tiny: Tiny, drawn_ids: Callable) -> None:
     """Prefill in ragged pieces, then decode: as all at once, within what FP32's rounding changes,
-    by which a quant in some thousands is another one."""
+    by which a quant is its neighbour now and then."""
     shape = {"head_dim": 32, "kv_type": "q8_0"}
     exact_model = tiny(ReferenceOps(), **shape)
     ids = drawn_ids(N_TOKENS, exact_model.hp.vocab_size)
