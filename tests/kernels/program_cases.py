@@ -8,7 +8,8 @@ import numpy as np
 from gguf import GGMLQuantizationType as GGMLType
 from numpy.typing import NDArray
 
-from m40llm.device.gpu.decode import Other, Product, Setting, angles_on, encode, in_parts, new_parts
+from m40llm.device.gpu.bind import angles_on
+from m40llm.device.gpu.decode import Other, Product, Setting, encode, in_parts, new_parts
 from m40llm.device.gpu.decode_state import HostRings, new_exchange, new_state
 from m40llm.device.ops import RopeTable
 from m40llm.gguf.blocks import dequantize

@@ -7,7 +7,7 @@ import numpy as np
 
 from m40llm.device.decoder import ModelParts
 from m40llm.device.gpu.card import Card
-from m40llm.device.gpu.decode import Other, Product, angles_on, in_parts
+from m40llm.device.gpu.decode import Other, Product, in_parts
 from m40llm.device.gpu.decode_state import new_exchange
 from m40llm.device.instructions import (
     AddNormed,
@@ -17,6 +17,7 @@ from m40llm.device.instructions import (
     Instruction,
     Project,
 )
+from m40llm.device.ops import RopeTable
 from m40llm.kernels.program import words
 from m40llm.kernels.program.form import Form, QkNorm
 
@@ -108,3 +109,11 @@ class _Binder:
         if id(rope) not in self._tables:
             self._tables[id(rope)] = angles_on(self._card, rope, self._max_seq_len)
         return self._tables[id(rope)]
+
+
+def angles_on(card: Card, rope: RopeTable, max_seq_len: int) -> Buffer:
+    """float32[max_seq_len, rope_dim / 2, 2] in a row: cos and sin of each angle side by side, with
+    room for the last one to be read as the first of two."""
+    cos, sin = (np.asarray(card.read(table[:max_seq_len])) for table in (rope.cos, rope.sin))
+    both = np.stack([cos, sin], -1).astype(np.float32).reshape(-1)
+    return card.upload(np.concatenate([both, np.zeros(2, np.float32)]))

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from m40llm.device.gpu.card import Card
 from m40llm.device.gpu.decode_state import filled
-from m40llm.device.ops import RopeTable
 from m40llm.kernels.attention_common import score_factors, window_keys
 from m40llm.kernels.contract import ceil_div
 from m40llm.kernels.planes import Planes
@@ -50,7 +49,7 @@ def address(buffer: Any) -> int:
 class Product:
     """One matrix product of a program: buffers and planes in place of names.
 
-    angles  that Q and K are turned by, see angles_on
+    angles  that Q and K are turned by, see bind.angles_on
     factor  that results are multiplied by, before the bias is added
     cols    the columns that it takes, where a matrix is shared by several instructions that add
     """
@@ -295,11 +294,3 @@ def new_parts(
     first = _square_words(form.n_seqs, n_blocks)
     even, odd = (filled(card, (first + n_words,), np.uint32) for n_words in most)
     return even, odd
-
-
-def angles_on(card: Card, rope: RopeTable, max_seq_len: int) -> Buffer:
-    """float32[max_seq_len, rope_dim / 2, 2] in a row: cos and sin of each angle side by side, with
-    room for the last one to be read as the first of two."""
-    cos, sin = (np.asarray(card.read(table[:max_seq_len])) for table in (rope.cos, rope.sin))
-    both = np.stack([cos, sin], -1).astype(np.float32).reshape(-1)
-    return card.upload(np.concatenate([both, np.zeros(2, np.float32)]))
