@@ -29,9 +29,10 @@ MODELS: dict[str, dict[str, Any]] = {
     "Q8_0": {"tensor_type": "Q8_0"},
     "qwen2 in F16": {"arch": "qwen2", "tensor_type": "F16"},
     "qwen3": {"arch": "qwen3", "tensor_type": "Q8_0"},
-    "gemma3": {"arch": "gemma3", "tensor_type": "Q8_0"},
-    "olmo2": {"arch": "olmo2", "tensor_type": "F16"},
-    "granite": {"arch": "granite", "tensor_type": "F16", "metadata": GRANITE},
+    # Of the types, and so the kernels, that test_gpu_models.py has.
+    "gemma3": {"arch": "gemma3", "n_layers": 6, "metadata": {"gemma3.attention.sliding_window": 2}},
+    "olmo2": {"arch": "olmo2"},
+    "granite": {"arch": "granite", "metadata": GRANITE},
 }
 NAMES = (
     *("attn_norm", "ffn_norm", "post_attention_norm", "post_ffw_norm"),

@@ -21,7 +21,7 @@ def address(buffer: Any) -> int:
 class Product:
     """One matrix product of a program: buffers and planes in place of names.
 
-    angles  that Q and K are turned by, see angles_on
+    angles  that Q and K are turned by, see bind.angles_on
     factor  that results are multiplied by, before the bias is added
     cols    the columns that it takes, where a matrix is shared by several instructions that add
     """

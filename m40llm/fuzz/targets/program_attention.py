@@ -23,7 +23,6 @@ FORMS = choices(
     [
         (3, 1, 16, 12, "interleaved", "head"),
         (4, 2, 32, 32, "half", "row"),
-        (4, 2, 32, 32, "half", "head"),
         (4, 2, 32, 32, "half", "none"),
     ]
 )

@@ -161,11 +161,9 @@ def _put_value_of(head_dim: int) -> Any:
 
 @cache
 def _take_normed_of(form: Form) -> Any:
-    """take_query of Q and K that are normed and turned here: a head a warp, those of Q, K's, V's.
-    The mean square is that of the head, or of all heads.
-
-    What each lane multiplies by is on its way while it waits for the head. A head times the norm's
-    weights meets in `scratch`; the root of its mean square comes last, as it does in stage.py.
+    """take_query of Q and K that are normed and turned here: a head a warp; those of Q, K's, V's.
+    The mean square is of a head or of all. What a lane multiplies by is on its way while it waits.
+    A head times the norm's weights meets in `scratch`; the root of the mean comes last.
     """
     head_dim, n_heads = form.head_dim, tile_heads(form)
     head_quads, n_quads = head_dim // 4, ceil_div(head_dim // 4, WARP_SIZE)
