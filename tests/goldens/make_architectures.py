@@ -59,6 +59,11 @@ MODELS: dict[str, dict[str, Any]] = {
     "gemma3": {"arch": "gemma3", "n_layers": 7, "head_dim": 24, "metadata": GEMMA3},
     "phi3": {"arch": "phi3", "metadata": {"phi3.attention.sliding_window": 20}},
     "phi3, longrope": {"arch": "phi3", "rope_factors": True, "rope_scaling": LONGROPE},
+    "phi3, longrope in its first context": {
+        "arch": "phi3",
+        "rope_factors": True,
+        "rope_scaling": {"original_context_length": 128},
+    },
     "mixtral": {"arch": "mixtral"},
     "qwen3moe": {"arch": "qwen3moe", "n_experts": 16, "n_experts_used": 4, "n_ff": 64},
     "mixtral in Q3_K": {"arch": "mixtral", "tensor_type": "Q3_K"},
