@@ -91,7 +91,8 @@ def step_bytes(model: Transformer, seq_len: int) -> int:
     total = 0
     for layer in model.weights.layers:
         matrices = (*layer.attn_qkv, *layer.ffn_gate_up, layer.attn_output, layer.ffn_down)
-        norms = (layer.attn_norm, layer.ffn_norm, layer.attn_q_norm, layer.attn_k_norm)
+        norms = [layer.attn_norm, layer.ffn_norm, layer.attn_q_norm, layer.attn_k_norm]
+        norms += [layer.post_attention_norm, layer.post_ffw_norm]
         total += sum(map(_matrix_bytes, matrices))
         total += sum(4 * norm.size for norm in norms if norm is not None)
     total += _matrix_bytes(model.weights.output)

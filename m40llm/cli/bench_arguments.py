@@ -16,7 +16,7 @@ Shape = Annotated[
     str | None,
     typer.Option(
         metavar="135m|1b|8b|qwen3-8b",
-        help="SmolLM2, Llama 3.2 1B or Llama 3.1 8B.  [default: 1b]",
+        help="SmolLM2, Llama 3.2 1B, Llama 3.1 8B or Qwen3 8B.  [default: 1b]",
         show_default=False,
     ),
 ]

@@ -36,7 +36,7 @@ def generate(
     ignore_eos: opt.IgnoreEos = False,
     device: opt.Device = "auto",
     max_seq_len: opt.MaxSeqLen = None,
-    kv_type: opt.KVType = "f16",
+    kv_type: opt.KVType = None,
     cublas: opt.Cublas = None,
     require_sm52: opt.RequireSm52 = False,
     gpu_layers: mem.GpuLayers = None,

@@ -25,7 +25,7 @@ def logits(
     top: Top = 10,
     device: opt.Device = "auto",
     max_seq_len: opt.MaxSeqLen = None,
-    kv_type: opt.KVType = "f16",
+    kv_type: opt.KVType = None,
     cublas: opt.Cublas = None,
     require_sm52: opt.RequireSm52 = False,
     gpu_layers: mem.GpuLayers = None,

@@ -1,5 +1,6 @@
 """The options that say how a model lies in memory (docs/memory.md)."""
 
+import re
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def _check_gpu_layers(value: str | None) -> str | None:
-    if value is not None and value not in ("auto", "all") and not value.isdecimal():
+    if value is not None and not re.fullmatch(r"auto|all|\d{1,6}", value):
         raise typer.BadParameter(f"expected a number of layers, auto or all, got {value!r}")
     return value
 

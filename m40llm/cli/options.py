@@ -34,8 +34,8 @@ def _check_decode(value: str | None) -> str | None:
     return value
 
 
-def _check_kv_type(value: str) -> str:
-    if value not in _KV_TYPES:
+def _check_kv_type(value: str | None) -> str | None:
+    if value is not None and value not in _KV_TYPES:
         raise typer.BadParameter(f"expected {' or '.join(_KV_TYPES)}, got {value!r}")
     return value
 
@@ -66,13 +66,15 @@ MaxSeqLen = Annotated[
     ),
 ]
 KVType = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--kv-type",
         metavar="f16|q8_0",
         help="What keys and values are cached in: f16 (FP32 on cpu), or q8_0, about half as large "
-        "(docs/parity_and_kv_layout.md); tokens are then made as by --decode host.",
+        "(docs/parity_and_kv_layout.md); tokens are then made as by --decode host.  "
+        "[default: f16, or what --fit chooses]",
         callback=_check_kv_type,
+        show_default=False,
     ),
 ]
 Cublas = Annotated[
@@ -254,6 +256,7 @@ FLAGS = {field: f"--{field.replace('_', '-')}" for field in DEFAULTS} | {
     "require_sm52": "--require-sm52",
     "gpu_layers": "--gpu-layers",
     "fit": "--fit",
+    "type": "--type",
 }
 
 

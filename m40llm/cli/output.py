@@ -152,7 +152,7 @@ def loaded(
     model: str,
     device: str,
     max_seq_len: int | None,
-    kv_type: str,
+    kv_type: str | None,
     cublas: bool | None,
     require_sm52: bool,
     decode: str | None = "host",

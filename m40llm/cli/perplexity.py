@@ -77,7 +77,7 @@ def perplexity(
     against: Against = None,
     device: opt.Device = "auto",
     max_seq_len: opt.MaxSeqLen = None,
-    kv_type: opt.KVType = "f16",
+    kv_type: opt.KVType = None,
     cublas: opt.Cublas = None,
     require_sm52: opt.RequireSm52 = False,
     gpu_layers: mem.GpuLayers = None,

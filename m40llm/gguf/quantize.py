@@ -67,6 +67,10 @@ def quantize_file(
     writer = GGUFWriter(None, file.metadata.get_str("general.architecture"))
     writer.split_max_size = part_bytes
     written, new_types = _planned(writer, file, recipe)
+    if len(writer.tensors) == 1:
+        writer.split_max_size = 0  # else it warns that it does not split
+    elif path.suffix != ".gguf":
+        path = path.with_name(f"{path.name}.gguf")  # what follows the last dot gives way to numbers
     written.paths = writer.format_shard_names(path)
     _check_paths(written.paths, file, replace)
     _add_metadata(writer, file, recipe)
@@ -106,6 +110,8 @@ def _check_paths(paths: list[Path], file: GGUFFile, replace: bool) -> None:
             continue
         if any(path.samefile(source) for source in file.paths):
             raise RequestError(f"{path}: expected another file than the one that is read")
+        if path.is_dir():
+            raise RequestError(f"{path}: a directory, expected a file to write")
         if not replace:
             raise RequestError(f"{path} is there already; --force replaces it")
 

@@ -75,6 +75,10 @@ def check_q8_cache(k: tuple[Any, Any], v: tuple[Any, Any], shape: tuple[int | No
     """KernelContractError unless these are quants of this shape, and their blocks' scales."""
     check_array("k_quants", k[0], np.int8, shape)
     whole = tuple(k[0].shape)
+    if whole[-1] % QUANTS_PER_BLOCK:
+        raise KernelContractError(
+            f"k_quants: expected heads of whole blocks of {QUANTS_PER_BLOCK}, got {whole[-1]}"
+        )
     check_array("v_quants", v[0], np.int8, whole)
     for name, scales in (("k_scales", k[1]), ("v_scales", v[1])):
         check_array(name, scales, np.float16, (*whole[:-1], whole[-1] // QUANTS_PER_BLOCK))

@@ -64,7 +64,7 @@ def plan_memory(
     hp: HParams,
     max_seq_len: int | None,
     at_most: int | None = None,
-    kv_type: KVType = "f16",
+    kv_type: KVType | None = None,
     *,
     gpu_layers: GpuLayers = "all",
     fit: bool = False,
@@ -73,16 +73,19 @@ def plan_memory(
 
     max_seq_len  None takes the whole context, or as much as fits: half of it, and so on
     at_most      tokens of it, of a draft model: gpu_layers is not its own
+    kv_type      None: f16, or what fit chooses
     gpu_layers   so many of the last layers on this device, the others on `cpu`; "auto" takes as
                  many as fit beside a useful context
-    fit          fills the device: the longest context that fits, in the first cache type in which
-                 that is a useful one; kv_type is the first to try
+    fit          fills the device: the longest context that fits; without a kv_type in the first
+                 of f16 and q8_0 in which that is a useful one
 
     Raises RequestError for a max_seq_len or a number of layers that the model does not have, or a
     kv_type that cannot hold its heads; DeviceError with the figures where the model does not fit.
     """
-    check_heads(hp, kv_type)
+    check_heads(hp, kv_type or "f16")
     _check(ops, hp, max_seq_len, gpu_layers, fit)
+    if ops.name == "cpu" and gpu_layers == "auto":
+        gpu_layers = "all"  # the others would lie in the same memory
     host = ops if ops.name == "cpu" else open_device("cpu")[0]
     reckoner = Reckoner(ops, host, file, hp)
     choices = Choices(
@@ -99,6 +102,11 @@ def plan_memory(
 def _check(
     ops: Ops, hp: HParams, max_seq_len: int | None, gpu_layers: GpuLayers, fit: bool
 ) -> None:
+    if not isinstance(fit, bool):
+        raise RequestError(f"fit: expected true or false, got {fit!r}")
+    is_int = isinstance(max_seq_len, int | np.integer) and not isinstance(max_seq_len, bool)
+    if max_seq_len is not None and not is_int:
+        raise RequestError(f"max_seq_len: expected a number of tokens, got {max_seq_len!r}")
     if fit and max_seq_len is not None:
         raise RequestError("fit: it chooses the context; expected no max_seq_len beside it")
     if max_seq_len is not None and not 1 <= max_seq_len <= hp.context_length:
@@ -141,10 +149,11 @@ def _counts(hp: HParams, gpu_layers: GpuLayers) -> list[int]:
     return [hp.n_layers if gpu_layers == "all" else gpu_layers]
 
 
-def _kv_types(hp: HParams, kv_type: KVType, *, fit: bool) -> list[KVType]:
-    """`fit` may take one that comes after, if that holds the heads."""
-    others = KV_TYPES[KV_TYPES.index(kv_type) + 1 :] if fit else ()
-    return [kv_type, *(other for other in others if can_hold(hp, other))]
+def _kv_types(hp: HParams, kv_type: KVType | None, *, fit: bool) -> list[KVType]:
+    """`fit` may take any that holds the heads, where none is asked for."""
+    if kv_type is not None:
+        return [kv_type]
+    return [known for known in KV_TYPES if can_hold(hp, known)] if fit else ["f16"]
 
 
 def can_hold(hp: HParams, kv_type: KVType) -> bool:

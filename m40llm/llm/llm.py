@@ -5,6 +5,7 @@ from pathlib import Path
 
 from m40llm import hub
 from m40llm.device import open_device
+from m40llm.device.decoder import FORMS
 from m40llm.engine.decode_step import DecodeChoice, DecodeForm, checked_choice
 from m40llm.engine.engine import Engine
 from m40llm.llm.adapters import Adapters
@@ -63,7 +64,7 @@ class LLM(Answers):
         decode: DecodeChoice | str | None = None,
         speculate: str | Path | None = None,
         speculate_tokens: int | None = None,
-        kv_type: KVType | str = "f16",
+        kv_type: KVType | str | None = None,
         gpu_layers: GpuLayers | None = None,
         fit: bool = False,
     ) -> "LLM":
@@ -88,19 +89,22 @@ class LLM(Answers):
                        are distributed as without it (docs/speculative.md)
         speculate_tokens  how many at a time, 1 to 64 (None: 15 of "ngram", 4 of a model)
         kv_type        the KV cache's: "f16" (cpu: FP32) or "q8_0", about half as large, which
-                       decodes in the host's loop (docs/parity_and_kv_layout.md)
+                       decodes in the host's loop (docs/parity_and_kv_layout.md); None: "f16", or
+                       what `fit` chooses
         gpu_layers     so many of the model's last layers, and the output, on the device, the others
                        on `cpu` (docs/memory.md); "auto": as many as fit in its memory; None is
                        "all". In the host's loop, unless all are there
         fit            fill the device's memory: the longest context that fits, where otherwise it
-                       is halved until it does; in q8_0 where none of use does in kv_type
+                       is halved until it does; in q8_0 where none of use does in f16
 
         Raises ModelFileError (the file is broken), UnsupportedModelError (sound, but not run
         here), DeviceError (no such device, or it does not fit), PullError, RequestError.
         """
         begin = time.perf_counter()
         choice = None if decode is None else checked_choice(decode)
-        cache = checked_kv_type(kv_type)
+        cache = None if kv_type is None else checked_kv_type(kv_type)
+        if cache is None and choice in FORMS:
+            cache = "f16"  # which these need, whatever `fit` would rather have
         n_layers = checked_gpu_layers(gpu_layers)
         path = hub.resolve(checked_name(path_or_alias), progress=progress)
         with (

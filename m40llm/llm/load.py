@@ -51,7 +51,7 @@ def on_device(
     progress: Progress | None,
     *,
     at_most: int | None = None,
-    kv_type: KVType = "f16",
+    kv_type: KVType | None = None,
     gpu_layers: GpuLayers = "all",
     fit: bool = False,
 ) -> tuple[Engine, Plan]:

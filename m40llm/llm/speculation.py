@@ -36,7 +36,7 @@ class Speculation:
         try:
             draft, _ = on_device(self._draft, ops, None, progress, at_most=at_most)
         except DeviceError as error:
-            too = "max_seq_len and gpu_layers are the model's, too"
+            too = "leave room for it: a smaller max_seq_len (in place of fit) or fewer gpu_layers"
             raise DeviceError(f"speculate: beside the model, {error}; {too}") from None
         return DraftModel(draft, N_TOKENS if self._n_tokens is None else self._n_tokens)
 

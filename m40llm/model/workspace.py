@@ -2,12 +2,14 @@
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from typing import Final
 
 import numpy as np
 
 from m40llm.device.ops import Buffer, Ops
 from m40llm.model.hparams import HParams
+
+_CUTS_KEPT: Final = 8
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,15 @@ class Workspace:
         self.logit_rows = ops.empty((max_logits,), "int32")
         self.x_last = ops.empty((max_logits, hp.n_embd))  # the rows whose logits are wanted
         self.logits = ops.empty((max_logits, hp.vocab_size))
-        self.rows = lru_cache(maxsize=8)(self._rows)  # decode asks for the same few every step
+        self._cut: dict[int, Rows] = {}
+
+    def rows(self, n_tokens: int) -> Rows:
+        """The first so many rows of all buffers; decode asks for the same few every step."""
+        if n_tokens not in self._cut:
+            if len(self._cut) == _CUTS_KEPT:
+                self._cut.clear()
+            self._cut[n_tokens] = self._rows(n_tokens)
+        return self._cut[n_tokens]
 
     def _rows(self, n_tokens: int) -> Rows:
         hp = self._hp

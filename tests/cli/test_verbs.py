@@ -123,7 +123,7 @@ def test_who_makes_the_tokens(run: Run, fake_llm: Any, tiny_model: str) -> None:
 def test_kv_type(run: Run, fake_llm: Any, tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every verb that loads a model has it; what it is compared with keeps its own cache in f16."""
     assert options._KV_TYPES == KV_TYPES
-    asked: list[str] = []
+    asked: list[str | None] = []
     load = classmethod(lambda cls, model, **options: asked.append(options["kv_type"]) or cls(model))
     monkeypatch.setattr(fake_llm, "load", load)
     for verb in ("generate", "chat", "logits", "embed", "perplexity"):
@@ -132,7 +132,7 @@ def test_kv_type(run: Run, fake_llm: Any, tiny_model: str, monkeypatch: pytest.M
         for given in ([], ["--kv-type", "q8_0"]):
             result = run(verb, tiny_model, *text, *given, input="")
             assert result.exit_code == 0, result.output
-        assert asked == ["f16", "q8_0"]
+        assert asked == [None, "q8_0"]
     asked.clear()
     run("perplexity", tiny_model, "-p", "hello there", "--kv-type", "q8_0", "--against", tiny_model)
     assert asked == ["q8_0", "f16"]

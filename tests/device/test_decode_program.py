@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from m40llm import LLM
 from m40llm.device.decoder import SlotRequest
+from m40llm.device.emulator import Emulator
 from m40llm.device.instructions import AddNormed, Attend, Choose, Embed, Project, writers
+from m40llm.engine.decode_step import decode
 from m40llm.errors import KernelContractError
 from m40llm.gguf import open_gguf
 from m40llm.gguf.blocks import dequantize
@@ -199,3 +201,27 @@ def test_who_wrote_what(model: tuple[LLM, Path]) -> None:
     message = f"instruction {adds + 1}: x was written by 0, not {adds}"
     with pytest.raises(KernelContractError, match=message):
         steps.run(adds + 1)
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+    """Norms after blocks and before them, of rows that several warps share."""
+    path = tmp_path_factory.mktemp("models") / "wide.gguf"
+    write_tiny_gguf(path, "gemma3", head_dim=64, n_layers=2, n_embd=512, context_length=16)
+    with LLM.load(path, device="emulator", decode="persistent") as llm:
+        yield llm
+
+
+def answers_of(llm: LLM) -> list[tuple[int, float]]:
+    decoder = llm.transformer.decoder
+    assert not isinstance(decoder, str), decoder
+    found = decode(decoder, "persistent", SlotRequest(token_id=5, pos=0, count=4))
+    return [(answer.token_id, answer.logprob) for answer in found]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_order_of_threads(wide: LLM, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """A norm after a block and the product behind it have their sums of squares in one place."""
+    expected = answers_of(wide)
+    monkeypatch.setattr(wide.transformer.ops.card, "emulator", Emulator(order="random", seed=seed))
+    assert answers_of(wide) == expected

@@ -193,6 +193,25 @@ def test_parts_hold_the_same_and_become_one_file_again(tmp_path: Path) -> None:
     assert told[0] == told[1]
 
 
+def test_parts_of_a_name_with_dots(tmp_path: Path) -> None:
+    whole = write_tiny_gguf(tmp_path / "whole.gguf", **WIDE)
+    with open_gguf(whole) as file:
+        n_parts = len(file.tensors)
+        written = quantize_file(file, tmp_path / "m-3.1", recipe_of("COPY"), part_bytes=1)
+    assert written.paths[0].name == f"m-3.1-00001-of-{n_parts:05}.gguf"
+
+
+def test_a_folder_in_the_way_is_found_before_anything_is_written(tmp_path: Path) -> None:
+    whole = write_tiny_gguf(tmp_path / "whole.gguf", **WIDE)
+    with open_gguf(whole) as file:
+        second = tmp_path / f"m-00002-of-{len(file.tensors):05}.gguf"
+        second.mkdir()
+        for path, part_bytes in ((tmp_path / "m.gguf", 1), (second, 0)):
+            with pytest.raises(RequestError, match="a directory, expected a file to write"):
+                quantize_file(file, path, recipe_of("COPY"), part_bytes=part_bytes)
+    assert names_in(tmp_path) == [second.name, "whole.gguf"]
+
+
 def test_an_alignment_that_only_the_first_part_could_tell_is_not_kept(tmp_path: Path) -> None:
     fields = [
         field("general.architecture", GGUFValueType.STRING, "llama"),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from m40llm import reference
 from m40llm.errors import KernelContractError
 from m40llm.fuzz.contents import blocks_of_any_size
+from m40llm.kernels.attention_common import check_q8_cache
 from m40llm.kernels.rope_append_q8 import rope_append_q8
 
 Array = np.ndarray
@@ -140,3 +141,6 @@ def test_contract(launcher: Any) -> None:
     case.quants = case.quants.astype(np.int16)
     with pytest.raises(KernelContractError, match=r"k_quants: expected int8\["):
         case.run(launcher, launcher, "half")
+    cache = np.zeros((1, 1, 4, 80), np.int8), np.zeros((1, 1, 4, 2), np.float16)
+    with pytest.raises(KernelContractError, match="heads of whole blocks of 32, got 80"):
+        check_q8_cache(cache, cache, (None, 1, None, 80))

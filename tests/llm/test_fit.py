@@ -148,10 +148,25 @@ def test_fit_takes_q8_0_where_f16_leaves_no_useful_context(
         made = plan(card, path, fit=True)
         assert made.kv_type == ("f16" if longest["f16"] >= 8192 else "q8_0")
         assert made.max_seq_len == longest[made.kv_type]
-        assert plan(card, path, fit=True, kv_type="q8_0").max_seq_len == longest["q8_0"]
+        for kv_type, length in longest.items():  # which is kept where it is asked for
+            asked = plan(card, path, fit=True, kv_type=kv_type)
+            assert (asked.kv_type, asked.max_seq_len) == (kv_type, length)
         found[made.kv_type] = made.chosen
     assert set(found) == {"f16", "q8_0"}
     assert "tokens in q8_0, workspace" in found["q8_0"]
+
+
+def test_a_form_of_the_device_keeps_f16(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Between what a cache in q8_0 takes and what one in f16 does, `fit` would take q8_0."""
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", head_dim=64, context_length=4096)
+    with LLM.load(path, device="emulator") as llm:
+        free = llm.plan.total
+    monkeypatch.setattr(GpuOps, "free_bytes", lambda self: free)
+    with LLM.load(path, device="emulator", fit=True) as llm:
+        assert (llm.plan.kv_type, llm.decode_form) == ("q8_0", "host")
+    with LLM.load(path, device="emulator", fit=True, decode="eager") as llm:
+        assert (llm.plan.kv_type, llm.decode_form) == ("f16", "eager")
+        assert llm.max_seq_len < 4096
 
 
 def test_q8_0_is_not_for_one_layer_more(card: GpuOps, files: dict[str, Path]) -> None:

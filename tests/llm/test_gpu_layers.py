@@ -219,6 +219,16 @@ def test_nothing_to_split_on_the_cpu(path: Path) -> None:
             assert llm.plan.placement == "3 of 3 layers on cpu"
 
 
+def test_auto_on_the_cpu_does_not_count_its_memory_twice(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LLM.load(path, device="cpu", max_seq_len=64) as llm:
+        total = llm.plan.total
+    limited(monkeypatch, gpu=0, cpu=total - 1)
+    with pytest.raises(DeviceError, match="the model needs"):
+        LLM.load(path, device="cpu", max_seq_len=64, gpu_layers="auto")
+
+
 def limited(patch: pytest.MonkeyPatch, gpu: int, cpu: int = 1 << 40) -> None:
     patch.setattr(GpuOps, "free_bytes", lambda self: gpu)
     patch.setattr(CpuOps, "free_bytes", lambda self: cpu)
@@ -263,4 +273,4 @@ def test_a_draft_model_that_has_no_room(path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(DeviceError, match="speculate: beside the model, the model needs") as error:
         LLM.load(path, device="emulator", gpu_layers=2, speculate=path)
     assert "--gpu-layers" not in str(error.value)  # they are the model's
-    assert str(error.value).endswith("max_seq_len and gpu_layers are the model's, too")
+    assert str(error.value).endswith("a smaller max_seq_len (in place of fit) or fewer gpu_layers")

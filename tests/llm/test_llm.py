@@ -2,6 +2,7 @@
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -137,6 +138,14 @@ def test_a_model_that_cannot_fit_is_refused_with_the_figures(
     monkeypatch.setattr("m40llm.device.cpu.ops.CpuOps.free_bytes", lambda self: 100_000)
     with pytest.raises(DeviceError, match=r"needs .* \(weights .* cache .*\); .* 0\.1 MB free"):
         LLM.load(path)
+
+
+@pytest.mark.parametrize("bad", ["5", 100.5, True])
+def test_max_seq_len_of_another_kind(path: Path, bad: Any) -> None:
+    with pytest.raises(RequestError, match="max_seq_len: expected a number of tokens, got"):
+        LLM.load(path, max_seq_len=bad)
+    with pytest.raises(RequestError, match="fit: expected true or false, got"):
+        LLM.load(path, fit="no")  # type: ignore[arg-type]
 
 
 def test_without_max_seq_len_the_context_shrinks_to_what_fits(

@@ -85,7 +85,7 @@ class Setting:
 
     table   uint8[vocab_size, row_bytes]: the embedding, the file's own bytes, of form.table_type
     scale   of attention's scores
-    parts   two buffers, see new_parts; None if the products of this form are not sliced
+    parts   buffers, see new_parts; None if the products of this form are not sliced
     """
 
     form: Form
@@ -94,4 +94,4 @@ class Setting:
     eps: float
     scale: float
     max_seq_len: int
-    parts: tuple[Buffer, Buffer] | None = None
+    parts: tuple[Buffer, ...] | None = None

@@ -51,7 +51,8 @@ def encode(instructions: Sequence[Product | Other], setting: Setting) -> NDArray
             if setting.parts is None:
                 encode_shares(row, instruction, setting)
             else:
-                encode_slices(row, instruction, setting, setting.parts[n_products % 2])
+                parts = setting.parts[n_products % len(setting.parts)]
+                encode_slices(row, instruction, setting, parts)
             n_products += 1
         else:
             _encode_other(row, instruction)

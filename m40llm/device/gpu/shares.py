@@ -1,6 +1,7 @@
 """Who does what of a product of a decode program: blocks, panels, stages, spans, slices."""
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,8 @@ from m40llm.kernels.program.form import (
     span_cols,
     stage_cols,
 )
+
+_TURNS: Final = 4  # buffers of parts
 
 
 def encode_shares(row: NDArray[np.int64], product: Product, setting: Setting) -> None:
@@ -74,17 +77,20 @@ def _square_words(n_seqs: int, n_blocks: int) -> int:
 
 def new_parts(
     card: Card, instructions: Sequence[Product | Other], form: Form, n_blocks: int
-) -> tuple[Buffer, Buffer] | None:
-    """What sliced products hand each other their parts in, by turns: squares, then parts."""
+) -> tuple[Buffer, ...] | None:
+    """What sliced products hand each other their parts in, by turns: squares, then parts.
+
+    A block that merges parts of a product may be behind one that multiplies for the third after
+    it, where Q, K and V are several products; the one after that waits for all.
+    """
     if not is_sliced(form.n_seqs):
         return None
-    most = [0, 0]
+    most = [0] * _TURNS
     for i, product in enumerate(one for one in instructions if isinstance(one, Product)):
         w = product.w
         rows = group_rows(w.type, form.n_seqs)
         n_parts = slices_of(w.type, w.n_cols, form.n_seqs, n_blocks).n_parts
         n_words = n_parts * ceil_div(w.n_rows, rows) * rows * form.n_seqs * 2
-        most[i % 2] = max(most[i % 2], n_words)
+        most[i % _TURNS] = max(most[i % _TURNS], n_words)
     first = _square_words(form.n_seqs, n_blocks)
-    even, odd = (filled(card, (first + n_words,), np.uint32) for n_words in most)
-    return even, odd
+    return tuple(filled(card, (first + n_words,), np.uint32) for n_words in most)

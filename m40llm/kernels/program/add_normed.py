@@ -71,5 +71,6 @@ def add_normed_of(form: Form) -> Any:
                 if has_factors:
                     scale *= uint_as_float(uint32(word_of(w, words.FACTOR)))
                 give2(out, at, old_0 + scale * (n0 * x0), old_1 + scale * (n1 * x1), epoch)
+            cuda.syncthreads()  # `squares` have been read: the next product's norm writes its own
 
     return add_normed
