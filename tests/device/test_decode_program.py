@@ -1,6 +1,7 @@
 """The decode program of a model: the list itself, and each of its instructions against NumPy."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ from numpy.typing import NDArray
 
 from m40llm import LLM
 from m40llm.device.decoder import SlotRequest
-from m40llm.device.emulator import Emulator
 from m40llm.device.instructions import AddNormed, Attend, Choose, Embed, Project, writers
 from m40llm.engine.decode_step import decode
 from m40llm.errors import KernelContractError
@@ -207,7 +207,7 @@ def test_who_wrote_what(model: tuple[LLM, Path]) -> None:
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
     """Norms after blocks and before them, of rows that several warps share."""
     path = tmp_path_factory.mktemp("models") / "wide.gguf"
-    write_tiny_gguf(path, "gemma3", head_dim=64, n_layers=2, n_embd=512, context_length=16)
+    write_tiny_gguf(path, arch="gemma3", head_dim=64, n_layers=2, n_embd=512, context_length=16)
     with LLM.load(path, device="emulator", decode="persistent") as llm:
         yield llm
 
@@ -223,5 +223,6 @@ def answers_of(llm: LLM) -> list[tuple[int, float]]:
 def test_any_order_of_threads(wide: LLM, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     """A norm after a block and the product behind it have their sums of squares in one place."""
     expected = answers_of(wide)
-    monkeypatch.setattr(wide.transformer.ops.card, "emulator", Emulator(order="random", seed=seed))
+    emulator = wide.transformer.ops.card.emulator
+    monkeypatch.setattr(emulator, "settings", replace(emulator.settings, order="random", seed=seed))
     assert answers_of(wide) == expected
