@@ -59,7 +59,7 @@ BUGS = {
         "row = (int64(seq[token]) * k_cache.shape[1] + kv_head) * k_cache.shape[2]",
         "row = (int64(seq[token]) * k_cache.shape[1] + cuda.blockIdx.y) * k_cache.shape[2]",
     ),
-    "lost residual": Bug("gemv", "gemv", "gemv", "result += out[token, row]", "pass"),
+    "lost residual": Bug("gemv", "gemv", "warp_rows", "result += out[token, row]", "pass"),
     # Splits are added in an order that depends on which block comes last: right within any bound.
     "non-associative race": Bug(
         "attention_decode",
