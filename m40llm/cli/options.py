@@ -256,7 +256,6 @@ FLAGS = {field: f"--{field.replace('_', '-')}" for field in DEFAULTS} | {
     "require_sm52": "--require-sm52",
     "gpu_layers": "--gpu-layers",
     "fit": "--fit",
-    "type": "--type",
 }
 
 
