@@ -134,8 +134,8 @@ def _cards(file: "GGUFFile", hp: "HParams") -> list[dict[str, Any]]:
     found = []
     for card in on_cards(file, hp):
         best = card.best
-        there = [share for share in best.shares if share.device == card.card] if best else []
-        plan = best and {
+        there = [share for share in best.shares if share.device == card.card]
+        plan = {
             "gpu_layers": sum(len(share.part.layers) for share in there),
             "max_seq_len": best.max_seq_len,
             "kv_type": best.kv_type,
@@ -215,15 +215,13 @@ def _cards_table(cards: list[dict[str, Any]], n_layers: int) -> str:
     rows: list[tuple[str, ...]] = [(*head, *(f"all layers, {name}: context" for name in types))]
     for card in cards:
         plan, longest = card["plan"], card["max_seq_len"]
-        cells = ["-"] * 5
-        if plan:
-            cells = [
-                f"{plan['gpu_layers']} of {n_layers}",
-                human_bytes(plan["weights_bytes"]),
-                f"{plan['max_seq_len']:,}",
-                f"{human_bytes(plan['kv_bytes'])} {plan['kv_type']}",
-                human_bytes(plan["workspace_bytes"]),
-            ]
+        cells = [
+            f"{plan['gpu_layers']} of {n_layers}",
+            human_bytes(plan["weights_bytes"]),
+            f"{plan['max_seq_len']:,}",
+            f"{human_bytes(plan['kv_bytes'])} {plan['kv_type']}",
+            human_bytes(plan["workspace_bytes"]),
+        ]
         limits = (f"{longest[name]:,}" if longest[name] else "-" for name in types)
         rows.append((card["card"], human_bytes(card["free_bytes"]), *cells, *limits))
     return table(rows)

@@ -108,9 +108,9 @@ class Recipe:
         found = {}
         for name, info in tensors.items():
             wanted = info.type
-            if self.base is not None and is_matrix(info):
+            if self.base is not None and _is_matrix(info):
                 wanted = self._wanted(name, tensors.keys(), n_layers, n_experts)
-            found[name] = fitting(info, wanted), wanted
+            found[name] = _fitting(info, wanted), wanted
         return found
 
     def _wanted(self, name: str, names: Collection[str], n_layers: int, n_experts: int) -> GGMLType:
@@ -145,12 +145,12 @@ def _in_layer(mixture: Mixture, layer: int, role: str, n_layers: int, n_experts:
     return mixture.base
 
 
-def is_matrix(info: TensorInfo) -> bool:
+def _is_matrix(info: TensorInfo) -> bool:
     """Whether a recipe changes it."""
     return len(info.shape) >= 2 and not info.name.endswith(_UNTOUCHED)
 
 
-def fitting(info: TensorInfo, wanted: GGMLType) -> GGMLType:
+def _fitting(info: TensorInfo, wanted: GGMLType) -> GGMLType:
     """`wanted`, or what comes in its place where the rows are no whole number of its blocks."""
     if _holds(wanted, info):
         return wanted

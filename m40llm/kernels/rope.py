@@ -115,7 +115,7 @@ def rope(x: Any, pos: Any, cos: Any, sin: Any, layout: str, *, stream: Launcher)
     """Turn x [n_tokens, n_heads, head_dim] to positions pos[t], in place."""
     check_array("x", x, np.float32, (None, None, None))
     check_array("pos", pos, np.int32, (x.shape[0],))
-    check_table(cos, sin, layout, x.shape[2])
+    _check_table(cos, sin, layout, x.shape[2])
     launch_heads(_compile(layout), x.shape[0], x.shape[1], stream, x, pos, cos, sin)
 
 
@@ -134,21 +134,30 @@ def rope_append(
     stream: Launcher,
 ) -> None:
     """Turn q in place; turn k and append it and v to one layer's cache at (seq[t], pos[t])."""
+    n_tokens, n_heads, cache_shape = check_rows(q, k, v, seq, pos, cos, sin, layout)
+    check_array("k_cache", k_cache, np.float16, cache_shape)
+    check_array("v_cache", v_cache, np.float16, k_cache.shape)
+    args = (q, k, v, k_cache, v_cache, seq, pos, cos, sin)
+    launch_heads(_compile_append(layout), n_tokens, n_heads, stream, *args)
+
+
+def check_rows(
+    q: Any, k: Any, v: Any, seq: Any, pos: Any, cos: Any, sin: Any, layout: str
+) -> tuple[int, int, tuple[int | None, ...]]:
+    """(tokens, heads of q, k and v together, shape of a cache for them); KernelContractError for
+    what is no rows to be turned and appended."""
     check_array("q", q, np.float32, (None, None, None))
     n_tokens, n_heads, head_dim = q.shape
     check_array("k", k, np.float32, (n_tokens, None, head_dim))
     n_kv_heads = k.shape[1]
     check_array("v", v, np.float32, k.shape)
-    check_array("k_cache", k_cache, np.float16, (None, n_kv_heads, None, head_dim))
-    check_array("v_cache", v_cache, np.float16, k_cache.shape)
     check_array("seq", seq, np.int32, (n_tokens,))
     check_array("pos", pos, np.int32, (n_tokens,))
-    check_table(cos, sin, layout, head_dim)
-    args = (q, k, v, k_cache, v_cache, seq, pos, cos, sin)
-    launch_heads(_compile_append(layout), n_tokens, n_heads + 2 * n_kv_heads, stream, *args)
+    _check_table(cos, sin, layout, head_dim)
+    return n_tokens, n_heads + 2 * n_kv_heads, (None, n_kv_heads, None, head_dim)
 
 
-def check_table(cos: Any, sin: Any, layout: str, head_dim: int) -> None:
+def _check_table(cos: Any, sin: Any, layout: str, head_dim: int) -> None:
     """KernelContractError unless these are a table for heads of this size."""
     check_array("cos", cos, np.float32, (None, None))
     check_array("sin", sin, np.float32, cos.shape)

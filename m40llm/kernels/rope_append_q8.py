@@ -29,12 +29,12 @@ from numba.cuda.types import float16
 
 from m40llm.kernels.attention_common import QUANTS_PER_BLOCK, check_q8_cache
 from m40llm.kernels.bits import LARGEST_HALF
-from m40llm.kernels.contract import Kernel, Launcher, check_array
+from m40llm.kernels.contract import Kernel, Launcher
 from m40llm.kernels.reduce import FULL_MASK, WARP_SIZE, warp_max
 from m40llm.kernels.rope import (
     HEADS_PER_BLOCK,
     MAX_REGISTERS,
-    check_table,
+    check_rows,
     launch_heads,
     rotate_of,
     turned,
@@ -134,14 +134,7 @@ def rope_append_q8(
     stream: Launcher,
 ) -> None:
     """Turn q in place; turn k and append it and v to one layer's cache at (seq[t], pos[t])."""
-    check_array("q", q, np.float32, (None, None, None))
-    n_tokens, n_heads, head_dim = q.shape
-    check_array("k", k, np.float32, (n_tokens, None, head_dim))
-    n_kv_heads = k.shape[1]
-    check_array("v", v, np.float32, k.shape)
-    check_q8_cache((k_quants, k_scales), (v_quants, v_scales), (None, n_kv_heads, None, head_dim))
-    check_array("seq", seq, np.int32, (n_tokens,))
-    check_array("pos", pos, np.int32, (n_tokens,))
-    check_table(cos, sin, layout, head_dim)
+    n_tokens, n_heads, cache_shape = check_rows(q, k, v, seq, pos, cos, sin, layout)
+    check_q8_cache((k_quants, k_scales), (v_quants, v_scales), cache_shape)
     args = (q, k, v, k_quants, k_scales, v_quants, v_scales, seq, pos, cos, sin)
-    launch_heads(_compile(layout), n_tokens, n_heads + 2 * n_kv_heads, stream, *args)
+    launch_heads(_compile(layout), n_tokens, n_heads, stream, *args)

@@ -1,7 +1,7 @@
 """How a model would lie on a Tesla M40, for whoever has none at hand: plans of a card imagined."""
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from gguf import GGMLQuantizationType as GGMLType
@@ -9,7 +9,7 @@ from gguf import GGMLQuantizationType as GGMLType
 from m40llm.device.cpu.ops import CpuOps
 from m40llm.device.gpu import held
 from m40llm.gguf import GGUFFile
-from m40llm.llm.fit import SPARE, Choices, can_hold, contexts_of, fitting, longest
+from m40llm.llm.fit import choices_of, fitting, longest
 from m40llm.llm.plan import Plan, Reckoner
 from m40llm.model.hparams import HParams
 from m40llm.model.kv_cache import KV_TYPES
@@ -22,13 +22,13 @@ M40S: Final = {f"M40 {size} GB": ((size << 30) * 15 // 16) - (256 << 20) for siz
 class CardPlan:
     """What fits on a card.
 
-    best      what `--fit --gpu-layers auto` picks; None where not even the CPU's part fits
+    best      what `--fit --gpu-layers auto` picks; there is always one, if on the CPU alone
     contexts  by cache type: the longest context with all layers there, None where none is
     """
 
     card: str
     free: int
-    best: Plan | None
+    best: Plan
     contexts: dict[str, int | None]
 
 
@@ -64,11 +64,11 @@ def on_cards(file: GGUFFile, hp: HParams, cards: dict[str, int] | None = None) -
 
 def _on_card(file: GGUFFile, hp: HParams, card: _Card) -> CardPlan:
     reckoner = Reckoner(card, _Host(), file, hp)
-    types = [name for name in KV_TYPES if can_hold(hp, name)]
-    counts = range(hp.n_layers, -1, -1)
-    choices = Choices(contexts_of(hp, fit=True), counts, types, SPARE)
-    contexts: dict[str, Any] = dict.fromkeys(KV_TYPES)
-    for kv_type in types:
+    choices = choices_of(hp, gpu_layers="auto", fit=True)
+    contexts: dict[str, int | None] = dict.fromkeys(KV_TYPES)
+    for kv_type in choices.kv_types:
         if plan := longest(reckoner, choices, hp.n_layers, kv_type):
             contexts[kv_type] = plan.max_seq_len
-    return CardPlan(card.name, card.free_bytes(), fitting(reckoner, choices), contexts)
+    best = fitting(reckoner, choices)
+    assert best is not None, "a host that holds all of it"
+    return CardPlan(card.name, card.free_bytes(), best, contexts)

@@ -88,12 +88,7 @@ def plan_memory(
         gpu_layers = "all"  # the others would lie in the same memory
     host = ops if ops.name == "cpu" else open_device("cpu")[0]
     reckoner = Reckoner(ops, host, file, hp)
-    choices = Choices(
-        contexts_of(hp, max_seq_len, at_most, fit=fit),
-        _counts(hp, gpu_layers),
-        _kv_types(hp, kv_type, fit=fit),
-        SPARE if fit or gpu_layers == "auto" else 0,
-    )
+    choices = choices_of(hp, max_seq_len, at_most, kv_type, gpu_layers=gpu_layers, fit=fit)
     if plan := fitting(reckoner, choices):
         return plan
     raise DeviceError(_refusal(reckoner, choices, may_split=at_most is None))
@@ -128,9 +123,25 @@ def _check(
         )
 
 
-def contexts_of(
-    hp: HParams, max_seq_len: int | None = None, at_most: int | None = None, *, fit: bool
-) -> list[int]:
+def choices_of(
+    hp: HParams,
+    max_seq_len: int | None = None,
+    at_most: int | None = None,
+    kv_type: KVType | None = None,
+    *,
+    gpu_layers: GpuLayers,
+    fit: bool,
+) -> Choices:
+    """What may be chosen from, where so much is asked for; see plan_memory."""
+    return Choices(
+        _contexts(hp, max_seq_len, at_most, fit=fit),
+        _counts(hp, gpu_layers),
+        _kv_types(hp, kv_type, fit=fit),
+        SPARE if fit or gpu_layers == "auto" else 0,
+    )
+
+
+def _contexts(hp: HParams, max_seq_len: int | None, at_most: int | None, *, fit: bool) -> list[int]:
     """Lengths to try, the longest first."""
     if max_seq_len is not None:
         return [max_seq_len]
@@ -153,10 +164,10 @@ def _kv_types(hp: HParams, kv_type: KVType | None, *, fit: bool) -> list[KVType]
     """`fit` may take any that holds the heads, where none is asked for."""
     if kv_type is not None:
         return [kv_type]
-    return [known for known in KV_TYPES if can_hold(hp, known)] if fit else ["f16"]
+    return [known for known in KV_TYPES if _can_hold(hp, known)] if fit else ["f16"]
 
 
-def can_hold(hp: HParams, kv_type: KVType) -> bool:
+def _can_hold(hp: HParams, kv_type: KVType) -> bool:
     """Whether a cache of this type holds the model's heads."""
     try:
         check_heads(hp, kv_type)

@@ -14,45 +14,34 @@ _INPUTS_Q8 = (F32_3, I8_4, F16_4, I8_4, F16_4, *_REST)
 _TILES = [(1, False), (2, True), (3, False), (4, False), (4, True)]
 _BLOCKS_OF_32 = [head_dim for head_dim in HEAD_DIMS if head_dim % QUANTS_PER_BLOCK == 0]
 
-SIGNATURES = (
-    [
-        Signature(
-            attention_decode._compile(head_dim, n_heads, has_softcap),
-            (*_INPUTS, F32_4, I32_2, F32_3),
-            attention_merge.N_THREADS,
-            f"{head_dim}-{n_heads}-{'cap' if has_softcap else 'plain'}",
-        )
-        for head_dim in TINY_HEAD_DIMS + HEAD_DIMS
-        for n_heads, has_softcap in _TILES
-    ]
-    + [
-        Signature(
-            attention_prefill._compile(head_dim, has_softcap),
-            (*_INPUTS, I32, F32_3),
-            attention_tiles.N_THREADS,
-            f"{head_dim}-{'cap' if has_softcap else 'plain'}",
-        )
-        for head_dim in HEAD_DIMS
-        for has_softcap in (False, True)
-    ]
-    + [
-        Signature(
-            attention_decode._compile_q8(head_dim, n_heads, has_softcap),
-            (*_INPUTS_Q8, F32_4, I32_2, F32_3),
-            attention_merge.N_THREADS,
-            f"{head_dim}-{n_heads}-{'cap' if has_softcap else 'plain'}",
-        )
-        for head_dim in _BLOCKS_OF_32
-        for n_heads, has_softcap in _TILES
-    ]
-    + [
-        Signature(
-            attention_prefill._compile_q8(head_dim, has_softcap),
-            (*_INPUTS_Q8, I32, F32_3),
-            attention_tiles.N_THREADS,
-            f"{head_dim}-{'cap' if has_softcap else 'plain'}",
-        )
-        for head_dim in _BLOCKS_OF_32
-        for has_softcap in (False, True)
-    ]
+# How a kernel is compiled, what caches it takes, and for which head_dims.
+_DECODE = (
+    (attention_decode._compile, _INPUTS, TINY_HEAD_DIMS + HEAD_DIMS),
+    (attention_decode._compile_q8, _INPUTS_Q8, _BLOCKS_OF_32),
 )
+_PREFILL = (
+    (attention_prefill._compile, _INPUTS, HEAD_DIMS),
+    (attention_prefill._compile_q8, _INPUTS_Q8, _BLOCKS_OF_32),
+)
+
+SIGNATURES = [
+    Signature(
+        compile_(head_dim, n_heads, has_softcap),
+        (*inputs, F32_4, I32_2, F32_3),
+        attention_merge.N_THREADS,
+        f"{head_dim}-{n_heads}-{'cap' if has_softcap else 'plain'}",
+    )
+    for compile_, inputs, head_dims in _DECODE
+    for head_dim in head_dims
+    for n_heads, has_softcap in _TILES
+] + [
+    Signature(
+        compile_(head_dim, has_softcap),
+        (*inputs, I32, F32_3),
+        attention_tiles.N_THREADS,
+        f"{head_dim}-{'cap' if has_softcap else 'plain'}",
+    )
+    for compile_, inputs, head_dims in _PREFILL
+    for head_dim in head_dims
+    for has_softcap in (False, True)
+]

@@ -23,6 +23,13 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
 
 
+@njit(**FAST)
+def score_of(dot, scale, softcap):
+    """Of a product of a query and a key."""
+    score = dot * scale
+    return softcap * np.tanh(score / softcap) if softcap else score
+
+
 @njit(parallel=True, cache=True, **FAST)
 def _attend_rows(q, k, v, seq, pos, scale, window, softcap, out):
     """Every (token, head) by itself: for few tokens, where reading the cache is the work."""
@@ -38,10 +45,7 @@ def _attend_rows(q, k, v, seq, pos, scale, window, softcap, out):
             score = np.float32(0)
             for d in range(q.shape[2]):
                 score += q[t, head, d] * k[s, kv_head, p, d]
-            score *= scale
-            if softcap:
-                score = softcap * np.tanh(score / softcap)
-            weight[p - first] = score
+            weight[p - first] = score_of(score, scale, softcap)
             highest = max(highest, weight[p - first])
         total = np.float32(0)
         out[t, head, :] = np.float32(0)
@@ -69,7 +73,7 @@ def softmax_panel(scores, n_keys, first_key, pos, scale, window, softcap):
             factor = np.float32(1)
             for key in range(low, last + 1):
                 at = key * LANES + lane
-                scores[at] = softcap * np.tanh(scores[at] * scale / softcap)
+                scores[at] = score_of(scores[at], scale, softcap)
         for key in range(low, last + 1):
             highest = max(highest, scores[key * LANES + lane])
         total = np.float32(0)

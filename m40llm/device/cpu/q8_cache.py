@@ -13,7 +13,14 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
-from m40llm.device.cpu.attention import FAST, SHORT_RUN, multiply_rows, runs_of, softmax_panel
+from m40llm.device.cpu.attention import (
+    FAST,
+    SHORT_RUN,
+    multiply_rows,
+    runs_of,
+    score_of,
+    softmax_panel,
+)
 from m40llm.device.cpu.panel import JIT, pack_panel
 from m40llm.device.cpu.simd import LANES, half_at
 from m40llm.device.ops import Q8Cache
@@ -78,10 +85,7 @@ def _attend_rows(q, k, k_scales, v, v_scales, seq, pos, scale, window, softcap, 
                 for d in range(block * BLOCK, (block + 1) * BLOCK):
                     dot += q[t, head, d] * np.float32(k[s, kv_head, p, d])
                 score += dot * half_at(k_scales, 2 * (first_block + p * n_blocks + block))
-            score *= scale
-            if softcap:
-                score = softcap * np.tanh(score / softcap)
-            weight[p - first] = score
+            weight[p - first] = score_of(score, scale, softcap)
             highest = max(highest, weight[p - first])
         total = np.float32(0)
         out[t, head, :] = np.float32(0)

@@ -32,7 +32,9 @@ def form_of(program: Sequence[Instruction], parts: ModelParts) -> Form:
         *(tuple(dict.fromkeys(types)), parts.table.type, n_seqs, parts.n_heads, n_kv_heads),
         *(head_dim, parts.rope_dim, parts.ropes[0].layout),
         qk_norm=qk_norm,
-        has_factors=any(getattr(one, "factor", 1) != 1 for one in program),
+        has_factors=any(
+            one.factor != 1 for one in program if isinstance(one, Embed | Project | AddNormed)
+        ),
         activation="gelu" if is_gelu else "silu",
         has_post_norms=any(isinstance(one, AddNormed) for one in program),
     )

@@ -48,6 +48,14 @@ def rope(
     np.testing.assert_array_equal(got[..., 2 * n_pairs :], x[..., 2 * n_pairs :])
 
 
+def rows_to_append(rng: Any, n_tokens: int, n_kv_heads: int, head_dim: int) -> tuple[Any, ...]:
+    """(seq, pos, q, k): whole numbers, at places that differ."""
+    places = rng.choice(N_SEQS * MAX_SEQ_LEN, n_tokens, replace=False)
+    seq, pos = (a.astype(np.int32) for a in divmod(places, MAX_SEQ_LEN))
+    q = integers(rng, n_tokens, 2 * n_kv_heads, head_dim, most=8)
+    return seq, pos, q, integers(rng, n_tokens, n_kv_heads, head_dim, most=8)
+
+
 @target(
     ops=kernels,
     n_tokens=sizes(2, 6),
@@ -63,10 +71,8 @@ def rope_append(
 ) -> None:  # fmt: skip
     """Whole numbers for cosine and sine: every product is exact, each index has its own."""
     rng, n_pairs = np.random.default_rng(seed), pairs(head_dim, rotated)
-    places = rng.choice(N_SEQS * MAX_SEQ_LEN, n_tokens, replace=False)
-    seq, pos = (a.astype(np.int32) for a in divmod(places, MAX_SEQ_LEN))
-    q = integers(rng, n_tokens, 2 * n_kv_heads, head_dim, most=8)
-    k, v = (integers(rng, n_tokens, n_kv_heads, head_dim, most=8) for _ in "kv")
+    seq, pos, q, k = rows_to_append(rng, n_tokens, n_kv_heads, head_dim)
+    v = integers(rng, n_tokens, n_kv_heads, head_dim, most=8)
     v *= np.float32(1 + 2**-11)  # a tie of FP16
     k[0] *= 2**13  # beyond FP16 here and there
     v[0] *= 2**13

@@ -8,7 +8,7 @@ from m40llm import reference
 from m40llm.fuzz.contents import blocks_of_any_size, integers
 from m40llm.fuzz.definition import target
 from m40llm.fuzz.strategies import choices, seeds, sizes
-from m40llm.fuzz.targets.rope import LAYOUTS, MAX_SEQ_LEN, N_SEQS, ROTATED, pairs
+from m40llm.fuzz.targets.rope import LAYOUTS, MAX_SEQ_LEN, N_SEQS, ROTATED, pairs, rows_to_append
 from m40llm.kernels import rope_append_q8 as kernels
 
 
@@ -27,10 +27,7 @@ def rope_append_q8(
 ) -> None:  # fmt: skip
     """Whole numbers for cosine and sine: every product is exact, each index has its own."""
     rng, n_pairs = np.random.default_rng(seed), pairs(head_dim, rotated)
-    places = rng.choice(N_SEQS * MAX_SEQ_LEN, n_tokens, replace=False)
-    seq, pos = (a.astype(np.int32) for a in divmod(places, MAX_SEQ_LEN))
-    q = integers(rng, n_tokens, 2 * n_kv_heads, head_dim, most=8)
-    k = integers(rng, n_tokens, n_kv_heads, head_dim, most=8)
+    seq, pos, q, k = rows_to_append(rng, n_tokens, n_kv_heads, head_dim)
     v = blocks_of_any_size(rng, n_tokens, n_kv_heads, head_dim)
     k[0] *= 2**20  # beyond what a scale can hold, here and there
     v[0, 0, 0], v[0, -1, -1] = np.inf, -1e30
