@@ -20,6 +20,21 @@ class RequestError(M40LLMError):
     """The caller's request cannot be honoured: a bad parameter, too long a prompt."""
 
 
+class BusyError(M40LLMError):
+    """The queue is full, or the service is closing: the same request may be taken later.
+
+    retry_after_s  seconds after which to come again, as far as that can be told
+    """
+
+    def __init__(self, text: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(text)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineError(M40LLMError):
+    """A request was given so many seconds, and they have passed."""
+
+
 class DeviceError(M40LLMError):
     """The device is missing, unfit, out of memory or failed."""
 

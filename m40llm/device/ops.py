@@ -108,6 +108,9 @@ class Ops(Sizes, Protocol):
 
     name: str
     cache_dtype: np.dtype[Any]
+    # A forward of up to so many rows, each of another sequence, gives every row the bits that it
+    # has alone; 0: a row's bits depend on how many rows there are, though not on what is in them.
+    alike_rows: int
 
     @property
     def experts(self) -> ExpertOps | None:

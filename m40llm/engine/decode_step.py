@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from m40llm.device.decoder import FORMS, Answer, Decoder, Form, SlotRequest
 from m40llm.engine.constraint import Constraint
+from m40llm.engine.request import Request
 from m40llm.engine.sampling_params import SamplingParams
+from m40llm.engine.step import Step, StopReason, TokenLogprob
 from m40llm.errors import ModelFileError, RequestError
 
 DecodeForm = Literal["host", "eager", "graph", "persistent"]
@@ -36,6 +38,7 @@ _OF_THE_HOST: Final = (
     "samplers",
 )
 _DEFAULTS: Final = SamplingParams()
+_REASONS: Final[dict[str, StopReason]] = {"stop": "stop", "length": "length", "context": "context"}
 _POLL_S: Final = 20e-6
 _NO_END: Final = (1 << 31) - 1  # tokens, where only the context ends an answer
 
@@ -62,19 +65,13 @@ def why_host(params: SamplingParams, stop_ids: Collection[int], decoder: Decoder
     return ""
 
 
-def slot_request(
-    params: SamplingParams,
-    prompt: Sequence[int],
-    ids: Sequence[int],
-    stop_ids: Sequence[int],
-    seed: int,
-    vocab_size: int,
-) -> SlotRequest:
-    """The rest of a request whose first tokens, `ids`, the host has chosen."""
+def slot_request(request: Request, vocab_size: int) -> SlotRequest:
+    """The rest of a request whose first tokens the host has chosen."""
+    params, ids = request.params, request.ids
     n_left = _NO_END if params.max_tokens is None else params.max_tokens - len(ids)
     return SlotRequest(
         token_id=ids[-1],
-        pos=len(prompt) + len(ids) - 1,
+        pos=request.last_pos,
         count=min(n_left, _NO_END),
         temperature=params.temperature,
         top_k=min(params.top_k, vocab_size),
@@ -83,10 +80,10 @@ def slot_request(
         repetition_penalty=params.repetition_penalty,
         presence_penalty=params.presence_penalty,
         frequency_penalty=params.frequency_penalty,
-        seed=seed,
+        seed=request.seed,
         logit_bias=params.logit_bias,
-        history=_history(prompt, ids, vocab_size),
-        stop_ids=tuple(stop_ids),
+        history=_history(request.prompt, ids, vocab_size),
+        stop_ids=tuple(sorted(request.stop_ids)),
     )
 
 
@@ -110,28 +107,44 @@ def decode(
 
     constraint  has been told of the tokens up to `request`, and is told of those that follow
     """
-    first_mask = constraint.mask() if constraint else None
-    decoder.begin(slot, replace(request, is_constrained=first_mask is not None))
-    if first_mask is not None:
-        decoder.allow(slot, first_mask)
+    begin(decoder, request, slot, constraint)
     is_done = False
     try:
         while not is_done:
             decoder.advance(form)
             answers = decoder.answers()
             for answer in answers:
-                if answer.done == "damaged":
-                    raise _damaged(answer, constraint is not None)
+                heed(decoder, answer, constraint)  # before anybody else: the device waits
                 is_done = answer.done is not None
-                if constraint and not is_done:  # before anybody else has a say: the device waits
-                    constraint.heed(answer.token_id)
-                    decoder.allow(slot, constraint.mask())
                 yield answer
             if not answers:
                 time.sleep(_POLL_S)
     except (GeneratorExit, KeyboardInterrupt, RequestError):  # else it would go on, unheard
         decoder.cancel(slot)
         raise
+
+
+def begin(decoder: Decoder, request: SlotRequest, slot: int, constraint: Constraint | None) -> None:
+    """Gives a slot its work, and the first mask of what is constrained."""
+    first_mask = constraint.mask() if constraint else None
+    decoder.begin(slot, replace(request, is_constrained=first_mask is not None))
+    if first_mask is not None:
+        decoder.allow(slot, first_mask)
+
+
+def heed(decoder: Decoder, answer: Answer, constraint: Constraint | None) -> None:
+    """Says what may come behind an answer. Raises what was wrong with a damaged one."""
+    if answer.done == "damaged":
+        raise _damaged(answer, constraint is not None)
+    if constraint and answer.done is None:
+        constraint.heed(answer.token_id)
+        decoder.allow(answer.slot, constraint.mask())
+
+
+def step_of(answer: Answer) -> Step:
+    """A device's answer as the engine tells it."""
+    token = TokenLogprob(answer.token_id, answer.logprob)
+    return Step(token, None if answer.done is None else _REASONS[answer.done])
 
 
 def _damaged(answer: Answer, is_constrained: bool) -> Exception:

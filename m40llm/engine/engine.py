@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from operator import index
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,17 +13,15 @@ from numpy.typing import NDArray
 from m40llm.device.decoder import Form
 from m40llm.device.ops import Buffer
 from m40llm.engine.constraint import Constraint
-from m40llm.engine.decode_step import DecodeForm, decode, slot_request, why_host
+from m40llm.engine.decode_step import DecodeForm, decode, slot_request, step_of, why_host
 from m40llm.engine.request import Request
 from m40llm.engine.sampling_params import SamplingParams
 from m40llm.engine.speculate import Proposal, Proposer, choose
-from m40llm.engine.step import Clock, Step, StopReason, TokenLogprob, check_finite
+from m40llm.engine.step import Clock, Step, check_finite
 from m40llm.errors import RequestError
 from m40llm.model.batch import Batch
 from m40llm.model.staged import Model
 from m40llm.progress import Progress
-
-_REASONS: Final[dict[str, StopReason]] = {"stop": "stop", "length": "length", "context": "context"}
 
 
 class Engine:
@@ -149,17 +146,9 @@ class Engine:
         """
         prompt = self.check_ids(prompt_ids)
         self.check_params(params)
-        request = Request(
-            prompt,
-            params,
-            seed=params.seed if params.seed is not None else secrets.randbits(63),
-            clock=clock if clock is not None else Clock(),
-            begin_s=time.perf_counter(),
-            stop_ids=self._all_stop_ids(params),
-            max_seq_len=self.max_seq_len,
-            constraint=constraint,
-        )
-        rows = self.prefill(prompt, self._n_shared(prompt) if reuse_prefix else 0, progress)[None]
+        request = self.request(prompt, params, clock, constraint)
+        request.clock.n_cached = self._n_shared(prompt) if reuse_prefix else 0
+        rows = self.prefill(prompt, request.clock.n_cached, progress)[None]
         request.clock.prefill_s = time.perf_counter() - request.begin_s
         if self.proposer:
             self.proposer.begin(reuse_prefix=reuse_prefix)
@@ -169,11 +158,30 @@ class Engine:
                 yield step
                 if step.stop_reason:
                     return
-            if form := self._device_form(request):
+            if not self.model.adapter and (form := self.form_of(request)):
                 yield from self._decode_on_device(form, request)
                 return
             proposals = self._proposed(request)
             rows = self._decode([request.ids[-1], *(p.token_id for p in proposals)], request)
+
+    def request(
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        clock: Clock | None = None,
+        constraint: Constraint | None = None,
+    ) -> Request:
+        """What was checked, from now on."""
+        return Request(
+            prompt,
+            params,
+            seed=params.seed if params.seed is not None else secrets.randbits(63),
+            clock=clock if clock is not None else Clock(),
+            begin_s=time.perf_counter(),
+            stop_ids=self.all_stop_ids(params),
+            max_seq_len=self.max_seq_len,
+            constraint=constraint,
+        )
 
     def _chosen(
         self, request: Request, rows: NDArray[np.float32], proposals: list[Proposal]
@@ -208,39 +216,31 @@ class Engine:
         check_finite(logits)
         return logits
 
-    def _device_form(self, request: Request) -> Form | None:
-        """In which form the device decodes this request by itself; None where the host must."""
-        if self.decode_form == "host" or self.model.adapter:
+    def form_of(self, request: Request) -> Form | None:
+        """In which form the device decodes this request by itself, with no adapter; None where the
+        host must."""
+        if self.decode_form == "host":
             return None
         decoder = self.model.decoder
         if isinstance(decoder, str) or why_host(request.params, request.stop_ids, decoder):
             return None
         return self.decode_form
 
-    def _all_stop_ids(self, params: SamplingParams) -> frozenset[int]:
+    def all_stop_ids(self, params: SamplingParams) -> frozenset[int]:
+        """Which tokens end such an answer."""
         own = frozenset() if params.ignore_eos else self.stop_ids
         return own | frozenset(params.stop_ids)
 
     def _decode_on_device(self, form: Form, request: Request) -> Iterator[Step]:
         """The rest of an answer whose first token the host has chosen."""
-        decoder, hp, clock = self.model.decoder, self.model.hp, request.clock
+        decoder = self.model.decoder
         assert not isinstance(decoder, str)
-        slot = slot_request(
-            request.params,
-            request.prompt,
-            request.ids,
-            sorted(request.stop_ids),
-            request.seed,
-            hp.vocab_size,
-        )
-        begin = time.perf_counter() - clock.decode_s
+        slot = slot_request(request, self.model.hp.vocab_size)
         with self._noting_failure():
             for answer in decode(decoder, form, slot, constraint=request.constraint):
                 self._note_cached(request)
-                request.ids.append(answer.token_id)
-                clock.decode_s = time.perf_counter() - begin
-                token = TokenLogprob(answer.token_id, answer.logprob)
-                yield Step(token, None if answer.done is None else _REASONS[answer.done])
+                request.note(answer.token_id)
+                yield step_of(answer)
 
     def _n_shared(self, prompt: list[int]) -> int:
         """Leading tokens that are cached already; the last one must be computed for its logits."""

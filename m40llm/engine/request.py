@@ -41,11 +41,15 @@ class Request:
 
     def add(self, token_id: int, logits: Logits) -> Step:
         """The next token of the answer, and what it was chosen from."""
+        self.note(token_id)
+        return Step(logprob_of(logits, self.params, token_id), self._stop_reason())
+
+    def note(self, token_id: int) -> None:
+        """The next token of the answer, whoever has chosen it."""
         self.ids.append(token_id)
         now = time.perf_counter() - self.begin_s
         self.clock.ttft_s = self.clock.ttft_s or now
-        self.clock.decode_s = now - self.clock.prefill_s
-        return Step(logprob_of(logits, self.params, token_id), self._stop_reason())
+        self.clock.decode_s = now - self.clock.queue_s - self.clock.prefill_s
 
     def _stop_reason(self) -> StopReason | None:
         if self.ids[-1] in self.stop_ids:

@@ -34,9 +34,11 @@ class Step:
 class Clock:
     """Seconds that the parts of one request took, and what speculation came to."""
 
+    queue_s: float = 0.0  # before anything was computed of it
     prefill_s: float = 0.0
     decode_s: float = 0.0
     ttft_s: float = 0.0
+    n_cached: int = 0  # tokens of the prompt that were in the cache already
     n_proposed: int = 0  # tokens that were proposed and checked
     n_accepted: int = 0  # those of them that are in the answer
 

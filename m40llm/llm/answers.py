@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -16,7 +17,7 @@ from m40llm.llm.arguments import is_many
 from m40llm.llm.constraint import Constraints
 from m40llm.llm.embed import Pooling, embeddings
 from m40llm.llm.results import Completion
-from m40llm.llm.stream import TextStream, open_stream
+from m40llm.llm.stream import TextStream, checked, open_stream
 from m40llm.model.hparams import HParams
 from m40llm.progress import Progress
 from m40llm.text import Tokenizer
@@ -27,6 +28,16 @@ Params = SamplingParams | None
 Name = str | None  # of an adapter
 
 
+@dataclass(frozen=True)
+class Lent:
+    """What a Service makes answers with."""
+
+    engine: Engine
+    constraints: Constraints
+    adapters: Adapters
+    load_s: float
+
+
 class Answers:
     """The requests of `LLM`, one at a time."""
 
@@ -34,6 +45,7 @@ class Answers:
         self._engine: Engine | None = engine
         self._turn = threading.Lock()
         self._turn_of: int | None = None  # the thread whose turn it is
+        self._is_lent = False
         self._load_s, self._adapters = load_s, Adapters()
         self.hparams: HParams = engine.model.hp
         self.tokenizer = tokenizer
@@ -154,14 +166,25 @@ class Answers:
     def _open_engine(self) -> Engine:
         if self._engine is None:
             raise RequestError("the model was closed")
+        if self._is_lent:
+            raise RequestError("the model is served: submit requests to its Service")
         return self._engine
+
+    def lend(self) -> Lent:
+        """For good, to who runs many requests at a time; those of this object are refused."""
+        engine = self._open_engine()
+        with self._take_turn():
+            self._is_lent = True
+        return Lent(engine, self._constraints, self._adapters, self._load_s)
 
     def _start(
         self, prompt_ids: Sequence[int], params: Params, lora: Name, **how: Any
     ) -> TextStream:
         engine, adapter = self._open_engine(), self._adapters.named(lora)
-        of_model = self._constraints, self._take_turn, self._load_s
-        return open_stream(engine, self.tokenizer, prompt_ids, params, adapter, *of_model, **how)
+        request = checked(engine, self.tokenizer, prompt_ids, params, self._constraints)
+        return open_stream(
+            *(engine, self.tokenizer, request, adapter, self._take_turn, self._load_s), **how
+        )
 
     @contextmanager
     def _take_turn(self) -> Iterator[None]:

@@ -8,12 +8,21 @@ import numpy as np
 
 from m40llm.errors import RequestError
 
+MAX_SLOTS = 128
+
 
 def checked_name(name: Any) -> str:
     if not isinstance(name, str | Path):
         kind = type(name).__name__
         raise RequestError(f"path_or_alias: expected a path or a known name, got {kind}")
     return str(name)
+
+
+def checked_slots(slots: Any) -> int:
+    is_int = isinstance(slots, int | np.integer) and not isinstance(slots, bool)
+    if not is_int or not 1 <= slots <= MAX_SLOTS:
+        raise RequestError(f"slots: expected 1 to {MAX_SLOTS}, got {slots!r}")
+    return int(slots)
 
 
 def is_many(prompt: Any) -> bool:

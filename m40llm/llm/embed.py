@@ -22,12 +22,12 @@ def embeddings(
     progress: Progress | None = None,
 ) -> NDArray[np.float32]:
     """float32[n_texts, n_embd] of texts' token ids."""
-    how = _checked(pooling)
+    how = checked_pooling(pooling)
     checked = [engine.check_ids(ids, f"text {n}") for n, ids in enumerate(texts, 1)]
     rows: list[NDArray[np.float32]] = []
     for ids in checked:  # none is computed before all are known to be good
         share = _share(progress, len(rows), len(checked)) if progress else None
-        rows.append(_finished(pooled(engine.hidden(ids, share), how), normalise))
+        rows.append(finished(pooled(engine.hidden(ids, share), how), normalise))
     return np.stack(rows)
 
 
@@ -36,7 +36,8 @@ def _share(progress: Progress, n_done: int, n_texts: int) -> Progress:
     return lambda stage, fraction: progress(stage, (n_done + fraction) / n_texts)
 
 
-def _finished(vector: NDArray[np.float64], normalise: bool) -> NDArray[np.float32]:
+def finished(vector: NDArray[np.float64], normalise: bool) -> NDArray[np.float32]:
+    """float32[n_embd], of length 1 if normalised. ModelFileError where it is no finite numbers."""
     if not np.isfinite(vector).all():
         raise ModelFileError("the model's hidden states are not finite numbers: damaged weights?")
     length = float(np.linalg.norm(vector))
@@ -45,25 +46,42 @@ def _finished(vector: NDArray[np.float64], normalise: bool) -> NDArray[np.float3
     return vector.astype(np.float32)
 
 
-def pooled(pieces: Iterable[NDArray[np.float32]], pooling: Pooling) -> NDArray[np.float64]:
-    """float64[n_embd] of pieces float32[n, n_embd] that follow one another; there is at least one.
+class Pool:
+    """A text's vector as its hidden states come, pieces that follow one another.
 
-    All pieces are read whatever the pooling: the last state needs those before it.
+    All are read whatever the pooling: the last state needs those before it.
     """
-    n_tokens, total = 0, None
-    for states in pieces:
+
+    def __init__(self, pooling: Pooling) -> None:
+        self._pooling, self._n_tokens = pooling, 0
+        self._total: NDArray[np.float64] | None = None
+
+    def add(self, states: NDArray[np.float32]) -> None:
+        """states float32[n, n_embd]"""
         wide = states.astype(np.float64)
-        of_piece = {"mean": wide.sum(axis=0), "last": wide[-1], "cls": wide[0]}[pooling]
-        if total is None or pooling == "last":
-            total = of_piece
-        elif pooling == "mean":
-            total = total + of_piece
-        n_tokens += len(states)
-    assert total is not None
-    return np.asarray(total / n_tokens if pooling == "mean" else total)
+        of_piece = {"mean": wide.sum(axis=0), "last": wide[-1], "cls": wide[0]}[self._pooling]
+        if self._total is None or self._pooling == "last":
+            self._total = of_piece
+        elif self._pooling == "mean":
+            self._total = self._total + of_piece
+        self._n_tokens += len(states)
+
+    @property
+    def vector(self) -> NDArray[np.float64]:
+        """float64[n_embd] of what has come, at least one piece."""
+        assert self._total is not None
+        return self._total / self._n_tokens if self._pooling == "mean" else self._total
 
 
-def _checked(name: object) -> Pooling:
+def pooled(pieces: Iterable[NDArray[np.float32]], pooling: Pooling) -> NDArray[np.float64]:
+    """float64[n_embd] of pieces float32[n, n_embd] that follow one another, at least one."""
+    pool = Pool(pooling)
+    for states in pieces:
+        pool.add(states)
+    return pool.vector
+
+
+def checked_pooling(name: object) -> Pooling:
     """RequestError for what is none."""
     for pooling in POOLINGS:
         if pooling == name:

@@ -68,6 +68,7 @@ def plan_memory(
     *,
     gpu_layers: GpuLayers = "all",
     fit: bool = False,
+    n_seqs: int = 1,
 ) -> Plan:
     """How the model would lie in memory.
 
@@ -76,6 +77,7 @@ def plan_memory(
     kv_type      None: f16, or what fit chooses
     gpu_layers   so many of the last layers on this device, the others on `cpu`; "auto" takes as
                  many as fit beside a useful context
+    n_seqs       sequences of so many tokens each
     fit          fills the device: the longest context that fits; without a kv_type in the first
                  of f16 and q8_0 in which that is a useful one
 
@@ -87,7 +89,7 @@ def plan_memory(
     if ops.name == "cpu" and gpu_layers == "auto":
         gpu_layers = "all"  # the others would lie in the same memory
     host = ops if ops.name == "cpu" else open_device("cpu")[0]
-    reckoner = Reckoner(ops, host, file, hp)
+    reckoner = Reckoner(ops, host, file, hp, n_seqs)
     choices = choices_of(hp, max_seq_len, at_most, kv_type, gpu_layers=gpu_layers, fit=fit)
     if plan := fitting(reckoner, choices):
         return plan

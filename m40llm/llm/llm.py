@@ -10,7 +10,7 @@ from m40llm.engine.decode_step import DecodeChoice, DecodeForm, checked_choice
 from m40llm.engine.engine import Engine
 from m40llm.llm.adapters import Adapters
 from m40llm.llm.answers import Answers
-from m40llm.llm.arguments import checked_name
+from m40llm.llm.arguments import checked_name, checked_slots
 from m40llm.llm.decode_form import decode_form
 from m40llm.llm.fit import GpuLayers, checked_gpu_layers
 from m40llm.llm.load import on_device, opened
@@ -67,6 +67,7 @@ class LLM(Answers):
         kv_type: KVType | str | None = None,
         gpu_layers: GpuLayers | None = None,
         fit: bool = False,
+        slots: int = 1,
     ) -> "LLM":
         """Loads a model file.
 
@@ -96,6 +97,8 @@ class LLM(Answers):
                        "all". In the host's loop, unless all are there
         fit            fill the device's memory: the longest context that fits, where otherwise it
                        is halved until it does; in q8_0 where none of use does in f16
+        slots          sequences that the cache holds: requests that a Service has under way at a
+                       time, each of up to max_seq_len tokens
 
         Raises ModelFileError (the file is broken), UnsupportedModelError (sound, but not run
         here), DeviceError (no such device, or it does not fit), PullError, RequestError.
@@ -105,7 +108,7 @@ class LLM(Answers):
         cache = None if kv_type is None else checked_kv_type(kv_type)
         if cache is None and choice in FORMS:
             cache = "f16"  # which these need, whatever `fit` would rather have
-        n_layers = checked_gpu_layers(gpu_layers)
+        n_layers, n_slots = checked_gpu_layers(gpu_layers), checked_slots(slots)
         path = hub.resolve(checked_name(path_or_alias), progress=progress)
         with (
             opened(path) as model,
@@ -117,6 +120,7 @@ class LLM(Answers):
                 kv_type=cache,
                 gpu_layers=n_layers,
                 fit=fit,
+                n_seqs=n_slots,
             )
             if proposing:
                 engine.proposer, choice = proposing.of(engine, progress), "host"

@@ -54,12 +54,14 @@ def on_device(
     kv_type: KVType | None = None,
     gpu_layers: GpuLayers = "all",
     fit: bool = False,
+    n_seqs: int = 1,
 ) -> tuple[Engine, Plan]:
     """The model with its weights on the device, and what it takes of it: see plan_memory."""
     plan = plan_memory(
         *(ops, model.file, model.hp, max_seq_len, at_most, kv_type),
         gpu_layers=gpu_layers,
         fit=fit,
+        n_seqs=n_seqs,
     )
     stages = []
     for share in plan.shares:
@@ -79,7 +81,7 @@ def _stage(
         arch,
         hp,
         load_weights(ops, file, arch, hp, progress, part),
-        n_seqs=1,
+        n_seqs=plan.n_seqs,
         max_seq_len=plan.max_seq_len,
         max_tokens=plan.max_tokens,
         max_logits=plan.max_logits if part.has_output else 0,

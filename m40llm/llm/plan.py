@@ -42,6 +42,7 @@ class Plan:
     """Sizes of one loaded model: lengths in tokens, the rest in bytes.
 
     shares  of each device that has layers, in the order of the layers
+    n_seqs  sequences that the cache holds, each of up to max_seq_len tokens
     """
 
     max_seq_len: int
@@ -49,6 +50,7 @@ class Plan:
     max_logits: int
     kv_type: KVType
     shares: tuple[Share, ...]
+    n_seqs: int = 1
 
     @property
     def weights(self) -> int:
@@ -85,10 +87,11 @@ class Plan:
     def _told(self, share: Share) -> str:
         n = f"{len(share.part.layers)} layers, " if len(self.shares) > 1 else ""
         in_type = "" if self.kv_type == "f16" else f" in {self.kv_type}"
+        each = f"{self.n_seqs} times {self.max_seq_len}" if self.n_seqs > 1 else self.max_seq_len
         where = f" on {share.device}" if len(self.shares) > 1 else ""
         return (
             f"{size(share.total)}{where} ({n}weights {size(share.weights)}, "
-            f"cache {size(share.cache)} for {self.max_seq_len} tokens{in_type}, "
+            f"cache {size(share.cache)} for {each} tokens{in_type}, "
             f"workspace {size(share.workspace)})"
         )
 
@@ -110,16 +113,17 @@ class Room(Sizes, Protocol):
 class Reckoner:
     """Plans of one model on a device, whose last layers are there and the others on `host`."""
 
-    def __init__(self, ops: Room, host: Room, file: GGUFFile, hp: HParams) -> None:
-        self.ops, self.host, self.file, self.hp = ops, host, file, hp
+    def __init__(self, ops: Room, host: Room, file: GGUFFile, hp: HParams, n_seqs: int = 1) -> None:
+        self.ops, self.host, self.file, self.hp, self.n_seqs = ops, host, file, hp, n_seqs
         self._arch = architecture_of(file)
         self._free = {each.name: each.free_bytes() for each in (host, ops)}
         self._weights: dict[tuple[str, Part], tuple[int, tuple[Unpacked, ...]]] = {}
 
     def plan(self, n_on_device: int, max_seq_len: int, kv_type: KVType) -> Plan:
         """With so many layers on the device, and a context of so many tokens."""
-        max_tokens = min(MAX_TOKENS, max_seq_len)
-        max_logits = max(1, min(128, max_tokens, MAX_LOGITS_BYTES // (4 * self.hp.vocab_size)))
+        max_tokens = max(min(MAX_TOKENS, max_seq_len), self.n_seqs)
+        most = min(128, max_tokens, MAX_LOGITS_BYTES // (4 * self.hp.vocab_size))
+        max_logits = max(self.n_seqs, most)
         on_host, on_device = split(self.hp.n_layers, n_on_device)
         shares = tuple(
             self._share(
@@ -129,7 +133,7 @@ class Reckoner:
             for ops, part in ((self.host, on_host), (self.ops, on_device))
             if part.layers
         )
-        return Plan(max_seq_len, max_tokens, max_logits, kv_type, shares)
+        return Plan(max_seq_len, max_tokens, max_logits, kv_type, shares, self.n_seqs)
 
     def _share(
         self, ops: Room, part: Part, max_seq_len: int, kv_type: KVType, workspace: int
@@ -140,7 +144,7 @@ class Reckoner:
             found = weight_bytes(ops, self.file, part), unpacked_tensors(ops, self.file, part)
             self._weights[ops.name, part] = found
         weights, unpacked = self._weights[ops.name, part]
-        cache_of_all = cache_bytes(hp, 1, max_seq_len, ops.cache_dtype.itemsize, kv_type)
+        cache_of_all = cache_bytes(hp, self.n_seqs, max_seq_len, ops.cache_dtype.itemsize, kv_type)
         return Share(
             device=ops.name,
             part=part,

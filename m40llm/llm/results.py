@@ -20,6 +20,8 @@ class Timings:
     tokens_per_s: float  # of decode; 0 where there was none
     proposed_tokens: int = 0  # by speculation (docs/speculative.md)
     accepted_tokens: int = 0  # those of them that are in the answer
+    cached_tokens: int = 0  # of the prompt, which were in the cache already
+    queue_s: float = 0.0  # before anything was computed (llm/service.py)
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,14 @@ class StreamItem:
     """One generated token, as it comes.
 
     text is what this token made certain: "" while a character is unfinished or a stop string may
-    still be coming, and for stop tokens.
+    still be coming, and for stop tokens. top: the likeliest tokens of its position, (token_id,
+    logprob), as many as SamplingParams.logprobs asked for.
     """
 
     token_id: int
     text: str
     logprob: float  # natural log, under the unmodified model
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)

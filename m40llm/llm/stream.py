@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
+from m40llm.engine.constraint import Constraint
 from m40llm.engine.engine import Engine
 from m40llm.engine.sampling_params import SamplingParams
 from m40llm.engine.step import Clock, Step, StopReason
@@ -49,6 +51,75 @@ def _overlap(text: str, stop: str) -> int:
     return 0
 
 
+class Answer:
+    """One answer as it grows: its tokens, their text, and why it ended.
+
+    reason  None while it goes on
+    """
+
+    def __init__(
+        self,
+        decoder: StreamDecoder,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        load_s: float,
+        clock: Clock | None = None,
+    ) -> None:
+        self._prompt_ids, self._params, self._load_s = prompt_ids, params, load_s
+        self._decoder, self._stops = decoder, StopStrings(params.stop)
+        self._texts: list[str] = []
+        self._tokens: list[TokenLogprob] = []
+        self.clock = Clock() if clock is None else clock
+        self.reason: StopReason | None = None
+        self.is_cancelled = False  # it ends with the next token
+
+    def add(self, step: Step) -> StreamItem:
+        """Books one token; sets `reason` where it is the last."""
+        token = step.token
+        self._tokens.append(token)
+        is_stop_token = step.stop_reason == "stop"
+        piece = "" if is_stop_token else self._decoder.push(token.token_id)
+        text, found = self._stops.push(piece)
+        self.reason = "stop" if found else step.stop_reason
+        if self.is_cancelled and not self.reason:
+            self.reason = "cancelled"
+        if self.reason and not found:
+            last, found = self._stops.push(self._decoder.flush())
+            text += last if found else last + self._stops.flush()
+        self._texts.append(text)
+        return StreamItem(token.token_id, text, token.logprob, token.top)
+
+    @property
+    def completion(self) -> Completion:
+        """The whole. RequestError while it still grows."""
+        if self.reason is None:
+            raise RequestError("completion: the stream has not ended; iterate to its end or close")
+        return Completion(
+            text="".join(self._texts),
+            ids=[token.token_id for token in self._tokens],
+            prompt_ids=self._prompt_ids,
+            stop_reason=self.reason,
+            logprobs=self._tokens if self._params.logprobs is not None else None,
+            timings=self._timings(),
+        )
+
+    def _timings(self) -> Timings:
+        clock, n_decoded = self.clock, len(self._tokens) - 1  # the first came from the prefill
+        return Timings(
+            prompt_tokens=len(self._prompt_ids),
+            generated_tokens=len(self._tokens),
+            load_s=self._load_s,
+            prefill_s=clock.prefill_s,
+            decode_s=clock.decode_s,
+            ttft_s=clock.ttft_s,
+            tokens_per_s=n_decoded / clock.decode_s if n_decoded > 0 else 0.0,
+            proposed_tokens=clock.n_proposed,
+            accepted_tokens=clock.n_accepted,
+            cached_tokens=clock.n_cached,
+            queue_s=clock.queue_s,
+        )
+
+
 class TextStream:
     """Iterate over it for one StreamItem a token; afterwards `completion` holds the whole.
 
@@ -59,22 +130,10 @@ class TextStream:
     def __init__(
         self,
         steps: Callable[[Clock], Iterator[Step]],
-        decoder: StreamDecoder,
-        prompt_ids: list[int],
-        params: SamplingParams,
+        answer: Answer,
         turn: Callable[[], AbstractContextManager[None]],
-        load_s: float,
     ) -> None:
-        self._prompt_ids = prompt_ids
-        self._params = params
-        self._load_s = load_s
-        self._decoder = decoder
-        self._stops = StopStrings(params.stop)
-        self._clock = Clock()
-        self._texts: list[str] = []
-        self._tokens: list[TokenLogprob] = []
-        self._reason: StopReason | None = None
-        self._is_cancelled = False
+        self._answer = answer
         self._items = self._run(steps, turn)
 
     def __iter__(self) -> Iterator[StreamItem]:
@@ -91,40 +150,17 @@ class TextStream:
 
     def cancel(self) -> None:
         """End the stream after the token in hand, with stop_reason "cancelled"."""
-        self._is_cancelled = True
+        self._answer.is_cancelled = True
 
     def close(self) -> None:
         """End the stream now; does nothing where it has ended."""
         self._items.close()
-        self._reason = self._reason or "cancelled"
+        self._answer.reason = self._answer.reason or "cancelled"
 
     @property
     def completion(self) -> Completion:
         """The whole answer. RequestError while the stream is still running."""
-        if self._reason is None:
-            raise RequestError("completion: the stream has not ended; iterate to its end or close")
-        return Completion(
-            text="".join(self._texts),
-            ids=[token.token_id for token in self._tokens],
-            prompt_ids=self._prompt_ids,
-            stop_reason=self._reason,
-            logprobs=self._tokens if self._params.logprobs is not None else None,
-            timings=self._timings(),
-        )
-
-    def _timings(self) -> Timings:
-        clock, n_decoded = self._clock, len(self._tokens) - 1  # the first came from the prefill
-        return Timings(
-            prompt_tokens=len(self._prompt_ids),
-            generated_tokens=len(self._tokens),
-            load_s=self._load_s,
-            prefill_s=clock.prefill_s,
-            decode_s=clock.decode_s,
-            ttft_s=clock.ttft_s,
-            tokens_per_s=n_decoded / clock.decode_s if n_decoded > 0 else 0.0,
-            proposed_tokens=clock.n_proposed,
-            accepted_tokens=clock.n_accepted,
-        )
+        return self._answer.completion
 
     def _run(
         self,
@@ -132,60 +168,66 @@ class TextStream:
         turn: Callable[[], AbstractContextManager[None]],
     ) -> Generator[StreamItem, None, None]:
         with turn():
-            for step in steps(self._clock):
-                yield self._item(step)
-                if self._reason:
+            for step in steps(self._answer.clock):
+                yield self._answer.add(step)
+                if self._answer.reason:
                     return
 
-    def _item(self, step: Step) -> StreamItem:
-        """Books one step; sets the stop reason where this was the last."""
-        token = step.token
-        self._tokens.append(token)
-        is_stop_token = step.stop_reason == "stop"
-        piece = "" if is_stop_token else self._decoder.push(token.token_id)
-        text, found = self._stops.push(piece)
-        self._reason = "stop" if found else step.stop_reason
-        if self._is_cancelled and not self._reason:
-            self._reason = "cancelled"
-        if self._reason and not found:
-            last, found = self._stops.push(self._decoder.flush())
-            text += last if found else last + self._stops.flush()
-        self._texts.append(text)
-        return StreamItem(token.token_id, text, token.logprob)
+
+@dataclass(frozen=True)
+class Checked:
+    """A request that is known to be good, for this model."""
+
+    prompt_ids: list[int]
+    params: SamplingParams
+    constraint: Constraint | None
+
+    def answer(self, tokenizer: Tokenizer, load_s: float) -> Answer:
+        """A new one, of which nothing has come."""
+        continuing = not tokenizer.is_special(self.prompt_ids[-1])
+        decoder = tokenizer.stream_decoder(continuing=continuing)
+        return Answer(decoder, self.prompt_ids, self.params, load_s)
+
+
+def checked(
+    engine: Engine,
+    tokenizer: Tokenizer,
+    prompt_ids: Sequence[int],
+    params: Any,
+    constraints: Constraints,
+) -> Checked:
+    """RequestError for what cannot be done."""
+    params = SamplingParams() if params is None else params
+    if not isinstance(params, SamplingParams):
+        raise RequestError(f"params: expected SamplingParams, got {type(params).__name__}")
+    ids = engine.check_ids(prompt_ids)
+    params = with_breaker_ids(params, tokenizer)
+    engine.check_params(params)
+    return Checked(ids, params, constraints.of(params))
 
 
 def open_stream(
     engine: Engine,
     tokenizer: Tokenizer,
-    prompt_ids: Sequence[int],
-    params: Any,
+    request: Checked,
     adapter: Adapter | None,
-    constraints: Constraints,
     turn: Callable[[], AbstractContextManager[None]],
     load_s: float,
     *,
     reuse_prefix: bool,
     progress: Progress | None,
 ) -> TextStream:
-    """A checked request, which begins when the stream is first asked for a token."""
-    params = SamplingParams() if params is None else params
-    if not isinstance(params, SamplingParams):
-        raise RequestError(f"params: expected SamplingParams, got {type(params).__name__}")
-    checked = engine.check_ids(prompt_ids)
-    params = with_breaker_ids(params, tokenizer)
-    engine.check_params(params)
-    constraint = constraints.of(params)
+    """It begins when it is first asked for a token."""
 
     def steps(clock: Clock) -> Iterator[Step]:
         use(engine, adapter)
         return engine.generate(
-            checked,
-            params,
+            request.prompt_ids,
+            request.params,
             clock,
             reuse_prefix=reuse_prefix,
-            constraint=constraint,
+            constraint=request.constraint,
             progress=progress,
         )
 
-    decoder = tokenizer.stream_decoder(continuing=not tokenizer.is_special(checked[-1]))
-    return TextStream(steps, decoder, checked, params, turn, load_s)
+    return TextStream(steps, request.answer(tokenizer, load_s), turn)

@@ -1,5 +1,6 @@
 """Batch: the rows of one forward pass, of several sequences, prefill and decode together."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -17,12 +18,14 @@ class Batch:
 
     token_ids, seq, pos  int32[n_tokens]
     logit_rows           int32[n_logits]  the rows whose logits are wanted
+    is_decode            a row a sequence, but for rows that are repeated
     """
 
     token_ids: Ints
     seq: Ints
     pos: Ints
     logit_rows: Ints
+    is_decode: bool = False
 
     def __post_init__(self) -> None:
         shapes = {self.token_ids.shape, self.seq.shape, self.pos.shape}
@@ -36,7 +39,15 @@ class Batch:
     @property
     def has_single_rows(self) -> bool:
         """Whether every row is of another sequence, as in decode."""
-        return bool((np.diff(self.seq) != 0).all())
+        return self.is_decode or bool((np.diff(self.seq) != 0).all())
+
+    @classmethod
+    def decode(cls, rows: Sequence[tuple[int, int, int]], n_rows: int) -> Self:
+        """From (seq, pos, token id), with logits of all; the first one, which writes the same to
+        the cache again, fills it up to n_rows."""
+        filled = np.array([*rows, *[rows[0]] * (n_rows - len(rows))], np.int32)
+        seq, pos, token_ids = np.ascontiguousarray(filled.T)
+        return cls(token_ids, seq, pos, np.arange(len(filled), dtype=np.int32), is_decode=True)
 
     @classmethod
     def of(cls, *pieces: tuple[int, int, list[int]], logits: str = "last") -> Self:

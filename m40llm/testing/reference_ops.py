@@ -23,6 +23,7 @@ class ReferenceOps:
 
     name = "reference"
     cache_dtype = np.dtype(np.float64)
+    alike_rows = 0
     experts = None
 
     def decoder(self, program: Any, parts: Any) -> str:

@@ -12,7 +12,13 @@ from m40llm.device.cpu import elementwise, q8_cache
 from m40llm.device.cpu.attention import attention
 from m40llm.device.cpu.experts import choose_experts
 from m40llm.device.cpu.formats import FORMATS, UNIT
-from m40llm.device.cpu.matmul import DenseMatrix, PackedMatrix, gather_rows, matmul
+from m40llm.device.cpu.matmul import (
+    MAX_VECTORS,
+    DenseMatrix,
+    PackedMatrix,
+    gather_rows,
+    matmul,
+)
 from m40llm.device.cpu.prepare import prepare
 from m40llm.device.decoder import ModelParts
 from m40llm.device.host_memory import available_bytes
@@ -31,6 +37,7 @@ class CpuOps:
 
     name = "cpu"
     cache_dtype = np.dtype(np.float32)
+    alike_rows = MAX_VECTORS
     experts = None
 
     def decoder(self, program: Sequence[Instruction], parts: ModelParts) -> str:

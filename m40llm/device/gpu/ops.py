@@ -65,6 +65,7 @@ class GpuOps:
     """
 
     cache_dtype = np.dtype(np.float16)
+    alike_rows = 0
 
     def __init__(self, card: Card, products: Products | None = None) -> None:
         self.card, self.products = card, products

@@ -1,0 +1,295 @@
+"""Continuous batching: many requests on one model, each in a slot of the KV cache.
+
+A round reads one chunk of one prompt, then makes the next token of every other slot. So a prompt,
+however long, delays the others' tokens by one chunk at a time, and requests join and leave between
+any two tokens.
+
+An answer does not depend on what else is under way, bit for bit:
+
+- A prefill has rows of one prompt only, cut at multiples of the chunk from its beginning on.
+- Only whole chunks that a prefill computed serve another prompt: their K and V are those that it
+  would compute itself. What decode has put there is rounded otherwise, and is computed again.
+- Decode gives a row the bits that it has alone: on cpu by products that do (`Ops.alike_rows`), on
+  a card since a step has a row for every slot, the idle ones repeating one that is at work.
+- A choice depends on the request's own logits, seed and tokens.
+"""
+
+import threading
+import time
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m40llm.device.decoder import Answer, Decoder
+from m40llm.engine.decode_step import begin, heed, slot_request, step_of
+from m40llm.engine.engine import Engine
+from m40llm.engine.job import Job
+from m40llm.engine.sampling import Logits
+from m40llm.engine.slot import Slot, best_slot
+from m40llm.engine.step import Step, check_finite
+from m40llm.errors import DeadlineError, RequestError
+from m40llm.model.batch import Batch
+
+CHUNKS: Final = {"cpu": 64}  # tokens: a quarter of a second of a model of 135M on two cores
+CHUNK_OF_CARDS: Final = 256
+_POLL_S: Final = 100e-6
+
+
+class Scheduler:
+    """Runs jobs on an engine's model, whose other requests must wait. One thread calls `run`, any
+    may call `submit` or set a job's `is_cancelled`.
+
+    chunk  tokens of a prompt that are read at once
+    """
+
+    def __init__(self, engine: Engine, chunk: int | None = None) -> None:
+        self._engine, self._model = engine, engine.model
+        wanted = CHUNKS.get(self._model.ops.name, CHUNK_OF_CARDS) if chunk is None else chunk
+        if wanted < 1:
+            raise RequestError(f"chunk: expected at least 1 token, got {wanted}")
+        self.chunk = min(wanted, self._model.workspace.max_tokens)
+        self.slots = [Slot(index) for index in range(self._model.kv.n_seqs)]
+        self._lock = threading.Lock()
+        self._waiting: list[Job] = []
+        self._n_begun = 0
+        self._last_read = 0  # slot
+        self._has_failed = False
+        engine.forget()
+
+    def submit(self, job: Job) -> None:
+        with self._lock:
+            self._waiting.append(job)
+
+    @property
+    def n_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def busy(self) -> list[Slot]:
+        """Slots at work."""
+        return [slot for slot in self.slots if slot.job is not None]
+
+    def run(self) -> bool:
+        """One round; False where there is nothing to do.
+
+        What fails, fails the jobs at work, and the next round begins anew. DeviceError where it
+        cannot, since the device does not recover.
+        """
+        if self._has_failed:
+            self._model.recover()
+            self._has_failed = False
+        try:
+            self._end_unwanted()
+            self._admit()
+            if not self.busy:
+                return False
+            has_read, has_decoded = self._read_chunk(), self._decode_on_host()
+            self._decode_on_device(may_wait=not has_read and not has_decoded)
+        except Exception as error:
+            self._has_failed = True  # the cache is not to be trusted, either
+            self.fail(error)
+        return True
+
+    def fail(self, error: Exception) -> None:
+        """Ends all that is at work, and forgets what is cached."""
+        jobs = [slot.job for slot in self.slots]
+        self.slots = [Slot(index) for index in range(len(self.slots))]
+        for job in filter(None, jobs):
+            job.done(error)
+
+    def give_up(self) -> list[Job]:
+        """All that waits, for who goes on with it elsewhere. Nothing holds on to the model."""
+        with self._lock:
+            jobs, self._waiting = self._waiting, []
+        del self._engine, self._model
+        return jobs
+
+    def cancel_all(self) -> None:
+        for job in [*self._waiting, *(slot.job for slot in self.busy)]:
+            if job is not None:
+                job.is_cancelled = True
+
+    def _end_unwanted(self) -> None:
+        """What was cancelled, or comes too late to anybody."""
+        for slot in self.busy:
+            if slot.job is not None and (slot.job.is_cancelled or slot.job.is_late):
+                self._end(slot, _why_unwanted(slot.job))
+        with self._lock:
+            unwanted = [job for job in self._waiting if job.is_cancelled or job.is_late]
+            self._waiting = [job for job in self._waiting if job not in unwanted]
+        for job in unwanted:
+            job.done(_why_unwanted(job))
+
+    def _admit(self) -> None:
+        """Jobs to the free slots: by priority, then whose client has the fewest at work, then who
+        must end first, then who came first."""
+        while len(self.busy) < len(self.slots):
+            clients = [slot.job.client for slot in self.slots if slot.job is not None]
+            with self._lock:
+                if not self._waiting:
+                    return
+                job = min(
+                    self._waiting, key=lambda j: (-j.priority, clients.count(j.client), j.end_s)
+                )
+                self._waiting.remove(job)
+            self._begin(job)
+
+    def _begin(self, job: Job) -> None:
+        slot = best_slot(self.slots, job, self.chunk)
+        assert slot is not None
+        self._n_begun += 1
+        slot.give(job, self.chunk, self._n_begun)
+        self._model.kv.truncate(slot.index, slot.n_read)
+        clock = job.request.clock
+        clock.n_cached = slot.n_read
+        clock.queue_s = time.perf_counter() - job.request.begin_s
+
+    def _end(self, slot: Slot, error: Exception | None = None) -> None:
+        job = slot.job
+        assert job is not None
+        if slot.is_on_device:
+            slot.is_on_device = False
+            self._decoder.cancel(slot.index)
+        slot.job = None
+        job.done(error)
+
+    @property
+    def _decoder(self) -> Decoder:
+        decoder = self._model.decoder
+        assert not isinstance(decoder, str)
+        return decoder
+
+    def _make_way(self) -> None:
+        """A launch that goes on for whole answers ends, for what is enqueued next."""
+        if any(slot.is_on_device for slot in self.slots):
+            self._decoder.make_way()
+
+    def _read_chunk(self) -> bool:
+        """The next chunk of a prompt; prompts take turns. Whether there was one."""
+        reading = [slot for slot in self.slots if slot.is_reading]
+        if not reading:
+            return False
+        n_slots = len(self.slots)
+        slot = min(reading, key=lambda s: (s.index - self._last_read - 1) % n_slots)
+        self._last_read = slot.index
+        job = slot.job
+        assert job is not None
+        prompt, first = job.request.prompt, slot.n_read
+        ids = prompt[first : first + self.chunk]
+        is_last = first + len(ids) == len(prompt)
+        rows = self._forward(job, slot.index, first, ids, is_last=is_last)
+        slot.note_read(ids, self.chunk)
+        clock = job.request.clock
+        clock.prefill_s = time.perf_counter() - job.request.begin_s - clock.queue_s
+        if job.read is not None:
+            job.read(rows)
+            if is_last:
+                self._end(slot)
+        elif is_last:
+            self._take(slot, rows[0])
+            self._hand_over(slot)
+        return True
+
+    def _forward(
+        self, job: Job, seq: int, first: int, ids: list[int], *, is_last: bool
+    ) -> NDArray[np.float32]:
+        """What is wanted of a chunk: hidden states of all rows, logits of the last; no rows where
+        nothing is, and then nothing is waited for."""
+        model = self._model
+        self._make_way()
+        model.adapter = job.adapter
+        if is_last and job.read is None:
+            return np.asarray(model.ops.read(model.forward(Batch.of((seq, first, ids)))))
+        hidden = model.hidden(Batch.of((seq, first, ids), logits="none"))
+        if job.read is None:
+            return np.empty((0, 0), np.float32)
+        return np.asarray(model.ops.read(hidden))
+
+    def _hand_over(self, slot: Slot) -> None:
+        """To the device's decoder, where that can make the rest."""
+        job = slot.job
+        if job is None or job.adapter is not None or self._engine.form_of(job.request) is None:
+            return
+        request = slot_request(job.request, self._model.hp.vocab_size)
+        begin(self._decoder, request, slot.index, job.request.constraint)
+        slot.is_on_device = True
+
+    def _decode_on_host(self) -> bool:
+        """The next token of each slot that the host decodes. Whether there were any."""
+        slots = [s for s in self.busy if not s.is_reading and not s.is_on_device]
+        slots.sort(key=lambda s: id(s.adapter))
+        for _, group in groupby(slots, key=lambda s: id(s.adapter)):
+            for some in self._in_steps(list(group)):
+                self._decode(some)
+        return bool(slots)
+
+    def _in_steps(self, slots: list[Slot]) -> list[list[Slot]]:
+        """As many at a time as do not change one another's bits."""
+        n = self._model.ops.alike_rows or len(self.slots)
+        return [slots[at : at + n] for at in range(0, len(slots), n)]
+
+    def _decode(self, slots: Sequence[Slot]) -> None:
+        requests = [slot.job.request for slot in slots if slot.job is not None]
+        rows = [(s.index, r.last_pos, r.ids[-1]) for s, r in zip(slots, requests, strict=True)]
+        n_rows = len(rows) if self._model.ops.alike_rows else len(self.slots)
+        self._make_way()
+        self._model.adapter = slots[0].adapter
+        logits = self._model.ops.read(self._model.forward(Batch.decode(rows, n_rows)))
+        for slot, row in zip(slots, logits, strict=False):  # rows that repeat one are behind
+            self._take(slot, row)
+
+    def _take(self, slot: Slot, logits: Logits) -> None:
+        """Chooses the next token of the slot; what goes wrong there concerns no other."""
+        job = slot.job
+        assert job is not None
+        try:
+            check_finite(logits)
+            token_id = job.request.chain.choose(logits, job.request.ids)
+            step = job.request.add(token_id, logits)
+        except Exception as error:
+            self._end(slot, error)
+            return
+        self._tell(slot, step)
+
+    def _tell(self, slot: Slot, step: Step) -> None:
+        job = slot.job
+        assert job is not None
+        if not job.tell(step) or step.stop_reason:
+            self._end(slot)
+
+    def _decode_on_device(self, *, may_wait: bool) -> None:
+        if not any(slot.is_on_device for slot in self.slots):
+            return
+        form = self._engine.decode_form
+        assert form != "host"
+        self._decoder.advance(form)
+        answers = self._decoder.answers()
+        for answer in answers:
+            self._hear(self.slots[answer.slot], answer)
+        if may_wait and not answers:
+            time.sleep(_POLL_S)
+
+    def _hear(self, slot: Slot, answer: Answer) -> None:
+        job = slot.job
+        if job is None or not slot.is_on_device:  # it was ended by what came before
+            return
+        slot.is_on_device = answer.done is None
+        try:
+            heed(self._decoder, answer, job.request.constraint)
+        except Exception as error:
+            self._end(slot, error)
+            return
+        job.request.note(answer.token_id)
+        self._tell(slot, step_of(answer))
+
+
+def _why_unwanted(job: Job) -> Exception | None:
+    """None where it was cancelled."""
+    if job.is_cancelled:
+        return None
+    seconds = job.end_s - job.request.begin_s
+    n = len(job.request.ids)
+    return DeadlineError(f"deadline: {seconds:g} s have passed; {n} tokens had been made")
