@@ -239,8 +239,10 @@ class Service:
             has_worked, why_lost = self._round()
             if why_lost:
                 self._revive(why_lost)
+                if self._failure:
+                    return
             elif not has_worked:
-                if self._is_closing or self._failure:
+                if self._is_closing:
                     return
                 self._work.wait()
 
