@@ -146,6 +146,20 @@ def test_the_last_token_is_computed_again(engine: Engine) -> None:
         assert heard.steps == alone(engine, prompt, greedy()).steps
 
 
+def test_a_prefix_is_copied_from_a_slot_at_work(engine: Engine) -> None:
+    scheduler = Scheduler(engine, CHUNK)
+    submit(scheduler, LONG, greedy(40))
+    for _ in range(4):  # three whole chunks and part of what follows are read
+        scheduler.run()
+    prompt = [*LONG[:14], 99, 98]
+    job, heard = submit(scheduler, prompt)
+    _, other = submit(scheduler, [1])
+    run_out(scheduler)
+    assert job.request.clock.n_cached == 12
+    assert heard.steps == alone(engine, prompt, greedy()).steps
+    assert other.steps == alone(engine, [1], greedy()).steps
+
+
 def test_an_answer_is_not_used_again(engine: Engine) -> None:
     """What decode has put into the cache is rounded otherwise than what a prefill would."""
     scheduler = Scheduler(engine, CHUNK)
