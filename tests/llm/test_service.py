@@ -204,9 +204,11 @@ def test_a_full_queue(path: Path) -> None:
 def test_a_queue_of_none(path: Path) -> None:
     with Service.load(path, device="cpu", slots=1, max_waiting=0) as service:
         heard = ask(service, "ab", LONG)
-        with pytest.raises(BusyError):
+        with pytest.raises(BusyError):  # before it has its slot, and when it has
             ask(service, "ab")
         heard.wait_for_a_token()
+        with pytest.raises(BusyError):
+            ask(service, "ab")
 
 
 def test_closing_waits_so_long_and_no_longer(path: Path) -> None:
