@@ -27,7 +27,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 import m40llm
 
 PAGE = Path(m40llm.__file__).parent / "server" / "page"
-POLICY = b"default-src 'self'; img-src 'self' data:"
+POLICY = (
+    b"default-src 'self'; base-uri 'none'; object-src 'none'; form-action 'self'; "
+    b"frame-ancestors 'none'"
+)
 CODES = {401: "invalid_api_key", 429: "rate_limit_exceeded", 400: "context_length_exceeded"}
 
 

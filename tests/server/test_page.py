@@ -425,7 +425,8 @@ def test_what_came_before_an_error_is_kept(page: Page) -> None:
         expect(answers(page)).to_have_text(["The first half"])
 
 
-def test_no_network(page: Page, server: Serving) -> None:
+def test_no_network(page: Page) -> None:
+    page.evaluate("document.querySelector('#model').replaceChildren()")  # nor when it was opened
     page.context.set_offline(True)
     send(page, "/answer back again")
     expect(page.locator("article .error")).to_contain_text("cannot be reached")

@@ -35,14 +35,19 @@ export function inWords({ kind, retryAfter }) {
   return { title, advice: advice + (retryAfter ? ` in ${retryAfter} s.` : " in a moment.") };
 }
 
+// Codes tell more than a status, and an error in mid-stream has no status of its own.
+const KIND_OF_CODE = {
+  context_length_exceeded: "context", prompt_too_long: "context", queue_full: "full",
+  shutting_down: "unready", time_limit: "late",
+};
 const KIND_OF_STATUS = {
   401: "key", 403: "key", 408: "late", 413: "large", 429: "full", 502: "unready", 503: "unready",
   504: "late",
 };
 
 function kindOf(status, error) {
-  if (/context/.test(`${error.code} ${error.type}`)) return "context";
-  return KIND_OF_STATUS[status] ?? (status >= 500 ? "broken" : "refused");
+  const kind = KIND_OF_CODE[error.code] ?? KIND_OF_STATUS[status];
+  return kind ?? (status >= 500 ? "broken" : "refused");
 }
 
 /** Seconds of a Retry-After header, which may also be a date. */
@@ -92,9 +97,7 @@ export async function* streamChat(body, key, signal) {
   for await (const data of eventsOf(response.body)) {
     if (data === "[DONE]") return;
     const chunk = parsed(data);
-    if (chunk.error) {
-      throw new ChatError(kindOf(Number(chunk.error.status) || 500, chunk.error), chunk.error.message);
-    }
+    if (chunk.error) throw new ChatError(kindOf(500, chunk.error), chunk.error.message);
     isWhole ||= Boolean(chunk.choices?.[0]?.finish_reason);
     yield chunk;
   }

@@ -6,9 +6,8 @@ const NUMBERS = ["temperature", "top_p", "top_k", "min_p", "max_tokens", "seed"]
 
 /** The body of a request; a setting left blank is not sent, so that the server's own holds. */
 export function requestBody(chat, model, settings) {
-  const body = { messages: requestMessages(chat), stream: true };
+  const body = { model, messages: requestMessages(chat), stream: true };
   body.stream_options = { include_usage: true };
-  if (model) body.model = model;
   for (const name of NUMBERS) {
     const value = settings[name];
     if (value !== undefined && value !== "") body[name] = Number(value);
@@ -31,11 +30,14 @@ function requestMessages(chat) {
   return messages;
 }
 
-/** Reads one answer into `message`, telling `onChange` of every change. Never throws. */
+/** Reads one answer into `message`, telling `onChange` of every change. Never throws.
+ *
+ * body   gives the request's body, and may fail as the server may
+ */
 export async function readAnswer(message, body, key, signal, onChange) {
   const clock = { start: performance.now(), first: 0, last: 0, nChunks: 0, usage: null };
   try {
-    for await (const chunk of streamChat(body, key, signal)) {
+    for await (const chunk of streamChat(await body(), key, signal)) {
       if (addChunk(message, chunk)) tick(clock);
       clock.usage = chunk.usage ?? clock.usage;
       message.stats = statsOf(clock);

@@ -1,6 +1,6 @@
 // The page: what a click or a key leads to.
 
-import { listModels } from "./api.js";
+import { initModels, refreshModels } from "./models.js";
 import { isDark, initSettings, openSettings, setTheme, settings } from "./settings.js";
 import * as store from "./store.js";
 import * as talk from "./talk.js";
@@ -12,26 +12,9 @@ const prompt = find("#prompt");
 const scroller = find("#scroller");
 const isNarrow = matchMedia("(max-width: 760px)");
 
-// --- the server's models and key ---
-
-async function loadModels() {
-  const select = find("#model");
-  let error = null;
-  try {
-    const ids = await listModels(store.loadKey());
-    select.replaceChildren(...ids.map((id) => new Option(id, id)));
-    const wanted = store.load("model", "");
-    if (ids.includes(wanted)) select.value = wanted;
-    select.hidden = !ids.length;
-  } catch (failure) {
-    error = failure;
-    select.hidden = !select.options.length;
-  }
-  view.showError(find("#notice"), error);
-}
-
+/** A key was entered: what waited for it goes on. */
 async function onKey() {
-  await loadModels();
+  await refreshModels();
   if (talk.current.messages.at(-1)?.error?.kind === "key") talk.again();
 }
 
@@ -54,7 +37,7 @@ const ACTS = {
   edit: (button) => talk.edit(view.messageOf(button, talk.current)),
   "edit-last": () => talk.edit(lastOfUser()),
   "cancel-edit": () => talk.endEdit(),
-  again: (button) => (button.closest("#notice") ? loadModels() : talk.again()),
+  again: (button) => (button.closest("#notice") ? refreshModels() : talk.again()),
   key: showKey,
   settings: showSettings,
   new: () => show(store.newChat(settings.system)),
@@ -155,7 +138,6 @@ function listen() {
     part.addEventListener("input", (event) => view.grow(event.target));
   }
   prompt.addEventListener("input", () => store.save(`draft.${talk.current.id}`, prompt.value));
-  find("#model").addEventListener("change", ({ target }) => store.save("model", target.value));
   find("#import-file").addEventListener("change", importChats);
   find("#backdrop").addEventListener("click", () => setSidebar(false));
   scroller.addEventListener("scroll", () => (find("#latest").hidden = talk.isAtBottom()));
@@ -169,6 +151,7 @@ function listen() {
 }
 
 listen();
+initModels();
 initSettings({
   onKey,
   onSystem: (text) => {
@@ -179,4 +162,4 @@ initSettings({
 setSidebar(!isNarrow.matches);
 const last = store.load("open", "");
 show(chats.get(last) ?? { ...store.newChat(settings.system), ...(last && { id: last }) });
-loadModels();
+refreshModels();

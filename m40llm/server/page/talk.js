@@ -1,6 +1,7 @@
 // The conversations: which is open, which are being answered, and what changes them.
 
 import { readAnswer, requestBody } from "./chat.js";
+import { chosenModel } from "./models.js";
 import { settings } from "./settings.js";
 import * as store from "./store.js";
 import * as view from "./view.js";
@@ -81,7 +82,6 @@ export function send(text) {
 
 async function answer(chat) {
   const controller = new AbortController();
-  const body = requestBody(chat, find("#model").value, settings);
   const message = { role: "assistant", content: "", reasoning: "", stats: null, error: null, stop: "" };
   running.set(chat.id, controller);
   chat.messages.push(message);
@@ -94,6 +94,7 @@ async function answer(chat) {
   refresh();
   const draw = painter(chat, message);
   find("#notice").hidden = true; // an answer says itself what is wrong
+  const body = async () => requestBody(chat, await chosenModel(), settings);
   await readAnswer(message, body, store.loadKey(), controller.signal, draw);
   running.delete(chat.id);
   if (chats.has(chat.id)) keep(chat);
