@@ -40,33 +40,57 @@ def server() -> Iterator[Serving]:
         yield server
 
 
+def watch(page: Page, server: Serving) -> list[str]:
+    """What must not happen on a page, as it happens: it fails, or leaves the server's origin."""
+    faults: list[str] = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("dialog", lambda dialog: faults.append(f"dialog: {dialog.message}"))
+    page.on("console", lambda m: "Content Security" in m.text and faults.append(m.text))
+    page.on("request", lambda r: server.origin in r.url or faults.append(f"asks {r.url}"))
+    return faults
+
+
 @pytest.fixture
 def open_page(browser: Browser, server: Serving) -> Iterator[Any]:
-    """Opens pages of one fresh browser profile; none may fail, or leave the server's origin."""
+    """Opens pages of one fresh browser profile, made with the first one's options."""
     server.script.__init__()
     contexts: list[BrowserContext] = []
-    faults: list[str] = []
+    faults: list[list[str]] = []
 
     def open_page(**options: Any) -> Page:
         if not contexts:
             contexts.append(browser.new_context(**options))
         page = contexts[0].new_page()
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("dialog", lambda dialog: faults.append(f"dialog: {dialog.message}"))
-        page.on("console", lambda m: "Content Security" in m.text and faults.append(m.text))
-        page.on("request", lambda r: server.origin in r.url or faults.append(f"asks {r.url}"))
+        faults.append(watch(page, server))
         page.goto(server.url)
         return page
 
     yield open_page
     for context in contexts:
         context.close()
-    assert not faults
+    assert not any(faults)
+
+
+@pytest.fixture(scope="module")
+def shared_page(browser: Browser, server: Serving) -> tuple[Page, list[str]]:
+    page = browser.new_context().new_page()
+    return page, watch(page, server)
 
 
 @pytest.fixture
-def page(open_page: Any) -> Page:
-    return open_page()
+def page(shared_page: tuple[Page, list[str]], server: Serving) -> Iterator[Page]:
+    """A page with nothing kept: a profile costs twice as much as a page, so they share one."""
+    page, faults = shared_page
+    server.script.__init__()
+    faults.clear()
+    page.goto(server.url)
+    yield page
+    page.context.set_offline(False)
+    page.evaluate("sessionStorage.clear()")
+    page.goto("about:blank")
+    storage = {"origin": server.origin, "storageTypes": "local_storage"}
+    page.context.new_cdp_session(page).send("Storage.clearDataForOrigin", storage)
+    assert not faults
 
 
 def send(page: Page, text: str) -> None:
