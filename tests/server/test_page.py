@@ -2,36 +2,24 @@
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-playwright = pytest.importorskip("playwright.sync_api", reason="no playwright")
-from page_server import PAGE, Serving, serving  # noqa: E402
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect  # noqa: E402
+pytest.importorskip("playwright.sync_api", reason="no playwright")
+from page_browser import launched
+from page_server import PAGE, Serving, serving
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
-ARGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 expect.set_options(timeout=15_000)
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    path = shutil.which("chromium")
-    if path is None:
-        pytest.skip("no Chromium")
-    with playwright.sync_playwright() as driver:
-        yield driver.chromium.launch(executable_path=path, args=ARGS)
+    with launched() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="module")
