@@ -138,6 +138,21 @@ def test_the_whole_conversation_is_sent(page: Page, server: Serving) -> None:
     assert contents(bodies(server)[1]) == want
 
 
+def test_an_edit_waits_for_the_answer_under_way(page: Page, server: Serving) -> None:
+    ask(page, "one")
+    page.get_by_text("Edit").click()
+    editor = page.get_by_label("Edit the message")
+    send(page, "/slow 2000")
+    expect(answers(page).last).to_contain_text("word1")
+    editor.fill("/answer two")
+    editor.press("Enter")
+    expect(page.locator("#toast")).to_contain_text("Still answering")
+    expect(editor).to_have_value("/answer two")
+    page.get_by_label("Stop", exact=True).click()
+    editor.press("Enter")
+    expect(answers(page)).to_have_text(["two"])
+
+
 @pytest.mark.parametrize("by", ["Escape", "button"])
 def test_stop(page: Page, server: Serving, by: str) -> None:
     send(page, "/slow 2000")
@@ -259,6 +274,22 @@ def test_a_reload_in_mid_answer_keeps_what_came(page: Page) -> None:
     expect(page.get_by_text("Regenerate")).to_be_visible()
 
 
+def test_what_is_typed_waits_where_it_was_typed(page: Page) -> None:
+    ask(page, "one")
+    page.fill("#prompt", "for one")
+    page.get_by_role("button", name="New conversation").first.click()
+    expect(page.locator("#prompt")).to_have_value("")
+    page.fill("#prompt", "for a new one")
+    page.get_by_role("button", name="/answer one", exact=True).click()
+    expect(page.locator("#prompt")).to_have_value("for one")
+    page.get_by_role("button", name="New conversation").first.click()
+    expect(page.locator("#prompt")).to_have_value("for a new one")
+    page.press("#prompt", "Enter")
+    expect(answers(page)).to_have_text(["for a new one"])
+    page.get_by_role("button", name="New conversation").first.click()
+    expect(page.locator("#prompt")).to_have_value("")
+
+
 def test_delete_and_undo(page: Page) -> None:
     ask(page, "one")
     page.get_by_role("button", name="New conversation").first.click()
@@ -316,6 +347,22 @@ def test_a_wrong_file_is_refused_in_words(page: Page) -> None:
         page.set_input_files("#import-file", file)
         expect(page.locator("#import-note")).to_contain_text(words)
     expect(page.locator("#chats .chat")).to_have_count(0)
+
+
+def test_a_stranger_s_file_is_shown_as_text(page: Page) -> None:
+    evil: Any = {"role": "assistant", "content": "<img src=x onerror=alert(1)>", "stop": {"a": 1}}
+    evil["stats"] = {"nTokens": "<b>3", "perSecond": "9", "nPrompt": {"a": 1}, "firstMs": None}
+    evil["error"] = {"kind": "constructor", "detail": ["<script>"], "retryAfter": "soon"}
+    chat = {"id": "../key", "title": {"a": 1}, "messages": [evil]}
+    text = json.dumps({"conversations": [chat]}).encode()
+    page.get_by_label("Settings").first.click()
+    file: Any = {"name": "x.json", "mimeType": "text/json", "buffer": text}
+    page.set_input_files("#import-file", file)
+    page.keyboard.press("Escape")
+    page.locator("#chats .chat").click()
+    expect(answers(page)).to_have_text("<img src=x onerror=alert(1)>")
+    expect(page.locator("article .error")).to_contain_text("Something failed in the server")
+    expect(page.locator("article .error")).to_contain_text("<script>")
 
 
 def test_full_storage_is_said_and_the_chat_goes_on(page: Page) -> None:

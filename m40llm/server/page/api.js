@@ -9,6 +9,7 @@ export class ChatError extends Error {
 }
 
 const WORDS = {
+  __proto__: null,
   key: ["The server wants an API key.", "Enter the key that its owner gave you."],
   full: ["The server is full just now.", "Nothing is lost: try again"],
   large: ["This is too large for the server.", "Shorten the message, or start a new conversation."],
@@ -37,6 +38,7 @@ export function inWords({ kind, retryAfter }) {
 
 // Codes tell more than a status, and an error in mid-stream has no status of its own.
 const KIND_OF_CODE = {
+  __proto__: null,
   context_length_exceeded: "context", prompt_too_long: "context", queue_full: "full",
   shutting_down: "unready", time_limit: "late",
 };

@@ -71,7 +71,6 @@ function statsOf({ start, first, last, nChunks, usage }) {
   const nTokens = usage?.completion_tokens ?? nChunks;
   return {
     nTokens,
-    isCounted: Boolean(usage),
     nPrompt: usage?.prompt_tokens ?? 0,
     nCached: usage?.prompt_tokens_details?.cached_tokens ?? 0,
     firstMs: first ? first - start : 0,

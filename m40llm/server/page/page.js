@@ -47,7 +47,10 @@ const ACTS = {
     find("#sidebar .new").focus();
   },
   close: () => find("#settings").close(),
-  menu: () => setSidebar(document.body.dataset.sidebar !== "open"),
+  menu: () => {
+    setSidebar(document.body.dataset.sidebar !== "open");
+    if (isNarrow.matches) find("#sidebar .new").focus();
+  },
   theme: () => setTheme(isDark() ? "light" : "dark"),
   latest: () => ((scroller.scrollTop = scroller.scrollHeight), prompt.focus()),
   export: exportChats,
@@ -96,10 +99,11 @@ async function importChats({ target }) {
 }
 
 function submitPrompt() {
+  const draft = talk.draftOf(talk.current);
   if (!prompt.value.trim() || !talk.send(prompt.value)) return;
   prompt.value = "";
   view.grow(prompt);
-  store.forget(`draft.${talk.current.id}`);
+  store.forget(draft);
 }
 
 /** Enter sends, Shift+Enter is a new line; the Enter that ends an input method's word is neither. */
@@ -134,10 +138,10 @@ function listen() {
     if (event.target.classList.contains("editor")) talk.sendEdited(event.target.elements.text.value);
   });
   for (const part of [find("#messages"), prompt]) {
-    part.addEventListener("keydown", (event) => event.target.form && onEnter(event));
+    part.addEventListener("keydown", (event) => event.target.tagName === "TEXTAREA" && onEnter(event));
     part.addEventListener("input", (event) => view.grow(event.target));
   }
-  prompt.addEventListener("input", () => store.save(`draft.${talk.current.id}`, prompt.value));
+  prompt.addEventListener("input", () => store.save(talk.draftOf(talk.current), prompt.value));
   find("#import-file").addEventListener("change", importChats);
   find("#backdrop").addEventListener("click", () => setSidebar(false));
   scroller.addEventListener("scroll", () => (find("#latest").hidden = talk.isAtBottom()));
@@ -146,6 +150,7 @@ function listen() {
   addEventListener("pagehide", talk.leave);
   // Safari's keyboard covers the page and does not resize it: the visible height is what counts.
   visualViewport?.addEventListener("resize", () => {
+    if (visualViewport.scale !== 1) return; // a person who zooms in
     document.documentElement.style.setProperty("--height", `${visualViewport.height}px`);
   });
 }
@@ -160,6 +165,5 @@ initSettings({
   },
 });
 setSidebar(!isNarrow.matches);
-const last = store.load("open", "");
-show(chats.get(last) ?? { ...store.newChat(settings.system), ...(last && { id: last }) });
+show(chats.get(store.load("open", "")) ?? store.newChat(settings.system));
 refreshModels();

@@ -70,8 +70,20 @@ function checkedMessage(message) {
   }
   const { role, content } = message;
   if (role === "user") return { role, content };
-  const { reasoning = "", stats = null, error = null, stop = "" } = message;
-  return { role, content, reasoning: String(reasoning), stats, error, stop: String(stop) };
+  const { reasoning = "", stats, error, stop = "" } = message;
+  const numbers = Object.entries(stats ?? {}).map(([name, value]) => [name, Number(value) || 0]);
+  return {
+    role,
+    content,
+    reasoning: String(reasoning),
+    stats: Object.fromEntries(numbers),
+    error: error ? checkedError(error) : null,
+    stop: String(stop),
+  };
+}
+
+function checkedError({ kind, detail, retryAfter }) {
+  return { kind: String(kind), detail: String(detail), retryAfter: Number(retryAfter) || 0 };
 }
 
 /** A conversation of our form, whoever wrote it: the file of an import is a stranger's. */

@@ -34,13 +34,16 @@ export function refresh() {
   document.title = current.title ? `${current.title} · m40llm` : "m40llm";
 }
 
+/** Where the storage has what is typed but not sent: in one place for all that are not yet begun. */
+export const draftOf = (chat) => `draft.${chats.has(chat.id) ? chat.id : "new"}`;
+
 export function open(chat) {
   current = chat;
   editing = null;
   store.save("open", chat.id);
   view.hush();
   view.showChat(chat, isRunning(chat));
-  prompt.value = store.load(`draft.${chat.id}`, "");
+  prompt.value = store.load(draftOf(chat), "");
   view.grow(prompt);
   refresh();
   scroller.scrollTop = scroller.scrollHeight;
@@ -65,12 +68,14 @@ export function remove(doomed) {
 
 // --- answers ---
 
+function isBusy() {
+  if (isRunning(current)) view.toast("Still answering: Esc stops it.");
+  return isRunning(current);
+}
+
 /** Takes the typed message; false where an answer is still under way. */
 export function send(text) {
-  if (isRunning(current)) {
-    view.toast("Still answering: Esc stops it.");
-    return false;
-  }
+  if (isBusy()) return false;
   const message = { role: "user", content: text };
   current.title ||= text.trim().split("\n")[0].slice(0, 60);
   current.messages.push(message);
@@ -142,6 +147,7 @@ export function again() {
 
 function truncate(end) {
   current.messages.length = end;
+  editing = null;
   view.showChat(current, false);
 }
 
@@ -173,9 +179,8 @@ export function endEdit() {
 }
 
 export function sendEdited(text) {
-  if (!text.trim()) return;
+  if (!text.trim() || isBusy()) return;
   truncate(current.messages.indexOf(editing));
-  editing = null;
   if (!current.messages.length) current.title = "";
   send(text);
   prompt.focus();

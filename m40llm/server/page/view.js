@@ -68,7 +68,7 @@ export function partsOf({ content, reasoning }) {
   return { thoughts, text: match ? content.slice(match[0].length) : content };
 }
 
-const STOPS = { length: "cut at the token limit", stopped: "stopped" };
+const STOPS = { __proto__: null, length: "cut at the token limit", stopped: "stopped" };
 
 function statsLine({ stats, stop }) {
   const parts = [];
@@ -85,6 +85,7 @@ function statsLine({ stats, stop }) {
 const reused = (nCached) => (nCached ? ` (${nCached} reused)` : "");
 
 const ACTIONS = {
+  __proto__: null,
   key: ["key", "Enter key"],
   context: ["new", "New conversation"],
   large: ["edit-last", "Edit message"],
