@@ -253,8 +253,10 @@ def test_a_lost_device_is_opened_again(path: Path, monkeypatch: Any) -> None:
     with Service.load(path, device="cpu", slots=1) as service:
         expected = ask(service, "ab").completion.ids
         old = service.llm
+        lost = ask(service, "ab", LONG)
+        lost.wait_for_a_token()
+        waiting = ask(service, "abc")
         broken(service._lent.engine.model, monkeypatch, "forward", "recover")  # type: ignore[union-attr]
-        lost, waiting = ask(service, "ab"), ask(service, "abc")
         assert isinstance(lost.wait(), DeviceError)
         assert len(waiting.completion.ids) == 8
         assert service.llm is not old
