@@ -1,0 +1,112 @@
+"""ToolFormat: a model's own way of calling tools, on both sides of the model."""
+
+import secrets
+import string
+from collections.abc import Callable
+from functools import cached_property
+from importlib.util import find_spec
+from typing import Any, Final
+
+from m40llm.errors import RequestError
+from m40llm.llm.tools.definitions import read_choice, read_tools
+from m40llm.llm.tools.grammar import grammar
+from m40llm.llm.tools.layouts import LAYOUTS, Layout, layout_of
+from m40llm.llm.tools.messages import Messages, readable_messages, tool_variables
+from m40llm.llm.tools.parser import ToolParser
+from m40llm.text import Tokenizer
+
+_LETTERS: Final = string.ascii_letters + string.digits
+
+
+def tools_of(tokenizer: Tokenizer) -> "ToolFormat | None":
+    """The format that the model's chat template speaks; None where it knows no tools, or no format
+    that is known here."""
+    template = tokenizer.chat_template
+    layout = None if template is None else layout_of(template)
+    return None if layout is None else ToolFormat(tokenizer, layout)
+
+
+def tool_format(tokenizer: Tokenizer) -> "ToolFormat":
+    """The same; RequestError where there is none."""
+    found = tools_of(tokenizer)
+    if found is None:
+        known = ", ".join(layout.name for layout in LAYOUTS)
+        raise RequestError(
+            "tools: the model's chat template has no tools, or calls them in a way that is not "
+            f"known here (known are {known}); take a model that was trained on tools, such as "
+            "Qwen3 or Llama 3.2, or describe them in a message and ask for JSON with a schema"
+        )
+    return found
+
+
+class ToolFormat:
+    """`tools`, `choice`: as OpenAI's API has tools and tool_choice. RequestError names in every
+    method what is wrong with them."""
+
+    def __init__(self, tokenizer: Tokenizer, layout: Layout) -> None:
+        self.name = layout.name
+        self._tokenizer, self._layout = tokenizer, layout
+        self._template = tokenizer.chat_template or ""
+
+    def __repr__(self) -> str:
+        return f"<ToolFormat {self.name}>"
+
+    def prompt_variables(self, tools: Any, choice: Any, messages: Messages) -> dict[str, Any]:
+        """What `Tokenizer.encode_chat` is to be called with: messages, and the tools under the
+        names that the template reads. Where the choice is "none", the model sees no tools."""
+        read = read_tools(tools)
+        shown = () if read_choice(choice, read).mode == "none" else read
+        readable = readable_messages(self._template, self._layout, messages, shown)
+        return {"messages": readable, **tool_variables(self._template, shown)}
+
+    def constraint(self, tools: Any, choice: Any, parallel: bool = True) -> dict[str, Any]:
+        """Fields of SamplingParams. With a "required" choice or a named tool, the answer is calls,
+        one or (parallel) more, with arguments of the tool's schema; with "auto" it is text, or
+        text up to such calls (without llguidance: anything). With "none" nothing is asked."""
+        chosen = read_choice(choice, read_tools(tools))
+        if chosen.mode == "none" or (chosen.mode == "auto" and find_spec("llguidance") is None):
+            return {}
+        ids = self._control_ids
+        silent = [i for i in self._silent_ids if i not in ids.values()]
+        return {"lark": grammar(self._layout, ids, chosen, parallel, silent)}
+
+    def parser(
+        self, tools: Any = None, choice: Any = None, new_id: Callable[[], str] | None = None
+    ) -> ToolParser:
+        """A new one for each answer. Where `tools` are given, a call of another name is text; all
+        is text where the choice is "none"."""
+        read = read_tools(tools)
+        names = None
+        if tools is not None:
+            chosen = read_choice(choice, read)
+            names = {tool.name for tool in chosen.tools} if chosen.mode != "none" else set()
+        layout = self._layout
+        return ToolParser(
+            layout.opens,
+            layout.closes,
+            layout.is_bare,
+            {token_id: mark for mark, token_id in self._control_ids.items()},
+            layout.read,
+            names,
+            new_id or self._new_id,
+        )
+
+    def _new_id(self) -> str:
+        n_letters, head = (9, "") if self._layout.short_ids else (24, "call_")
+        return head + "".join(secrets.choice(_LETTERS) for _ in range(n_letters))
+
+    @cached_property
+    def _control_ids(self) -> dict[str, int]:
+        """The layout's marks that are control tokens, which come without text."""
+        found = {}
+        for mark in self._layout.marks:
+            ids = self._tokenizer.encode(mark, add_bos=False, parse_special=True)
+            if len(ids) == 1 and self._tokenizer.is_special(ids[0]):
+                found[mark] = ids[0]
+        return found
+
+    @cached_property
+    def _silent_ids(self) -> list[int]:
+        tokenizer = self._tokenizer
+        ids = range(tokenizer.vocab_size)
+        return [i for i in ids if tokenizer.is_special(i) and i not in tokenizer.stop_ids]
