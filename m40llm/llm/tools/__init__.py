@@ -1,6 +1,6 @@
 """Tool calls in a model's own format: what it is told, what it may say, what it has said."""
 
-from m40llm.llm.tools.events import CallArguments, CallBegin, Text, ToolEvent
+from m40llm.llm.tools.events import CallArguments, CallBegin, Text, ToolCall, ToolEvent, gathered
 from m40llm.llm.tools.formats import ToolFormat, tool_format, tools_of
 from m40llm.llm.tools.parser import ToolParser
 
@@ -8,9 +8,11 @@ __all__ = [
     "CallArguments",
     "CallBegin",
     "Text",
+    "ToolCall",
     "ToolEvent",
     "ToolFormat",
     "ToolParser",
+    "gathered",
     "tool_format",
     "tools_of",
 ]

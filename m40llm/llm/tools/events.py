@@ -1,5 +1,6 @@
 """What an answer with tool calls is made of, in the order in which it comes."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -29,3 +30,27 @@ class CallArguments:
 
 
 ToolEvent = Text | CallBegin | CallArguments
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A whole call. arguments: JSON text, an object's unless the answer was cut short."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+def gathered(events: Iterable[ToolEvent]) -> tuple[str, tuple[ToolCall, ...]]:
+    """All events of an answer as its text and its calls."""
+    texts, begins, arguments = list[str](), list[CallBegin](), list[str]()
+    for event in events:
+        if isinstance(event, Text):
+            texts.append(event.text)
+        elif isinstance(event, CallBegin):
+            begins.append(event)
+            arguments.append("")
+        else:
+            arguments[event.index] += event.text
+    calls = [ToolCall(b.id, b.name, a) for b, a in zip(begins, arguments, strict=True)]
+    return "".join(texts), tuple(calls)

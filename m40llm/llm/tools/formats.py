@@ -80,16 +80,8 @@ class ToolFormat:
         if tools is not None:
             chosen = read_choice(choice, read)
             names = {tool.name for tool in chosen.tools} if chosen.mode != "none" else set()
-        layout = self._layout
-        return ToolParser(
-            layout.opens,
-            layout.closes,
-            layout.is_bare,
-            {token_id: mark for mark, token_id in self._control_ids.items()},
-            layout.read,
-            names,
-            new_id or self._new_id,
-        )
+        marks = {token_id: mark for mark, token_id in self._control_ids.items()}
+        return ToolParser(self._layout, marks, names, new_id or self._new_id)
 
     def _new_id(self) -> str:
         n_letters, head = (9, "") if self._layout.short_ids else (24, "call_")

@@ -2,8 +2,8 @@
 
 What stands around the arguments is written as the model's template writes it, the arguments as
 their schema wants them. A space may stand behind marks: spm vocabularies have one behind control
-tokens, which decoding takes away. For llguidance 1.9: docs/syntax.md (lazy lexemes, special tokens, %json)
-and docs/json_schema.md ("x-guidance") of github.com/guidance-ai/llguidance.
+tokens, which decoding takes away. For llguidance 1.9: docs/syntax.md (lazy lexemes, special
+tokens, %json) and docs/json_schema.md ("x-guidance") of github.com/guidance-ai/llguidance.
 """
 
 import json

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from m40llm.llm.tools.parser import CallSink, Reading, read_json_calls, read_marked_call
+from m40llm.llm.tools.readers import CallSink, Reading, read_json_calls, read_marked_call
 
 
 @dataclass(frozen=True)

@@ -4,123 +4,12 @@ Nothing is lost: what turns out to be no call comes as the text that it is. Text
 where it could begin a call.
 """
 
-from collections.abc import Callable, Container, Generator, Mapping, Sequence
-from typing import Final, Protocol
+from collections.abc import Callable, Container, Mapping
 
 from m40llm.llm.stream import StopStrings
 from m40llm.llm.tools.events import CallArguments, CallBegin, Text, ToolEvent
-from m40llm.llm.tools.json_text import JsonFollower
-
-_SPACE: Final = " \t\n\r"
-_ARGUMENTS: Final = ("arguments", "parameters")
-_IGNORED: Final = ("id", "type")  # beside name and arguments: the parser gives its own ids
-_MAX_WORD: Final = 256  # characters of a name, key or id
-
-Reading = Generator[None, str, None]  # takes a character at each step; ends where the calls do
-Word = Generator[None, str, str]
-
-
-class NoCallError(Exception):
-    """The character that was read last cannot stand there."""
-
-
-class CallSink(Protocol):
-    """What readers tell of the calls they find."""
-
-    def begin(self, name: str) -> None:
-        """NoCallError where there is no such tool."""
-        ...
-
-    def arguments(self, text: str) -> None: ...
-    def end(self) -> None:
-        """The call is whole, and what was read so far is used."""
-        ...
-
-
-def read_json_calls(sink: CallSink) -> Reading:
-    """{"name": ..., "arguments": {...}}, or a list of these."""
-    char = yield from _visible()
-    if char != "[":
-        yield from _read_call(sink, char)
-        return
-    while char != "]":
-        yield from _read_call(sink, (yield from _visible()))
-        char = yield from _visible()
-        if char not in ",]":
-            raise NoCallError
-
-
-def read_marked_call(sink: CallSink) -> Reading:
-    """NAME[ARGS]{...}, as Mistral's models of 2025 write it; some [CALL_ID]ID before [ARGS]."""
-    head = ""
-    while not head.endswith("[ARGS]"):
-        head += yield
-        if len(head) > _MAX_WORD:
-            raise NoCallError
-    name, _, _ = head.removesuffix("[ARGS]").partition("[CALL_ID]")
-    sink.begin(name.strip())
-    yield from _read_value((yield from _visible()), "{", sink.arguments)
-    sink.end()
-
-
-def _read_call(sink: CallSink, char: str) -> Reading:
-    name, early = "", ""  # arguments that came before the name
-    has_arguments = False
-    if char != "{":
-        raise NoCallError
-    while char != "}":
-        key = yield from _word((yield from _visible()))
-        if (yield from _visible()) != ":":
-            raise NoCallError
-        char = yield from _visible()
-        if key == "name" and not name:
-            name = yield from _word(char)
-            sink.begin(name)
-            sink.arguments(early)
-        elif key in _ARGUMENTS and not has_arguments:
-            held: list[str] = []
-            yield from _read_value(char, "{", sink.arguments if name else held.append)
-            has_arguments, early = True, "".join(held)
-        elif key in _IGNORED:
-            yield from _word(char)
-        else:
-            raise NoCallError
-        char = yield from _visible()
-        if char not in ",}":
-            raise NoCallError
-    if not name or not has_arguments:
-        raise NoCallError
-    sink.end()
-
-
-def _read_value(char: str, first: str, heard: Callable[[str], None]) -> Reading:
-    """A JSON value whose first character is at hand; `heard` is told every character of it."""
-    follower = JsonFollower()
-    if char not in first or not follower.take(char):
-        raise NoCallError
-    heard(char)
-    while not follower.is_whole:
-        if not follower.take(char := (yield)):
-            raise NoCallError
-        heard(char)
-
-
-def _word(char: str) -> Word:
-    """A JSON string without escapes: names, keys and ids have none."""
-    word = ""
-    if char != '"':
-        raise NoCallError
-    while (char := (yield)) != '"':
-        word += char
-        if char == "\\" or char < " " or len(word) > _MAX_WORD:
-            raise NoCallError
-    return word
-
-
-def _visible() -> Word:
-    while (char := (yield)) in _SPACE:
-        pass
-    return char
+from m40llm.llm.tools.layouts import Layout
+from m40llm.llm.tools.readers import SPACE, NoCallError, Reading
 
 
 class ToolParser:
@@ -128,33 +17,25 @@ class ToolParser:
 
     def __init__(
         self,
-        opens: Sequence[str],
-        closes: Sequence[str],
-        begins_bare: bool,
+        layout: Layout,
         marks: Mapping[int, str],
-        read: Callable[[CallSink], Reading],
         names: Container[str] | None,
         new_id: Callable[[], str],
     ) -> None:
         """
-        opens, closes   what stands before calls, and what may stand behind
-        begins_bare     whether { may begin a call without anything before it, where an answer
-                        begins or another call has ended
-        marks           texts of the control tokens that matter: no text comes with them
-        read            reads calls once they have been opened
-        names           of the tools; None: any name is a call
+        marks   texts of the control tokens that are marks of the layout: no text comes with them
+        names   of the tools; None: a call may have any name
         """
-        self._opens, self._closes, self._begins_bare = opens, closes, begins_bare
-        self._marks, self._read, self._names, self._new_id = marks, read, names, new_id
+        self._layout, self._marks, self._names, self._new_id = layout, marks, names, new_id
         self._events: list[ToolEvent] = []
         self._n_calls = 0
         self._is_open = False  # a call has begun
-        self._stops = StopStrings(opens)
+        self._stops = StopStrings(layout.opens)
         # What has come and is not used yet: the text's end, which could begin a call, or what has
         # been read of one; of which _n_mark characters opened it.
         self._held, self._n_mark = "", 0
         self._reading: Reading | None = None
-        self._take = self._between if begins_bare else self._in_text
+        self._take = self._between if layout.is_bare else self._in_text
 
     def push(self, text: str, token_id: int) -> list[ToolEvent]:
         """Of one token: the text that came with it, and its id."""
@@ -164,7 +45,7 @@ class ToolParser:
 
     def finish(self) -> list[ToolEvent]:
         """Once no more tokens come. A call that has begun may lack the end of its arguments."""
-        is_gap = self._take == self._between and self._n_calls and not self._held.strip(_SPACE)
+        is_gap = self._take == self._between and self._n_calls and not self._held.strip(SPACE)
         if not self._is_open and not is_gap:
             self._say(self._held)
         self._held = ""
@@ -172,9 +53,11 @@ class ToolParser:
 
     # What readers tell: CallSink.
 
-    def begin(self, name: str) -> None:
-        if self._names is not None and name not in self._names:
+    def check(self, name: str) -> None:
+        if not name or (self._names is not None and name not in self._names):
             raise NoCallError
+
+    def begin(self, name: str) -> None:
         self._is_open = True
         self._events.append(CallBegin(self._n_calls, self._new_id(), name))
         self._used()
@@ -204,16 +87,17 @@ class ToolParser:
 
     def _between(self, char: str) -> None:
         """Before the first visible character, or behind a call."""
+        layout = self._layout
         self._held += char
-        seen = self._held.lstrip(_SPACE)
-        if seen in self._opens:
+        seen = self._held.lstrip(SPACE)
+        if seen in layout.opens:
             self._open()
-        elif seen == "{" and self._begins_bare:
+        elif seen == "{" and layout.is_bare:
             self._open()
             self._in_call(char, is_held=True)
-        elif seen in self._closes and self._n_calls:
+        elif seen in layout.closes and self._n_calls:
             self._used()
-        elif seen and not any(mark.startswith(seen) for mark in (*self._opens, *self._closes)):
+        elif seen and not any(mark.startswith(seen) for mark in (*layout.opens, *layout.closes)):
             self._as_text()
 
     def _in_call(self, char: str, is_held: bool = False) -> None:
@@ -223,6 +107,7 @@ class ToolParser:
             self._reading.send(char)
         except StopIteration:
             self._take = self._between
+            self._used()
         except NoCallError:
             self._n_calls += self._is_open
             self._is_open = False
@@ -230,7 +115,7 @@ class ToolParser:
 
     def _open(self) -> None:
         self._n_mark = len(self._held)
-        self._reading = self._read(self)
+        self._reading = self._layout.read(self)
         next(self._reading)
         self._take = self._in_call
 
