@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from m40llm.llm.results import ToolCall
+
 
 @dataclass(frozen=True)
 class Text:
@@ -30,15 +32,6 @@ class CallArguments:
 
 
 ToolEvent = Text | CallBegin | CallArguments
-
-
-@dataclass(frozen=True)
-class ToolCall:
-    """A whole call. arguments: JSON text, an object's unless the answer was cut short."""
-
-    id: str
-    name: str
-    arguments: str
 
 
 def gathered(events: Iterable[ToolEvent]) -> tuple[str, tuple[ToolCall, ...]]:

@@ -2,14 +2,18 @@
 
 import secrets
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import cached_property
 from importlib.util import find_spec
 from typing import Any, Final
 
-from m40llm.errors import RequestError
+from m40llm.engine.sampling_params import SamplingParams
+from m40llm.errors import M40LLMError, RequestError
+from m40llm.llm.results import Completion, StreamItem
 from m40llm.llm.tools.definitions import read_choice, read_tools
-from m40llm.llm.tools.grammar import grammar
+from m40llm.llm.tools.events import gathered
+from m40llm.llm.tools.grammar import THOUGHT_END, grammar
 from m40llm.llm.tools.layouts import LAYOUTS, Layout, layout_of
 from m40llm.llm.tools.messages import Messages, readable_messages, tool_variables
 from m40llm.llm.tools.parser import ToolParser
@@ -68,7 +72,23 @@ class ToolFormat:
             return {}
         ids = self._control_ids
         silent = [i for i in self._silent_ids if i not in ids.values()]
-        return {"lark": grammar(self._layout, ids, chosen, parallel, silent)}
+        return {"lark": grammar(self._layout, ids, chosen, parallel, silent, self._is_thinking)}
+
+    def constrained(
+        self, params: SamplingParams | None, tools: Any, choice: Any, parallel: bool = True
+    ) -> SamplingParams:
+        """The same request with the constraint."""
+        params = SamplingParams() if params is None else params
+        return replace(params, **self.constraint(tools, choice, parallel))
+
+    def parsed(
+        self, completion: Completion, items: Iterable[StreamItem], tools: Any, choice: Any
+    ) -> Completion:
+        """The same answer, whose items are at hand, with its calls beside its text."""
+        parser = self.parser(tools, choice)
+        events = [event for item in items for event in parser.push(item.text, item.token_id)]
+        text, calls = gathered(events + parser.finish())
+        return replace(completion, text=text, tool_calls=calls)
 
     def parser(
         self, tools: Any = None, choice: Any = None, new_id: Callable[[], str] | None = None
@@ -80,7 +100,8 @@ class ToolFormat:
         if tools is not None:
             chosen = read_choice(choice, read)
             names = {tool.name for tool in chosen.tools} if chosen.mode != "none" else set()
-        marks = {token_id: mark for mark, token_id in self._control_ids.items()}
+        ids = self._control_ids
+        marks = {ids[mark]: mark for mark in self._layout.marks if mark in ids}
         return ToolParser(self._layout, marks, names, new_id or self._new_id)
 
     def _new_id(self) -> str:
@@ -89,9 +110,9 @@ class ToolFormat:
 
     @cached_property
     def _control_ids(self) -> dict[str, int]:
-        """The layout's marks that are control tokens, which come without text."""
+        """The marks that are control tokens, which come without text."""
         found = {}
-        for mark in self._layout.marks:
+        for mark in (*self._layout.marks, THOUGHT_END):
             ids = self._tokenizer.encode(mark, add_bos=False, parse_special=True)
             if len(ids) == 1 and self._tokenizer.is_special(ids[0]):
                 found[mark] = ids[0]
@@ -102,3 +123,12 @@ class ToolFormat:
         tokenizer = self._tokenizer
         ids = range(tokenizer.vocab_size)
         return [i for i in ids if tokenizer.is_special(i) and i not in tokenizer.stop_ids]
+
+    @cached_property
+    def _is_thinking(self) -> bool:
+        """Whether the prompt ends where the model has begun to think, as Qwen3-Thinking's does."""
+        try:
+            prompt = self._tokenizer.apply_chat_template([{"role": "user", "content": "?"}])
+        except M40LLMError:
+            return False
+        return prompt.rstrip().endswith("<think>")

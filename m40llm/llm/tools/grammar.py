@@ -7,6 +7,7 @@ tokens, %json) and docs/json_schema.md ("x-guidance") of github.com/guidance-ai/
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, Final
@@ -14,6 +15,7 @@ from typing import Any, Final
 from m40llm.llm.tools.definitions import Choice, Tool
 from m40llm.llm.tools.layouts import Layout
 
+THOUGHT_END: Final = "</think>"
 _ANYTHING: Final = "/(?s:.*)/"
 _NO_BARE_CALL: Final = r'/(?s:.*)/ & ~/(?s:[ \t\n\r]*\{[ \t\n\r]*"name".*)/'
 _WRITTEN: Final = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
@@ -29,18 +31,25 @@ def grammar(
     choice: Choice,
     parallel: bool,
     silent_ids: Sequence[int],
+    is_thinking: bool,
 ) -> str:
     """Of an answer that is one call, or some in `parallel`; where the choice is "auto", text may
     come before it or alone.
 
     control_ids  the layout's marks that are control tokens
     silent_ids   control tokens that may come between words
+    is_thinking  a thought, which the prompt has begun, may come before everything
     """
-    marks = {m: f"<[{control_ids[m]}]>" for m in layout.marks if m in control_ids}
-    lark_of = {m: marks.get(m, json.dumps(m)) for m in layout.marks}
+    marks = (*layout.marks, THOUGHT_END)
+    lark_of = {m: f"<[{control_ids[m]}]>" if m in control_ids else json.dumps(m) for m in marks}
     is_free = choice.mode == "auto"
-    opened = "" if layout.is_bare else lark_of[layout.opens[0]]
-    rules = [*_openings(layout, control_ids, silent_ids)] if is_free else [f"start: {opened} calls"]
+    if is_free:
+        rules = [*_openings(layout, control_ids, silent_ids)]
+    else:
+        opened = "" if layout.is_bare else lark_of[layout.opens[0]]
+        thought = "thought? " if is_thinking and opened else ""
+        rules = [f"start: {thought}{opened} calls"]
+        rules += _thought(layout, lark_of[THOUGHT_END]) if thought else []
     rules += _calls(layout, lark_of, parallel, len(choice.tools))
     for n, tool in enumerate(choice.tools):
         rules += _call(layout, lark_of, tool, n, spaced=is_free and layout.is_bare)
@@ -60,6 +69,16 @@ def _openings(
     for n, mark in enumerate(layout.opens):
         yield f"open{n}[lazy]: TEXT {json.dumps(mark)}"
     yield f"TEXT: {_NO_BARE_CALL if layout.is_bare else _ANYTHING}"
+
+
+def _thought(layout: Layout, end: str) -> Iterator[str]:
+    """Thoughts up to their end, which open no call."""
+    marks = "|".join(re.escape(mark) for mark in layout.opens)
+    yield f"THOUGHT: {_ANYTHING} & ~/(?s:.*)({marks})(?s:.*)/"
+    if end.startswith("<"):
+        yield f"thought: THOUGHT {end} /[ \\n]*/"
+    else:
+        yield f"thought: thinking /[ \\n]*/\nthinking[lazy]: THOUGHT {end}"
 
 
 def _calls(
