@@ -94,6 +94,7 @@ class Answers:
         lora: Name = ...,
         tools: Any = ...,
         tool_choice: Any = ...,
+        parallel_tool_calls: bool = ...,
         **variables: Any,
     ) -> Completion: ...
     @overload
@@ -106,6 +107,7 @@ class Answers:
         lora: Name = ...,
         tools: Any = ...,
         tool_choice: Any = ...,
+        parallel_tool_calls: bool = ...,
         **variables: Any,
     ) -> TextStream: ...
     def chat(
@@ -117,17 +119,19 @@ class Answers:
         lora: Name = None,
         tools: Any = None,
         tool_choice: Any = None,
+        parallel_tool_calls: bool = True,
         **variables: Any,
     ) -> Completion | TextStream:
         """Answers a conversation: [{"role": "user", "content": "..."}, ...].
 
         The file's chat template makes the prompt; `variables` are what else it reads. What the
-        conversation shares with the one before is not computed again. `tools` and `tool_choice` as
-        OpenAI's API has them (docs/tools.md); a stream has calls as the model writes them.
+        conversation shares with the one before is not computed again. `tools`, `tool_choice` and
+        `parallel_tool_calls` as OpenAI's API has them (docs/tools.md); a stream has calls as the
+        model writes them.
         """
         if tools:
             calls = tool_format(self.tokenizer)
-            params = calls.constrained(params, tools, tool_choice)
+            params = calls.constrained(params, tools, tool_choice, parallel_tool_calls)
             variables |= calls.prompt_variables(tools, tool_choice, messages)
             messages = variables.pop("messages")
         prompt_ids = self.tokenizer.encode_chat(messages, **variables)
