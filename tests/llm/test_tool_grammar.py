@@ -29,7 +29,8 @@ SEVERAL = [name for name in TEMPLATES if name != "llama3"]  # calls in one answe
 class Speaker:
     """A format over a vocabulary, asked what it lets pass."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, schema: dict[str, Any] | None = None) -> None:
+        self._schema = schema
         self.tokenizer, self.format = tokenizer, tool_format(tokenizer)
         self._constraints = Constraints(tokenizer, tokenizer.vocab_size)
 
@@ -42,7 +43,7 @@ class Speaker:
         """The rest of the text from the first token on that may not come; "" where the text may
         not end; None where it may come whole."""
         tokenizer = self.tokenizer
-        lark = self.format.constraint(TOOLS, choice, parallel)["lark"]
+        lark = self.format.constraint(TOOLS, choice, parallel, self._schema)["lark"]
         constraint = self._constraints.of(SamplingParams(lark=lark))
         assert constraint is not None
         ids = tokenizer.encode(text, add_bos=False, parse_special=True)
@@ -151,6 +152,28 @@ def test_a_thought_that_the_prompt_has_begun(tmp_path: Path, control: tuple[str,
     assert thinker.stops_at(f"Hm.</think>{one}{one}", "required", parallel=False)
     plain = Speaker(tokenizer_with(tmp_path / "plain.gguf", QWEN, control=control))
     assert plain.stops_at(f"Hm.\n</think>\n\n{one}", "required")
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_an_answer_of_a_schema_or_a_call(name: str, tmp_path: Path) -> None:
+    template = TEMPLATES[name]
+    for control in ([], marks_of(template)):
+        tokenizer = tokenizer_with(tmp_path / "tiny.gguf", template, control=control)
+        either = Speaker(tokenizer, schema={"type": "object", "required": ["a"]})
+        assert either.stops_at('{"a": 1}') is None
+        assert either.stops_at(either.written(WEATHER)) is None
+        assert either.stops_at("{}")
+        assert either.stops_at("Hello")
+        assert either.stops_at('{"a": 1}', "required")
+
+
+def test_a_schema_beside_tools(tmp_path: Path) -> None:
+    tools = tool_format(tokenizer_with(tmp_path / "tiny.gguf", TEMPLATES["llama3"]))
+    schema = {"type": "object"}
+    assert tools.constraint(TOOLS, "none", schema=schema) == {"json_schema": schema}
+    assert "answer" not in tools.constraint(TOOLS, "required", schema=schema)["lark"]
+    with pytest.raises(RequestError, match="response_format: expected none beside tools"):
+        tools.constraint(TOOLS, "auto", schema=schema)
 
 
 def strict_tool(strict: bool, **parameters: Any) -> list[dict[str, Any]]:

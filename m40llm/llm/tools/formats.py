@@ -2,7 +2,7 @@
 
 import secrets
 import string
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from importlib.util import find_spec
@@ -63,16 +63,32 @@ class ToolFormat:
         readable = readable_messages(self._template, self._layout, messages, shown)
         return {"messages": readable, **tool_variables(self._template, shown)}
 
-    def constraint(self, tools: Any, choice: Any, parallel: bool = True) -> dict[str, Any]:
+    def constraint(
+        self,
+        tools: Any,
+        choice: Any,
+        parallel: bool = True,
+        schema: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
         """Fields of SamplingParams. With a "required" choice or a named tool, the answer is calls,
         one or (parallel) more, with arguments of the tool's schema; with "auto" it is text, or
-        text up to such calls (without llguidance: anything). With "none" nothing is asked."""
+        text up to such calls (without llguidance: anything). With "none" nothing is asked.
+
+        schema  what the answer is where it is no call, instead of text: JSON of this schema
+        """
         chosen = read_choice(choice, read_tools(tools))
-        if chosen.mode == "none" or (chosen.mode == "auto" and find_spec("llguidance") is None):
-            return {}
+        if chosen.mode == "auto" and schema is not None and self._layout.is_bare:
+            raise RequestError(
+                "response_format: expected none beside tools: calls of this model are JSON, too, "
+                "not to be told from the answer; or tool_choice none or required"
+            )
+        is_free = chosen.mode == "auto" and schema is None and find_spec("llguidance") is None
+        if chosen.mode == "none" or is_free:
+            return {} if schema is None else {"json_schema": schema}
         ids = self._control_ids
         silent = [i for i in self._silent_ids if i not in ids.values()]
-        return {"lark": grammar(self._layout, ids, chosen, parallel, silent, self._is_thinking)}
+        said = (self._is_thinking, schema)
+        return {"lark": grammar(self._layout, ids, chosen, parallel, silent, *said)}
 
     def constrained(
         self, params: SamplingParams | None, tools: Any, choice: Any, parallel: bool = True

@@ -31,24 +31,28 @@ def grammar(
     choice: Choice,
     parallel: bool,
     silent_ids: Sequence[int],
-    is_thinking: bool,
+    is_thinking: bool = False,
+    schema: Mapping[str, Any] | None = None,
 ) -> str:
     """Of an answer that is one call, or some in `parallel`; where the choice is "auto", text may
     come before it or alone.
 
     control_ids  the layout's marks that are control tokens
     silent_ids   control tokens that may come between words
-    is_thinking  a thought, which the prompt has begun, may come before everything
+    is_thinking  a thought, which the prompt has begun, may come before what has to come
+    schema       of an answer that is no call, instead of text
     """
     marks = (*layout.marks, THOUGHT_END)
     lark_of = {m: f"<[{control_ids[m]}]>" if m in control_ids else json.dumps(m) for m in marks}
-    is_free = choice.mode == "auto"
+    is_free = choice.mode == "auto" and schema is None
     if is_free:
         rules = [*_openings(layout, control_ids, silent_ids)]
     else:
         opened = "" if layout.is_bare else lark_of[layout.opens[0]]
         thought = "thought? " if is_thinking and opened else ""
-        rules = [f"start: {thought}{opened} calls"]
+        answer = "answer | " if choice.mode == "auto" else ""
+        rules = [f"start: {thought}({answer}{opened} calls)"]
+        rules += [f"answer: %json {json.dumps(schema)}"] if answer else []
         rules += _thought(layout, lark_of[THOUGHT_END]) if thought else []
     rules += _calls(layout, lark_of, parallel, len(choice.tools))
     for n, tool in enumerate(choice.tools):
