@@ -52,7 +52,7 @@ class _Vocabulary:
         ids = range(tokenizer.vocab_size)
         self.eos_token_id, self.bos_token_id = eos_id, tokenizer.bos_id
         self.tokens = [tokenizer.token_bytes(token_id) for token_id in ids]
-        self.special_token_ids = [token_id for token_id in ids if tokenizer.is_special(token_id)]
+        self.special_token_ids = tokenizer.special_ids
         self._encode = tokenizer.encode_inside
 
     def __call__(self, text: str) -> list[int]:

@@ -78,6 +78,11 @@ class Tokenizer:
         """Whether the token is a control or unknown token, which `skip_special` leaves out."""
         return bool(self._vocab.attrs[self._checked(token_id, "token_id")] & SPECIAL)
 
+    @property
+    def special_ids(self) -> list[int]:
+        """All of these tokens, ascending."""
+        return self._vocab.where(SPECIAL)
+
     def encode(
         self, text: str, add_bos: bool | None = None, parse_special: bool = False
     ) -> list[int]:

@@ -86,7 +86,8 @@ class ToolFormat:
         if chosen.mode == "none" or is_free:
             return {} if schema is None else {"json_schema": schema}
         ids = self._control_ids
-        silent = [i for i in self._silent_ids if i not in ids.values()]
+        known = {*ids.values(), *self._tokenizer.stop_ids}
+        silent = [i for i in self._tokenizer.special_ids if i not in known]
         said = (self._is_thinking, schema)
         return {"lark": grammar(self._layout, ids, chosen, parallel, silent, *said)}
 
@@ -133,12 +134,6 @@ class ToolFormat:
             if len(ids) == 1 and self._tokenizer.is_special(ids[0]):
                 found[mark] = ids[0]
         return found
-
-    @cached_property
-    def _silent_ids(self) -> list[int]:
-        tokenizer = self._tokenizer
-        ids = range(tokenizer.vocab_size)
-        return [i for i in ids if tokenizer.is_special(i) and i not in tokenizer.stop_ids]
 
     @cached_property
     def _is_thinking(self) -> bool:

@@ -31,6 +31,7 @@ class ToolParser:
         self._n_calls = 0
         self._is_open = False  # a call has begun
         self._stops = StopStrings(layout.opens)
+        self._first = frozenset(mark[0] for mark in layout.opens)
         # What has come and is not used yet: the text's end, which could begin a call, or what has
         # been read of one; of which _n_mark characters opened it.
         self._held, self._n_mark = "", 0
@@ -39,7 +40,10 @@ class ToolParser:
 
     def push(self, text: str, token_id: int) -> list[ToolEvent]:
         """Of one token: the text that came with it, and its id."""
-        for char in text + self._marks.get(token_id, ""):
+        text += self._marks.get(token_id, "")
+        if self._take == self._in_text and not self._held and self._first.isdisjoint(text):
+            return [Text(text)] if text else []  # the common case, at once
+        for char in text:
             self._take(char)
         return self._told()
 
