@@ -18,6 +18,7 @@ from m40llm.llm.constraint import Constraints
 from m40llm.llm.embed import Pooling, embeddings
 from m40llm.llm.results import Completion
 from m40llm.llm.stream import TextStream, checked, open_stream
+from m40llm.llm.tools import tool_format
 from m40llm.model.hparams import HParams
 from m40llm.progress import Progress
 from m40llm.text import Tokenizer
@@ -91,6 +92,9 @@ class Answers:
         *,
         stream: Literal[False] = ...,
         lora: Name = ...,
+        tools: Any = ...,
+        tool_choice: Any = ...,
+        parallel_tool_calls: bool = ...,
         **variables: Any,
     ) -> Completion: ...
     @overload
@@ -101,6 +105,9 @@ class Answers:
         *,
         stream: Literal[True],
         lora: Name = ...,
+        tools: Any = ...,
+        tool_choice: Any = ...,
+        parallel_tool_calls: bool = ...,
         **variables: Any,
     ) -> TextStream: ...
     def chat(
@@ -110,21 +117,32 @@ class Answers:
         *,
         stream: bool = False,
         lora: Name = None,
+        tools: Any = None,
+        tool_choice: Any = None,
+        parallel_tool_calls: bool = True,
         **variables: Any,
     ) -> Completion | TextStream:
         """Answers a conversation: [{"role": "user", "content": "..."}, ...].
 
         The file's chat template makes the prompt; `variables` are what else it reads. What the
-        conversation shares with the one before is not computed again.
+        conversation shares with the one before is not computed again. `tools`, `tool_choice` and
+        `parallel_tool_calls` as OpenAI's API has them (docs/tools.md); a stream has calls as the
+        model writes them.
         """
+        if tools:
+            calls = tool_format(self.tokenizer)
+            params = calls.constrained(params, tools, tool_choice, parallel_tool_calls)
+            variables |= calls.prompt_variables(tools, tool_choice, messages)
+            messages = variables.pop("messages")
         prompt_ids = self.tokenizer.encode_chat(messages, **variables)
         answer = self._start(prompt_ids, params, lora, reuse_prefix=True, progress=None)
         if stream:
             return answer
         with answer:
-            for _ in answer:
-                pass
+            items = list(answer)
+        if not tools:
             return answer.completion
+        return calls.parsed(answer.completion, items, tools, tool_choice)
 
     def logits(
         self, ids: Sequence[int], *, progress: Progress | None = None

@@ -5,6 +5,7 @@ something that fits. A stop token may come where all is said.
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ class _Vocabulary:
         ids = range(tokenizer.vocab_size)
         self.eos_token_id, self.bos_token_id = eos_id, tokenizer.bos_id
         self.tokens = [tokenizer.token_bytes(token_id) for token_id in ids]
-        self.special_token_ids = [token_id for token_id in ids if tokenizer.is_special(token_id)]
+        self.special_token_ids = tokenizer.special_ids
         self._encode = tokenizer.encode_inside
 
     def __call__(self, text: str) -> list[int]:
@@ -82,6 +83,17 @@ class _Matcher:
     def _check(self) -> None:
         if self._matcher.is_error():
             raise RequestError(f"the constraint cannot go on: {_why(self._matcher)}")
+
+
+def schema_fault(schema: Mapping[str, Any]) -> str:
+    """What llguidance says against a JSON schema; "" where it has nothing against it, or is not
+    there."""
+    try:
+        import llguidance
+    except ImportError:
+        return ""
+    matcher = llguidance.LLMatcher
+    return str(matcher.validate_grammar(matcher.grammar_from_json_schema(json.dumps(schema))))
 
 
 def _why(matcher: Any) -> str:

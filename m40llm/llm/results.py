@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from m40llm.engine.step import StopReason, TokenLogprob
 
-__all__ = ["Completion", "StopReason", "StreamItem", "Timings", "TokenLogprob"]
+__all__ = ["Completion", "StopReason", "StreamItem", "Timings", "TokenLogprob", "ToolCall"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,16 @@ class StreamItem:
 
 
 @dataclass(frozen=True)
+class ToolCall:
+    """What the model asks the caller to do. arguments: JSON text, an object's unless the answer was
+    cut short."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
 class Completion:
     """The answer to one prompt.
 
@@ -49,6 +59,7 @@ class Completion:
     stop_reason  "stop" (a stop token, id or string), "length" (max_tokens), "context" (the
                  context is full) or "cancelled"
     logprobs     one entry a token of ids, if SamplingParams.logprobs asked for it
+    tool_calls   of a chat with tools: those that the answer has beside its text
     """
 
     text: str
@@ -57,3 +68,4 @@ class Completion:
     stop_reason: StopReason
     logprobs: list[TokenLogprob] | None
     timings: Timings
+    tool_calls: tuple[ToolCall, ...] = ()

@@ -78,6 +78,11 @@ class Tokenizer:
         """Whether the token is a control or unknown token, which `skip_special` leaves out."""
         return bool(self._vocab.attrs[self._checked(token_id, "token_id")] & SPECIAL)
 
+    @property
+    def special_ids(self) -> list[int]:
+        """All of these tokens, ascending."""
+        return self._vocab.where(SPECIAL)
+
     def encode(
         self, text: str, add_bos: bool | None = None, parse_special: bool = False
     ) -> list[int]:
@@ -104,9 +109,13 @@ class Tokenizer:
 
     def encode_inside(self, text: str) -> list[int]:
         """Ids whose bytes are those of the text, as it stands within another: no BOS, no space
-        before it, no special token."""
+        put in, no control token; user-defined tokens are found."""
         _check_text(text)
-        return self._encoder.encode(text)
+        exact = [s for s in self._specials if not (s.on_request or s.lstrip or s.rstrip)]
+        ids: list[int] = []
+        for fragment in partition(text, exact, parse_special=False):
+            ids += self._encoder.encode(fragment) if isinstance(fragment, str) else [fragment]
+        return ids
 
     def decode(
         self, ids: Sequence[int], skip_special: bool = False, continuing: bool = False

@@ -39,6 +39,18 @@ def test_decode_undoes_encode(tokenizer: Tokenizer, text: str) -> None:
         assert tokenizer.decode(ids) == text
 
 
+@given(text=TEXTS)
+def test_inside_a_text_the_bytes_are_those_of_the_text(tokenizer: Tokenizer, text: str) -> None:
+    ids = tokenizer.encode_inside(text)
+    assert b"".join(map(tokenizer.token_bytes, ids)) == text.encode()
+
+
+def test_inside_a_text_only_user_defined_tokens_are_found(spm: Tokenizer, bpe: Tokenizer) -> None:
+    assert spm.token_text(spm.encode_inside("a<tool>")[-1]) == "<tool>"
+    assert not any(map(spm.is_special, spm.encode_inside("a</s>")))
+    assert [bpe.token_text(token_id) for token_id in bpe.encode_inside("h  a")] == ["h", "  ", "a"]
+
+
 @given(ids=st.lists(st.integers(0, min(len(SPM), len(BPE)) - 1)), skip_special=st.booleans())
 def test_stream_equals_decode(tokenizer: Tokenizer, ids: list[int], skip_special: bool) -> None:
     decoder = tokenizer.stream_decoder(skip_special)
