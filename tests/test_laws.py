@@ -9,7 +9,8 @@ import m40llm
 
 PACKAGE = Path(m40llm.__file__).parent
 LEVELS = [  # from the top down; a room may import lower levels and itself, nothing else
-    {"cli", "server", "__main__"},
+    {"cli", "__main__"},
+    {"server"},
     {"research", "fuzz", "sm52", "bench"},
     {"llm"},
     {"engine", "text", "hub"},

@@ -17,6 +17,7 @@ from m40llm.cli.logits import logits
 from m40llm.cli.perplexity import perplexity
 from m40llm.cli.pull import pull
 from m40llm.cli.quantize import quantize
+from m40llm.cli.serve import serve
 from m40llm.cli.tokenize import tokenize
 from m40llm.cli.tune import tune
 
@@ -31,6 +32,7 @@ app = typer.Typer(
 VERBS: dict[Callable[..., None], str] = {
     generate: "Continue a text.",
     chat: "Talk with a model.",
+    serve: "Serve a model over HTTP, with a web page.",
     info: "Show what a model file holds and needs.",
     tokenize: "Turn text into tokens, or back.",
     perplexity: "Measure how well a model predicts a text.",
@@ -68,5 +70,6 @@ def root(
     Start here:
       m40llm generate smollm2 -p "The capital of France is" -n 16
       m40llm chat smollm2
+      m40llm serve smollm2
       m40llm doctor
     """

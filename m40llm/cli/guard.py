@@ -14,7 +14,7 @@ from typing import NoReturn, ParamSpec
 
 import typer
 
-from m40llm.cli.options import with_flag
+from m40llm.cli.flags import with_flag
 from m40llm.cli.output import print_json, status
 from m40llm.errors import KernelContractError, M40LLMError, RequestError
 

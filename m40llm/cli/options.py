@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from m40llm.cli.flags import with_flag
 from m40llm.errors import RequestError
 
 if TYPE_CHECKING:
@@ -235,29 +236,6 @@ DEFAULTS: dict[str, Any] = {
     "frequency_penalty": 0.0,
 }
 
-FLAGS = {field: f"--{field.replace('_', '-')}" for field in DEFAULTS} | {
-    "temperature": "--temp",
-    "seed": "--seed",
-    "max_tokens": "--max-tokens",
-    "stop": "--stop",
-    "device": "--device",
-    "max_seq_len": "--max-seq-len",
-    "kv_type": "--kv-type",
-    "cublas": "--cublas",
-    "decode": "--decode",
-    "speculate": "--speculate",
-    "speculate_tokens": "--speculate-tokens",
-    "json_schema": "--json-schema",
-    "regex": "--regex",
-    "lark": "--lark",
-    "lora": "--lora",
-    "scale": "--lora-scale",
-    "lora_scale": "--lora-scale",
-    "require_sm52": "--require-sm52",
-    "gpu_layers": "--gpu-layers",
-    "fit": "--fit",
-}
-
 
 def check_lora(path: str | None, scale: float | None) -> None:
     """Before a model is loaded: a scale without an adapter, or a file that is not there."""
@@ -272,12 +250,6 @@ def load_lora(llm: "LLM", path: str | None, scale: float | None) -> str | None:
     if path is None:
         return None
     return llm.load_lora(path, scale=1.0 if scale is None else scale)
-
-
-def with_flag(message: str) -> str:
-    """An error's text with the flag in place of the Python argument that it begins with."""
-    name, colon, rest = message.partition(":")
-    return f"{FLAGS.get(name, name)}{colon}{rest}"
 
 
 def sampling_params(

@@ -180,14 +180,19 @@ def loaded(
             **more,
         )
         with llm:
-            has_choice = decode != "host" and llm.device_name != "cpu"
-            form = f", decode: {llm.decode_form}" if has_choice else ""
-            status(f"device: {llm.device_name} ({llm.device_reason}){form}")
-            if more.get("fit"):
-                status(f"fit: {llm.plan.chosen}")
-            if len(llm.plan.shares) > 1:
-                status(f"note: {llm.plan.placement}")
-            for share in llm.plan.shares:
-                for unpacked in share.unpacked:
-                    status(f"note: {unpacked} (no {share.device} code reads that type as it is)")
+            tell_load(llm, decode, has_fit=bool(more.get("fit")))
             yield llm
+
+
+def tell_load(llm: "LLM", decode: str | None, *, has_fit: bool) -> None:
+    """Which device was chosen and why, and what a user may want to know of how the model lies."""
+    has_choice = decode != "host" and llm.device_name != "cpu"
+    form = f", decode: {llm.decode_form}" if has_choice else ""
+    status(f"device: {llm.device_name} ({llm.device_reason}){form}")
+    if has_fit:
+        status(f"fit: {llm.plan.chosen}")
+    if len(llm.plan.shares) > 1:
+        status(f"note: {llm.plan.placement}")
+    for share in llm.plan.shares:
+        for unpacked in share.unpacked:
+            status(f"note: {unpacked} (no {share.device} code reads that type as it is)")

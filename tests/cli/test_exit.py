@@ -14,7 +14,10 @@ import pytest
 from m40llm import __version__
 from m40llm.cli.app import VERBS
 from m40llm.errors import DeviceError
+from m40llm.llm.service import Service
+from m40llm.server import run as run_server
 from m40llm.testing import write_tiny_gguf
+from m40llm.testing.scripted import ScriptedService
 
 Run = Callable[..., Any]
 MAIN = [sys.executable, "-m", "m40llm"]
@@ -148,13 +151,17 @@ def test_output_that_is_not_utf8(tiny_model: str) -> None:
 
 
 def test_docs_name_every_verb_and_key(
-    run: Run, fake_llm: Any, tiny_model: str, tmp_path: Path
+    run: Run, fake_llm: Any, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    load = staticmethod(lambda path, **how: ScriptedService(Path(path)))
+    monkeypatch.setattr(Service, "load", load)
+    monkeypatch.setattr(run_server, "run", lambda service, settings, at, ready: ready())
     page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
     text = ["-p", "hello there"]
     calls: dict[str, list[list[str]]] = {
         "generate": [[tiny_model, *text]],
         "chat": [[tiny_model]],
+        "serve": [[tiny_model, "--port", "0"]],
         "info": [[tiny_model]],
         "tokenize": [[tiny_model, *text]],
         "perplexity": [[tiny_model, *text, "--per-token", "--against", tiny_model]],

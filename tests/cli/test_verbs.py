@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from m40llm.cli import options
+from m40llm.cli import flags, options
 from m40llm.cli.output import bytes_done
 from m40llm.cli.perplexity import windows
 from m40llm.device.cuda import requirements
@@ -526,8 +526,8 @@ def test_failures_name_the_flag(run: Run, tiny_model: str, args: list[str], told
 
 
 def test_every_flag_exists(run: Run) -> None:
-    shown = run("generate", "--help").stdout
-    for flag in options.FLAGS.values():
+    shown = run("generate", "--help").stdout + run("serve", "--help").stdout
+    for flag in flags.FLAGS.values():
         assert flag in shown
 
 

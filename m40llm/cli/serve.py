@@ -1,0 +1,166 @@
+"""`m40llm serve`: a server for OpenAI's clients, and a chat in the browser."""
+
+import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from m40llm.cli import memory_options as mem
+from m40llm.cli import options as opt
+from m40llm.cli import serve_options as own
+from m40llm.cli.guard import guarded
+from m40llm.cli.output import print_json, progress_bar, status, tell_load
+from m40llm.errors import RequestError
+from m40llm.progress import silent
+
+if TYPE_CHECKING:
+    from m40llm.llm.service import Service
+
+PACKAGES = ("fastapi", "uvicorn", "sse_starlette", "pydantic", "prometheus_client")
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+@guarded
+def serve(
+    model: opt.Model,
+    host: own.Host = "127.0.0.1",
+    port: own.Port = 8000,
+    name: own.Name = None,
+    slots: own.Slots = 4,
+    max_waiting: own.MaxWaiting = 64,
+    chunk: own.Chunk = None,
+    lora: own.Adapters = None,
+    api_key_file: own.ApiKeyFile = None,
+    open_metrics: own.OpenMetrics = False,
+    cors_origin: own.CorsOrigin = None,
+    max_body: own.MaxBody = 8_000_000,
+    max_prompt: own.MaxPrompt = None,
+    max_tokens: own.MaxTokens = None,
+    time_limit: own.TimeLimit = None,
+    send_timeout: own.SendTimeout = 30.0,
+    grace: own.Grace = 10.0,
+    log_prompts: own.LogPrompts = False,
+    device: opt.Device = "auto",
+    max_seq_len: opt.MaxSeqLen = None,
+    kv_type: opt.KVType = None,
+    cublas: opt.Cublas = None,
+    require_sm52: opt.RequireSm52 = False,
+    gpu_layers: mem.GpuLayers = None,
+    fit: mem.Fit = False,
+    decode: opt.Decode = None,
+    as_json: opt.AsJson = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Serve a model over HTTP: for any client of OpenAI's API, and as a web page to chat on.
+
+    Many requests run at once. When all slots and the queue are full, the next one is told to come
+    again later. The log is one JSON object a line on stderr; docs/server.md describes everything.
+    With --json, stdout gets one document when the server is ready.
+
+    \b
+    Examples:
+      m40llm serve smollm2                  # then open http://127.0.0.1:8000
+      m40llm serve smollm2 --slots 8 --max-seq-len 2048 --port 0 --json
+      m40llm serve model.gguf --host 0.0.0.0 --api-key-file keys.txt --time-limit 120
+
+    \b
+    Ask it:
+      curl http://127.0.0.1:8000/v1/chat/completions -H "Content-Type: application/json" \\
+        -d '{"model": "smollm2", "messages": [{"role": "user", "content": "Hello!"}]}'
+    """
+    _check_packages()
+    from m40llm.server.keys import VARIABLE, read_keys
+    from m40llm.server.run import bound, run, url_of
+    from m40llm.server.settings import Settings
+
+    adapters = _adapters(lora or [])
+    settings = Settings(
+        names=tuple(name or (_short(model),)),
+        loras=tuple(adapters),
+        keys=read_keys(api_key_file, os.environ.get(VARIABLE)),
+        max_body_bytes=max_body,
+        max_prompt=max_prompt,
+        max_tokens=max_tokens,
+        time_limit_s=time_limit,
+        send_timeout_s=send_timeout,
+        grace_s=grace,
+        open_metrics=open_metrics,
+        cors_origins=tuple(cors_origin or ()),
+        log_prompts=log_prompts,
+    )
+    how: dict[str, Any] = {"slots": slots, "max_waiting": max_waiting, "chunk": chunk}
+    how |= {"device": device, "max_seq_len": max_seq_len, "kv_type": kv_type, "cublas": cublas}
+    how |= {"require_sm52": require_sm52, "gpu_layers": mem.gpu_layers(gpu_layers), "fit": fit}
+    how |= {"decode": decode, "lora": adapters}
+    if not settings.keys and host not in LOOPBACK:
+        status(f"note: no API keys were given: whoever reaches {host} may use this server")
+    with closing(bound(host, port)) as at, _loaded(model, **how) as service:
+        stem = service.llm.path.stem
+        if not name and stem not in settings.names + settings.loras:
+            settings = replace(settings, names=(*settings.names, stem))
+        head = _head(service, settings.names, url_of(at))
+
+        def ready() -> None:
+            status(
+                f"serving {head['model']} at {head['url']} on {head['device']}: {head['slots']} "
+                f"slots of {head['max_seq_len']:,} tokens; Ctrl-C ends it"
+            )
+            if as_json:
+                print_json(head)
+
+        run(service, settings, at, ready)
+
+
+def _head(service: "Service", names: tuple[str, ...], url: str) -> dict[str, Any]:
+    return {
+        "model": names[0],
+        "models": list(names),
+        "url": url,
+        "device": service.llm.device_name,
+        "slots": service.stats().n_slots,
+        "max_seq_len": service.llm.max_seq_len,
+    }
+
+
+@contextmanager
+def _loaded(model: str, **how: Any) -> Iterator["Service"]:
+    """The service, with a progress bar until it is there; closed at the end."""
+    from m40llm.llm.service import Service
+
+    with progress_bar() as bar:
+        tell = [bar]  # a reload, or a kernel compiled in a request, is told to nobody
+        service = Service.load(model, progress=lambda *what: tell[0](*what), **how)
+        tell[0] = silent
+    with service:
+        tell_load(service.llm, how["decode"], has_fit=how["fit"])
+        yield service
+
+
+def _check_packages() -> None:
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        lacks = ", ".join(missing)
+        raise RequestError(f'the server needs {lacks}; run: pip install "m40llm[server]"')
+
+
+def _adapters(pairs: list[str]) -> dict[str, str]:
+    """name -> file, of --lora NAME=FILE."""
+    found: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, file = pair.partition("=")
+        if not name or not equals or not file:
+            raise RequestError(f"lora: expected NAME=FILE, got {pair!r}")
+        if name in found:
+            raise RequestError(f"lora: {name} is given twice")
+        if not Path(file).is_file():
+            raise RequestError(f"lora: no such file: {file}")
+        found[name] = file
+    return found
+
+
+def _short(model: str) -> str:
+    """A known name as it is; of a path, the file's name."""
+    return Path(model).name.removesuffix(".gguf") or model

@@ -1,0 +1,120 @@
+"""The options of `m40llm serve` that no other verb has."""
+
+from typing import Annotated
+
+import typer
+
+Host = Annotated[
+    str,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Where to listen; 127.0.0.1 is this machine alone, 0.0.0.0 all of its addresses: "
+        "give keys then.",
+    ),
+]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")]
+Name = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--name",
+        metavar="NAME",
+        help="What clients may call the model (several times).  [default: MODEL, and its file's "
+        "name]",
+        show_default=False,
+    ),
+]
+Slots = Annotated[
+    int,
+    typer.Option(
+        min=1, max=128, help="Requests that run at once; each has --max-seq-len of cache."
+    ),
+]
+MaxWaiting = Annotated[
+    int, typer.Option(min=0, help="Requests that may wait for a slot; more are told 429.")
+]
+Chunk = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Tokens of a prompt that are read between two tokens of the other requests.  "
+        "[default: 64 on cpu, 256 on a card]",
+        show_default=False,
+    ),
+]
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora",
+        metavar="NAME=FILE",
+        help="A LoRA adapter, served as a model of this name (several times).",
+        show_default=False,
+    ),
+]
+ApiKeyFile = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="API keys, one a line, # begins a comment; clients must send one of them. "
+        "M40LLM_API_KEYS has more, with commas.",
+        show_default=False,
+    ),
+]
+OpenMetrics = Annotated[bool, typer.Option("--open-metrics", help="/metrics needs no key.")]
+CorsOrigin = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="ORIGIN",
+        help="A web page of this origin may ask (several times); * is any.  [default: none]",
+        show_default=False,
+    ),
+]
+MaxBody = Annotated[
+    int, typer.Option(min=1, metavar="BYTES", help="Of a request; a larger one is told 413.")
+]
+MaxPrompt = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Tokens of a prompt at most.  [default: what the context holds]",
+        show_default=False,
+    ),
+]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-tokens",
+        min=1,
+        metavar="N",
+        help="Tokens of an answer at most.  [default: what the context holds]",
+        show_default=False,
+    ),
+]
+TimeLimit = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SECONDS",
+        help="For a request, its time in the queue included; then it is told 504.  [default: none]",
+        show_default=False,
+    ),
+]
+SendTimeout = Annotated[
+    float,
+    typer.Option(
+        metavar="SECONDS",
+        help="A client that takes nothing of its answer, or sends nothing of its body, for so "
+        "long is cut.",
+    ),
+]
+Grace = Annotated[
+    float,
+    typer.Option(
+        metavar="SECONDS",
+        help="What is under way at SIGTERM or Ctrl-C has so long to end; a second one does not "
+        "wait.",
+    ),
+]
+LogPrompts = Annotated[
+    bool, typer.Option("--log-prompts", help="The log has prompts and answers, too.")
+]

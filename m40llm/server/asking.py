@@ -1,0 +1,109 @@
+"""From a checked request to answers under way; and what all kinds of answers say of themselves."""
+
+import asyncio
+import json
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Final, TypeVar
+
+from fastapi import Request
+from fastapi.responses import Response
+
+from m40llm import __version__
+from m40llm.engine.sampling_params import SamplingParams
+from m40llm.errors import RequestError
+from m40llm.llm.results import Completion
+from m40llm.server.answers import Answers, Ask
+from m40llm.server.errors import ApiError
+from m40llm.server.serving import Serving
+from m40llm.text import Tokenizer
+
+W = TypeVar("W")
+FINGERPRINT: Final = f"m40llm-{__version__}"
+FINISH: Final = {"stop": "stop", "length": "length", "context": "length"}
+
+
+async def under_way(
+    request: Request, lora: str | None, make: Callable[[], tuple[Sequence[Ask], W]]
+) -> tuple[Answers, W]:
+    """Answers to what `make` asks, and what else it gives.
+
+    It is called in a thread: templates, tokenizers and grammars may take their time.
+    """
+    answers = Answers(request, lora)
+
+    def submit() -> W:
+        asked, wanted = make()
+        answers.submit(asked)
+        return wanted
+
+    return answers, await asyncio.to_thread(submit)
+
+
+@contextmanager
+def told_as(param: str) -> Iterator[None]:
+    """What the tokenizer says of a text is told of the request's field."""
+    try:
+        yield
+    except RequestError as error:
+        name, colon, rest = str(error).partition(":")
+        raise RequestError(f"{param if name == 'text' else name}{colon}{rest}") from None
+
+
+def checked_prompt(serving: Serving, ids: list[int], param: str) -> list[int]:
+    """ApiError for one that is longer than the server or the model takes."""
+    most, context = serving.settings.max_prompt, serving.llm.max_seq_len
+    if len(ids) > context:
+        told = f"{param}: {len(ids)} tokens; the model's context holds {context}"
+        raise ApiError(400, told, code="context_length_exceeded", param=param)
+    if most is not None and len(ids) > most:
+        told = f"{param}: {len(ids)} tokens; this server takes at most {most}"
+        raise ApiError(400, told, code="prompt_too_long", param=param)
+    if not ids:
+        told = f"{param}: empty; a model needs at least one token to go on from"
+        raise ApiError(400, told, code="invalid_value", param=param)
+    return ids
+
+
+def asks(prompts: Iterable[Sequence[int]], params: SamplingParams, n: int) -> list[Ask]:
+    """n of each prompt: with seeds that follow one another, so that each answer is another one."""
+    seeds = [None] * n if params.seed is None else [(params.seed + k) % 2**63 for k in range(n)]
+    of_each = [replace(params, seed=seed) for seed in seeds]
+    return [Ask(ids, one, k == 0) for ids in prompts for k, one in enumerate(of_each)]
+
+
+def ends_of(params: SamplingParams, tokenizer: Tokenizer) -> frozenset[int]:
+    """Ids of tokens that end an answer, and are no part of it."""
+    own = () if params.ignore_eos else tokenizer.stop_ids
+    return frozenset((*own, *params.stop_ids))
+
+
+def head(kind: str, prefix: str, model: str, created: int) -> dict[str, Any]:
+    """What an answer, and each piece of it, begins with."""
+    return {
+        "id": f"{prefix}-{secrets.token_hex(12)}",
+        "object": kind,
+        "created": created,
+        "model": model,
+        "system_fingerprint": FINGERPRINT,
+    }
+
+
+def usage(completions: Sequence[Completion], n: int) -> dict[str, Any]:
+    """Of all answers together; a prompt counts once, however many answers it gets."""
+    prompts = sum(c.timings.prompt_tokens for c in completions[::n])
+    made = sum(c.timings.generated_tokens for c in completions)
+    cached = sum(c.timings.cached_tokens for c in completions[::n])
+    return {
+        "prompt_tokens": prompts,
+        "completion_tokens": made,
+        "total_tokens": prompts + made,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+
+
+def json_reply(body: dict[str, Any]) -> Response:
+    """In ASCII, which every client reads alike."""
+    return Response(json.dumps(body), media_type="application/json")
