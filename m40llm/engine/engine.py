@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 from m40llm.device.decoder import Form
 from m40llm.device.ops import Buffer
 from m40llm.engine.constraint import Constraint
-from m40llm.engine.decode_step import DecodeForm, decode, slot_request, step_of, why_host
+from m40llm.engine.decode_step import (
+    DecodeForm,
+    decode,
+    no_form,
+    slot_request,
+    step_of,
+    why_host,
+)
 from m40llm.engine.request import Request
 from m40llm.engine.sampling_params import SamplingParams
 from m40llm.engine.speculate import Proposal, Proposer, choose
@@ -43,10 +50,7 @@ class Engine:
     def check_form(self) -> None:
         """RequestError where the device cannot decode in the form that was asked for."""
         if self.decode_form != "host" and isinstance(self.model.decoder, str):
-            raise RequestError(
-                f"decode: expected 'host' on device {self.model.ops.name!r}, "
-                f"got {self.decode_form!r}: {self.model.decoder}"
-            )
+            raise no_form(self.decode_form, self.model.ops.name, self.model.decoder)
 
     @property
     def max_seq_len(self) -> int:
