@@ -12,7 +12,7 @@ from m40llm import LLM, SamplingParams
 from m40llm.errors import RequestError
 from m40llm.llm.constraint import Constraints
 from m40llm.llm.results import ToolCall
-from m40llm.llm.tools import gathered, tool_format
+from m40llm.llm.tools import ToolEvent, gathered, tool_format
 from m40llm.llm.tools.definitions import read_tools
 from m40llm.llm.tools.grammar import arguments_schema
 from m40llm.llm.tools.layouts import layout_of
@@ -299,3 +299,24 @@ def test_a_chat_whose_template_has_no_tools(tmp_path: Path) -> None:
         pytest.raises(RequestError, match="tools: the model's chat template has no tools"),
     ):
         llm.chat([{"role": "user", "content": "a"}], tools=TOOLS)
+
+
+def test_a_chat_that_must_call_nothing(llm: LLM) -> None:
+    with pytest.raises(RequestError, match="tool_choice: expected tools beside it"):
+        llm.chat([{"role": "user", "content": "a"}], tool_choice="required")
+
+
+def test_a_stream_and_its_events(llm: LLM) -> None:
+    """As docs/tools.md has it; the same as a chat that comes whole."""
+    form = tool_format(llm.tokenizer)
+    messages, params = [{"role": "user", "content": "Rome?"}], SamplingParams(temperature=0)
+    prompt = llm.tokenizer.encode_chat(**form.prompt_variables(TOOLS, NAMED, messages))
+    parser, events = form.parser(TOOLS), list[ToolEvent]()
+    for item in llm.stream(prompt, form.constrained(params, TOOLS, NAMED, parallel=False)):
+        events += parser.push(item.text, item.token_id)
+    text, calls = gathered(events + parser.finish())
+    asked: dict[str, Any] = {"tools": TOOLS, "tool_choice": NAMED, "parallel_tool_calls": False}
+    whole = llm.chat(messages, params, **asked)
+    assert text == whole.text == ""
+    assert [call.arguments for call in calls] == [call.arguments for call in whole.tool_calls]
+    assert len(calls) == 1
