@@ -1,6 +1,7 @@
 """What a model may say: token by token, and whole answers of one that says anything."""
 
 import json
+from codecs import getincrementaldecoder
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from tool_models import QWEN, TEMPLATES, TOOLS, marks_of, tokenizer_with, write_model
 
 from m40llm import LLM, SamplingParams
+from m40llm.engine.constraint import ids_of
 from m40llm.errors import RequestError
 from m40llm.llm.constraint import Constraints
 from m40llm.llm.results import ToolCall
@@ -55,6 +57,16 @@ class Speaker:
                 return tokenizer.decode(ids[at:], continuing=True)
             constraint.heed(token_id)
         return None
+
+    def banned_behind(self, text: str) -> list[int]:
+        """The tokens that may not come then, where the choice is "auto"."""
+        constraint = self._constraints.of(self.format.constrained(None, TOOLS, "auto"))
+        assert constraint is not None
+        for token_id in self.tokenizer.encode_inside(text):
+            constraint.heed(token_id)
+        n_tokens = self.tokenizer.vocab_size
+        allowed = set(ids_of(constraint.mask(), n_tokens).tolist())
+        return [token_id for token_id in range(n_tokens) if token_id not in allowed]
 
     def told(self, text: str) -> tuple[str, list[tuple[str, str]]]:
         """Text and calls, as the parser tells them of the tokens."""
@@ -116,6 +128,18 @@ def test_auto(speaker: Speaker) -> None:
     assert (speaker.stops_at(one + " So") or "").lstrip() == "So"
     assert speaker.told("Hello.\n") == ("Hello.\n", [])
     assert speaker.told(f"Hm. {mark}{one.removeprefix(mark)}") == ("Hm. ", [WEATHER])
+
+
+@pytest.mark.parametrize("text", ["", "Hello, ", '{"a'])
+def test_text_is_free(speaker: Speaker, text: str) -> None:
+    """All may come but bytes that are no UTF-8, what closes calls, and tokens of no bytes."""
+    tokenizer = speaker.tokenizer
+    marks = marks_of(tokenizer.chat_template or "")
+    for token_id in speaker.banned_behind(text):
+        spelled = tokenizer.token_bytes(token_id)
+        if spelled and tokenizer.token_text(token_id) not in marks:
+            with pytest.raises(UnicodeDecodeError):
+                getincrementaldecoder("utf-8")().decode(spelled)
 
 
 def test_none(speaker: Speaker) -> None:
