@@ -24,7 +24,7 @@ from m40llm.server.asking import (
     usage,
 )
 from m40llm.server.errors import ApiError
-from m40llm.server.fields import OpenAIFields, Refused, TokenId, sampling_params
+from m40llm.server.fields import Int, OpenAIFields, Refused, TokenId, sampling_params
 from m40llm.server.logprobs import TextLogprobs
 from m40llm.server.models import resolved
 from m40llm.server.replies import TextReply, errors
@@ -43,9 +43,9 @@ class CompletionRequest(OpenAIFields):
     """OpenAI's fields; then those of `SamplingParams`, by their own names."""
 
     prompt: Prompt
-    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    logprobs: Annotated[Int, Field(ge=0, le=5)] | None = None
     echo: bool | None = None
-    best_of: Annotated[int, Field(ge=1, le=20)] | None = None
+    best_of: Annotated[Int, Field(ge=1, le=20)] | None = None
     suffix: Refused = None
 
     def check(self) -> None:

@@ -14,7 +14,7 @@ from m40llm.llm.embed import Pooling
 from m40llm.server.answers import Answers, while_there
 from m40llm.server.asking import checked_prompt, json_reply, told_as
 from m40llm.server.errors import ApiError
-from m40llm.server.fields import STRICT, Ignored, Text, TokenId
+from m40llm.server.fields import STRICT, Ignored, Int, Text, TokenId
 from m40llm.server.models import resolved
 from m40llm.server.replies import EmbeddingsReply, errors
 from m40llm.server.serving import Serving, record_of, serving_of
@@ -34,7 +34,7 @@ class EmbeddingRequest(BaseModel):
     model: str
     input: Text | Ids | Many
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: Annotated[int, Field(ge=1)] | None = None
+    dimensions: Annotated[Int, Field(ge=1)] | None = None
     user: Ignored = None
     pooling: Pooling | None = None
     normalise: bool | None = None
