@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from m40llm.engine.sampling_params import SamplingParams
     from m40llm.llm import LLM, Completion, StreamItem
+    from m40llm.llm.service import Service
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "Completion", "SamplingParams", "StreamItem", "__version__"]
+__all__ = ["LLM", "Completion", "SamplingParams", "Service", "StreamItem", "__version__"]
 
 _HOME = {
     "LLM": "m40llm.llm",
     "Completion": "m40llm.llm",
     "StreamItem": "m40llm.llm",
+    "Service": "m40llm.llm.service",
     "SamplingParams": "m40llm.engine.sampling_params",
 }
 

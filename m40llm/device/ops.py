@@ -166,6 +166,10 @@ class Ops(Sizes, Protocol):
         """Device -> host: a copy, after all work that was enqueued."""
         ...
 
+    def copy(self, source: Buffer, *, out: Buffer) -> None:
+        """out = source, on the device; same shape and type, and no memory of both"""
+        ...
+
     def embedding(self, table: Matrix, token_ids: Buffer, *, out: Buffer) -> None:
         """out[t] = table[token_ids[t]]   float32[t, n_embd]"""
         ...

@@ -140,12 +140,22 @@ class Scheduler:
     def _begin(self, job: Job) -> None:
         slot = best_slot(self.slots, job, self.chunk)
         assert slot is not None
+        self._copy_prefix(slot, job)
         self._n_begun += 1
         slot.give(job, self.chunk, self._n_begun)
         self._model.kv.truncate(slot.index, slot.n_read)
         clock = job.request.clock
         clock.n_cached = slot.n_read
         clock.queue_s = time.perf_counter() - job.request.begin_s
+
+    def _copy_prefix(self, slot: Slot, job: Job) -> None:
+        """From a slot at work that has more of the prompt than any that is free."""
+        other = max(self.slots, key=lambda s: s.n_shared(job, self.chunk))
+        n = other.n_shared(job, self.chunk)
+        if n > slot.n_shared(job, self.chunk):
+            self._make_way()
+            self._model.kv.copy_prefix(other.index, slot.index, n)
+            slot.whole_ids, slot.adapter = other.whole_ids[:n], other.adapter
 
     def _end(self, slot: Slot, error: Exception | None = None) -> None:
         job = slot.job

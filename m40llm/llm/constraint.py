@@ -5,6 +5,7 @@ something that fits. A stop token may come where all is said.
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,17 @@ class _Matcher:
     def _check(self) -> None:
         if self._matcher.is_error():
             raise RequestError(f"the constraint cannot go on: {_why(self._matcher)}")
+
+
+def schema_fault(schema: Mapping[str, Any]) -> str:
+    """What llguidance says against a JSON schema; "" where it has nothing against it, or is not
+    there."""
+    try:
+        import llguidance
+    except ImportError:
+        return ""
+    matcher = llguidance.LLMatcher
+    return str(matcher.validate_grammar(matcher.grammar_from_json_schema(json.dumps(schema))))
 
 
 def _why(matcher: Any) -> str:

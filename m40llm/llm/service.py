@@ -212,9 +212,10 @@ class Service:
             scheduler = self._scheduler
             n_free = len(scheduler.slots) - len(scheduler.busy)
             n_waiting = scheduler.n_waiting
-            if n_waiting and n_waiting >= self._max_waiting + n_free:
+            if n_waiting >= self._max_waiting + n_free:
                 wait = self._seconds * (n_waiting + 1) / len(scheduler.slots)
-                raise BusyError(f"{n_waiting} requests wait already", max(1.0, wait))
+                told = f"all slots are busy, and {n_waiting} requests wait already"
+                raise BusyError(told, max(1.0, wait))
             for job in jobs:
                 scheduler.submit(job)
         self._work.set()
@@ -239,8 +240,10 @@ class Service:
             has_worked, why_lost = self._round()
             if why_lost:
                 self._revive(why_lost)
+                if self._failure:
+                    return
             elif not has_worked:
-                if self._is_closing or self._failure:
+                if self._is_closing:
                     return
                 self._work.wait()
 

@@ -94,6 +94,14 @@ class KVCache:
         """Head by head: a strided read would copy all that lies between the heads, too."""
         return np.stack([self._ops.read(buffer[head, pos]) for head in range(buffer.shape[0])])
 
+    def copy_prefix(self, source: int, seq: int, seq_len: int) -> None:
+        """Sequence `seq` becomes the first `seq_len` tokens of another."""
+        for cache in (self.k, self.v):
+            of, to = (_parts(cache[:, each, :, :seq_len]) for each in (source, seq))
+            for part, out in zip(of, to, strict=True):
+                self._ops.copy(part, out=out)
+        self.seq_lens[seq] = seq_len
+
     def truncate(self, seq: int, seq_len: int) -> None:
         """Forget the tokens of a sequence from position `seq_len` on."""
         self.seq_lens[seq] = min(self.seq_lens[seq], seq_len)
@@ -104,3 +112,7 @@ def _empty(ops: Ops, shape: tuple[int, ...], kv_type: KVType) -> Cache:
         return ops.empty(shape, ops.cache_dtype)
     scales = (*shape[:-1], shape[-1] // _BLOCK)
     return Q8Cache(ops.empty(shape, np.int8), ops.empty(scales, np.float16))
+
+
+def _parts(cache: Cache) -> tuple[Buffer, ...]:
+    return (cache.quants, cache.scales) if isinstance(cache, Q8Cache) else (cache,)

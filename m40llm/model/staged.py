@@ -76,6 +76,10 @@ class StagedCache:
                 return stage.kv.read(layer - stage.part.first, seq, pos)
         raise RequestError(f"kv.read: no layer {layer} of sequence {seq}")
 
+    def copy_prefix(self, source: int, seq: int, seq_len: int) -> None:
+        for stage in self._stages:
+            stage.kv.copy_prefix(source, seq, seq_len)
+
     def truncate(self, seq: int, seq_len: int) -> None:
         self._stages[-1].kv.truncate(seq, seq_len)
 

@@ -60,6 +60,9 @@ class ReferenceOps:
     def write(self, buffer: Array, values: Array) -> None:
         buffer[...] = values
 
+    def copy(self, source: Array, *, out: Array) -> None:
+        out[...] = source
+
     def read(self, buffer: Array) -> Array:
         return buffer.copy()
 

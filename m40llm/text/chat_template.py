@@ -31,7 +31,7 @@ class ChatTemplate:
         variables: Mapping[str, Any],
     ) -> str:
         """The prompt; errors as `Tokenizer.apply_chat_template` states them."""
-        _check_messages(messages)
+        check_messages(messages)
         values = {"tools": None, "documents": None, **self._special_tokens, **variables}
         values |= {"messages": list(messages), "add_generation_prompt": add_generation_prompt}
         with self._lock:
@@ -66,7 +66,8 @@ class ChatTemplate:
             raise ModelFileError(f"{_KEY}: cannot be compiled: {error}") from None
 
 
-def _check_messages(messages: object) -> None:
+def check_messages(messages: object) -> None:
+    """RequestError where they are none: a list of mappings with roles and contents."""
     if isinstance(messages, str | bytes) or not isinstance(messages, Sequence):
         raise RequestError(f"messages: expected a list, got {type(messages).__name__}")
     if not messages:

@@ -12,7 +12,7 @@ from m40llm.device import open_device
 from m40llm.device.ops import Ops
 from m40llm.errors import RequestError
 from m40llm.model.hparams import HParams
-from m40llm.model.kv_cache import KVCache, cache_bytes
+from m40llm.model.kv_cache import KV_TYPES, KVCache, KVType, cache_bytes
 from m40llm.model.rope import rope_table
 from m40llm.model.rope_params import RopeParams
 
@@ -81,6 +81,24 @@ def test_read_follows_the_layout(device: str) -> None:
                 at = (((layer * 2 + s) * 3 + head) * 11 + p) * 32
                 np.testing.assert_array_equal(k[head], flat[0][at : at + 32])
                 np.testing.assert_array_equal(v[head], flat[1][at : at + 32])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kv_type", KV_TYPES)
+def test_copy_of_a_prefix(device: str, kv_type: KVType) -> None:
+    """All of it and nothing else, in each layer and head."""
+    ops, _ = open_device(device)
+    kv = KVCache(ops, hparams(n_layers=2, n_kv_heads=3, head_dim=32), 3, 11, kv_type)
+    parts = [p for c in (kv.k, kv.v) for p in ((c.quants, c.scales) if kv_type == "q8_0" else (c,))]
+    rng = np.random.default_rng(0)
+    before = [rng.integers(-99, 99, part.shape).astype(part.dtype) for part in parts]
+    for part, values in zip(parts, before, strict=True):
+        ops.write(part, values)
+    kv.copy_prefix(2, 0, 7)
+    for part, expected in zip(parts, before, strict=True):
+        expected[:, 0, :, :7] = expected[:, 2, :, :7]
+        np.testing.assert_array_equal(ops.read(part), expected)
+    assert kv.seq_lens.tolist() == [7, 0, 0]
 
 
 @pytest.mark.parametrize("device", DEVICES)

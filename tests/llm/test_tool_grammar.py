@@ -185,16 +185,36 @@ def strict_tool(strict: bool, **parameters: Any) -> list[dict[str, Any]]:
     ]
 
 
-def test_strict(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "said", [{"format": "colour"}, {"not": {"const": "a"}}, {"uniqueItems": True, "type": "array"}]
+)
+def test_strict(tmp_path: Path, said: dict[str, Any]) -> None:
     """What of a schema cannot be enforced is refused where it must be, and left where not."""
     tokenizer = tokenizer_with(tmp_path / "tiny.gguf", QWEN)
     tools = tool_format(tokenizer)
-    constraints = Constraints(tokenizer, tokenizer.vocab_size)
-    odd = {"type": "object", "properties": {"a": {"type": "string", "format": "colour"}}}
+    odd = {"properties": {"a": {"type": "string", **said}}}
     lenient = tools.constrained(None, strict_tool(False, **odd), "required")
-    assert constraints.of(lenient) is not None
-    with pytest.raises(RequestError, match=r"lark: .*colour"):
-        constraints.of(tools.constrained(None, strict_tool(True, **odd), "required"))
+    assert Constraints(tokenizer, tokenizer.vocab_size).of(lenient) is not None
+    with pytest.raises(RequestError, match=r"tools\[0\].function.parameters: .*strict true"):
+        tools.constrained(None, strict_tool(True, **odd), "required")
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"properties": {"a": {"type": "person"}}},
+        {"properties": {"a": {"type": "string", "pattern": "(?=a)b"}}},
+        {"properties": {"a": {"$ref": "https://example.com/a.json"}}},
+        {"properties": {"a": False}, "required": ["a"]},
+    ],
+)
+def test_a_schema_that_cannot_be(tmp_path: Path, parameters: dict[str, Any]) -> None:
+    tools = tool_format(tokenizer_with(tmp_path / "tiny.gguf", QWEN))
+    asked = [TOOLS[1], *strict_tool(False, **parameters)]
+    for choice in ("auto", "required"):
+        with pytest.raises(RequestError, match=r"^tools\[1\].function.parameters: "):
+            tools.constraint(asked, choice)
+    assert tools.constraint(asked, {"type": "function", "function": {"name": "stop"}})
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from tool_models import (
 
 from m40llm.errors import RequestError
 from m40llm.llm.tools import tool_format, tools_of
-from m40llm.llm.tools.layouts import LAYOUTS
+from m40llm.llm.tools.layouts import HERMES, LAYOUTS, layout_of
 from m40llm.text import Tokenizer
 
 STOP = {"name": "stop", "parameters": {"type": "object", "properties": {}}}
@@ -50,6 +50,11 @@ def test_the_template_tells_the_format(name: str, tmp_path: Path) -> None:
     found = tools_of(tokenizer_with(tmp_path / "tiny.gguf", TEMPLATES[name]))
     assert found is not None
     assert found.name == name
+
+
+def test_granite_4_has_left_its_list() -> None:
+    template = "{% if tools %}<|start_of_role|>{{ tools }}<tool_call></tool_call>{% endif %}"
+    assert layout_of(template + "<|start_of_role|>assistant<|end_of_role|><|tool_call|>") is HERMES
 
 
 def test_every_format_has_a_template_here() -> None:
@@ -179,6 +184,20 @@ def test_a_message_whose_calls_are_none(
         prompt(tokenizer_with(tmp_path / "tiny.gguf", QWEN), [ASKED, called])
     assert str(error.value).startswith("messages[1].tool_calls[0]")
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ("hello", "messages: expected a list, got str"),
+        ([3], r"messages\[0\]: expected a mapping, got int"),
+        ([ASKED, {**CALLED, "tool_calls": 3}], r"messages\[1\].tool_calls: expected a list"),
+        ([{**CALLED, "content": [1]}], r"messages\[0\].content: expected a text, got list"),
+    ],
+)
+def test_what_are_no_messages(messages: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=message):
+        prompt(tokenizer_with(tmp_path / "tiny.gguf", GRANITE), messages)
 
 
 def test_an_answer_to_no_call(tmp_path: Path) -> None:

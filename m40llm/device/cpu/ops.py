@@ -91,6 +91,9 @@ class CpuOps:
     def read(self, buffer: NDArray[Any]) -> NDArray[Any]:
         return buffer.copy()
 
+    def copy(self, source: NDArray[Any], *, out: NDArray[Any]) -> None:
+        out[...] = source
+
     def embedding(self, table: Matrix, token_ids: Ints, *, out: Floats) -> None:
         gather_rows(table, token_ids, out)
 

@@ -148,6 +148,13 @@ class CudaCard:
                 self._staging.read(part.address, _bytes_of(values[index]))
         return values
 
+    def copy(self, source: DeviceArray, out: DeviceArray) -> None:
+        self._bind()
+        with _as_device_error(f"copying {source.nbytes / 1e6:.1f} MB on the card"):
+            for index, part in source.contiguous_parts():
+                to = out[index] if index else out
+                call(driver.cuMemcpyDtoDAsync, to.address, part.address, part.nbytes, self._stream)
+
     def synchronize(self) -> None:
         """Wait for all work that was enqueued."""
         self._bind()

@@ -80,6 +80,9 @@ class EmulatedCard:
     def read(self, buffer: Buffer) -> NDArray[Any]:
         return np.array(buffer)
 
+    def copy(self, source: Buffer, out: Buffer) -> None:
+        self.emulator.write(out, np.array(source))
+
 
 class _Recording:
     """What stands in for a CUDA graph."""

@@ -79,3 +79,7 @@ class Card(Launcher, Protocol):
     def read(self, buffer: Buffer) -> NDArray[np.generic]:
         """Device -> host, after all work that was enqueued."""
         ...
+
+    def copy(self, source: Buffer, out: Buffer) -> None:
+        """Device -> device, one shape and type."""
+        ...

@@ -149,6 +149,9 @@ class GpuOps:
     def read(self, buffer: Buffer) -> NDArray[Any]:
         return self.card.read(buffer)
 
+    def copy(self, source: Buffer, *, out: Buffer) -> None:
+        self.card.copy(source, out)
+
     def embedding(self, table: Table, token_ids: Buffer, *, out: Buffer) -> None:
         embedding(table.rows, table.type, token_ids, out, stream=self.card)
 

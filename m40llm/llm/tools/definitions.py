@@ -48,7 +48,7 @@ def read_tools(tools: Any) -> tuple[Tool, ...]:
     """OpenAI's `tools`; None is none. RequestError names what is wrong where."""
     if tools is None:
         return ()
-    listed = [_tool(tool, f"tools[{n}]") for n, tool in enumerate(_checked_list(tools, "tools"))]
+    listed = [_tool(tool, f"tools[{n}]") for n, tool in enumerate(checked_list(tools, "tools"))]
     for n, tool in enumerate(listed):
         if tool.name in [earlier.name for earlier in listed[:n]]:
             raise RequestError(f"tools[{n}].function.name: {tool.name!r} is there twice")
@@ -75,7 +75,7 @@ def read_choice(choice: Any, tools: Sequence[Tool]) -> Choice:
         raise RequestError(f"{where}.type: expected function or allowed_tools, got {kind!r}")
     _check_keys(choice, {"type", "allowed_tools"}, where)
     allowed, where = _field(choice, "allowed_tools", where), f"{where}.allowed_tools"
-    listed = _checked_list(_field(allowed, "tools", where), f"{where}.tools")
+    listed = checked_list(_field(allowed, "tools", where), f"{where}.tools")
     if not listed:
         raise RequestError(f"{where}.tools: expected one at least, got none")
     may = [_named(one, tools, f"{where}.tools[{n}]") for n, one in enumerate(listed)]
@@ -149,7 +149,7 @@ def _check_keys(value: Mapping[str, Any], known: set[str], where: str) -> None:
         raise RequestError(f"{where}.{unknown[0]}: not known; known are {', '.join(sorted(known))}")
 
 
-def _checked_list(value: Any, where: str) -> Sequence[Any]:
+def checked_list(value: Any, where: str) -> Sequence[Any]:
     if isinstance(value, str | bytes) or not isinstance(value, Sequence):
         raise RequestError(f"{where}: expected a list, got {type(value).__name__}")
     return value

@@ -10,10 +10,11 @@ from typing import Any, Final
 
 from m40llm.engine.sampling_params import SamplingParams
 from m40llm.errors import M40LLMError, RequestError
+from m40llm.llm.constraint import schema_fault
 from m40llm.llm.results import Completion, StreamItem
-from m40llm.llm.tools.definitions import read_choice, read_tools
+from m40llm.llm.tools.definitions import Tool, read_choice, read_tools
 from m40llm.llm.tools.events import gathered
-from m40llm.llm.tools.grammar import THOUGHT_END, grammar
+from m40llm.llm.tools.grammar import THOUGHT_END, arguments_schema, grammar
 from m40llm.llm.tools.layouts import LAYOUTS, Layout, layout_of
 from m40llm.llm.tools.messages import Messages, readable_messages, tool_variables
 from m40llm.llm.tools.parser import ToolParser
@@ -76,7 +77,8 @@ class ToolFormat:
 
         schema  what the answer is where it is no call, instead of text: JSON of this schema
         """
-        chosen = read_choice(choice, read_tools(tools))
+        read = read_tools(tools)
+        chosen = read_choice(choice, read)
         if chosen.mode == "auto" and schema is not None and self._layout.is_bare:
             raise RequestError(
                 "response_format: expected none beside tools: calls of this model are JSON, too, "
@@ -86,6 +88,8 @@ class ToolFormat:
         if chosen.mode == "none" or is_free:
             return {} if schema is None else {"json_schema": schema}
         ids = self._control_ids
+        for tool in chosen.tools:
+            self._check_schema(tool, read.index(tool))
         known = {*ids.values(), *self._tokenizer.stop_ids}
         silent = [i for i in self._tokenizer.special_ids if i not in known]
         said = (self._is_thinking, schema)
@@ -120,6 +124,12 @@ class ToolFormat:
         ids = self._control_ids
         marks = {ids[mark]: mark for mark in self._layout.marks if mark in ids}
         return ToolParser(self._layout, marks, names, new_id or self._new_id)
+
+    def _check_schema(self, tool: Tool, n: int) -> None:
+        if why := schema_fault(arguments_schema(tool)):
+            hint = " (strict true: every word of it must be enforced)" if tool.strict else ""
+            said = " ".join(why.split())
+            raise RequestError(f"tools[{n}].function.parameters: {said}{hint}")
 
     def _new_id(self) -> str:
         n_letters, head = (9, "") if self._layout.short_ids else (24, "call_")

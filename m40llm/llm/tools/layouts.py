@@ -96,11 +96,11 @@ def layout_of(template: str) -> Layout | None:
         return MISTRAL_ARGS if has("[ARGS]") else MISTRAL
     if has("<|tool|>"):
         return PHI
-    if has("<|start_of_role|>", "<|tool_call|>"):
-        return GRANITE
-    if has("<tool_call>"):
+    if has("<tool_call>"):  # in Granite 4's beside <|tool_call|>
         is_xml = has("<function=") or has("<arg_key>")  # Qwen3-Coder, GLM
         return None if is_xml else HERMES
+    if has("<|start_of_role|>", "<|tool_call|>"):
+        return GRANITE
     if has("<|start_header_id|>", '"parameters"') and not has("<function="):
         return LLAMA3
     return None

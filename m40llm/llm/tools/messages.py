@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from m40llm.errors import RequestError
-from m40llm.llm.tools.definitions import Tool
+from m40llm.llm.tools.definitions import Tool, checked_list
 from m40llm.llm.tools.layouts import Layout
 
+# Phi-4-mini's template has the tools in the system message, as text.
+_TOLD_TOOLS: Final = re.compile(r"message(\['tools'\]|\[\"tools\"\]|\.tools\b)")
 _SHORT_ID: Final = re.compile(r"[a-zA-Z0-9]{9}")
 Messages = Sequence[Mapping[str, Any]]
 
@@ -19,7 +21,7 @@ def tool_variables(template: str, tools: Sequence[Tool]) -> dict[str, Any]:
     functions = [tool.function for tool in tools]
     listed = [{"type": "function", "function": function} for function in functions]
     found = {name: listed for name in ("tools", "custom_tools") if _reads(template, name)}
-    # SmolLM3's and Granite 3.3's own variables, for which their model cards list bare functions.
+    # SmolLM3's own variable, for which its model card lists bare functions, and Granite 3.3's.
     found |= {n: functions for n in ("xml_tools", "available_tools") if _reads(template, n)}
     return found if tools else {}
 
@@ -28,25 +30,22 @@ def readable_messages(
     template: str, layout: Layout, messages: Messages, tools: Sequence[Tool]
 ) -> list[dict[str, Any]]:
     """The messages as the template reads them. RequestError names what is wrong where."""
-    has_calls = "tool_calls" in template
+    from m40llm.text.chat_template import check_messages  # Jinja loads with the first chat
+
+    check_messages(messages)
     names: dict[str, str] = {}  # of calls, by id
     readable: list[dict[str, Any]] = []
     for n, message in enumerate(messages):
         where, message = f"messages[{n}]", dict(message)
-        calls = message.pop("tool_calls", None)
-        if calls:
-            read = [_call(call, f"{where}.tool_calls[{k}]") for k, call in enumerate(calls)]
+        if calls := message.pop("tool_calls", None):
+            listed = checked_list(calls, f"{where}.tool_calls")
+            read = [_call(call, f"{where}.tool_calls[{k}]") for k, call in enumerate(listed)]
             names |= {call["id"]: call["function"]["name"] for call in read}
-            content = message.get("content") or ""
-            if has_calls:
-                message |= {"content": content, "tool_calls": [_short(c, layout) for c in read]}
-            else:
-                written = [(c["function"]["name"], _dumped(c)) for c in read]
-                message["content"] = content + layout.written(written)
-        if message.get("role") == "tool":
+            message = _with_calls(message, read, where, template, layout)
+        if message["role"] == "tool":
             message = _answer(message, names, where, template, layout)
         readable.append(message)
-    if tools and "message['tools']" in template:  # Phi-4-mini's, which has them in what it is told
+    if tools and _TOLD_TOOLS.search(template):
         return _with_tools_told(readable, tools)
     return readable
 
@@ -78,6 +77,23 @@ def _call(call: Any, where: str) -> dict[str, Any]:
         "type": "function",
         "function": {"name": name, "arguments": dict(read)},
     }
+
+
+def _with_calls(
+    message: dict[str, Any],
+    calls: Sequence[dict[str, Any]],
+    where: str,
+    template: str,
+    layout: Layout,
+) -> dict[str, Any]:
+    """As `tool_calls`, or in the text where the template does not read these."""
+    content = message.get("content") or ""
+    if "tool_calls" in template:
+        return {**message, "content": content, "tool_calls": [_short(c, layout) for c in calls]}
+    if not isinstance(content, str):
+        raise RequestError(f"{where}.content: expected a text, got {type(content).__name__}")
+    written = layout.written([(call["function"]["name"], _dumped(call)) for call in calls])
+    return {**message, "content": content + written}
 
 
 def _answer(
