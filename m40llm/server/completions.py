@@ -19,7 +19,6 @@ from m40llm.server.asking import (
     ends_of,
     head,
     json_reply,
-    told_as,
     under_way,
     usage,
 )
@@ -97,12 +96,11 @@ async def complete(request: Request, asked: CompletionRequest) -> Any:
         wanted, encode = _wanted(serving, asked, model), serving.tokenizer.encode
         if serving.settings.log_prompts:
             record_of(request).texts["prompt"] = asked.prompts()
-        with told_as("prompt"):
-            ids = [encode(one) if isinstance(one, str) else one for one in asked.prompts()]
+        ids = [encode(one) if isinstance(one, str) else one for one in asked.prompts()]
         checked = [checked_prompt(serving, one, "prompt") for one in ids]
         return asks(checked, wanted.params, wanted.n), wanted
 
-    coming = under_way(request, lora, make)
+    coming = under_way(request, lora, make, {"text": "prompt"})
     if asked.stream:
         return event_stream(request, _events(request, *await coming))
     return await while_there(request, _whole(request, coming))

@@ -69,14 +69,13 @@ async def _whole(
     answers = Answers(request)
 
     def submit() -> None:
-        texts = asked.texts()
-        encode = serving.tokenizer.encode
-        with told_as("input"):
-            ids = [encode(text) if isinstance(text, str) else text for text in texts]
-        checked = [checked_prompt(serving, one, "input") for one in ids]
+        texts, encode = asked.texts(), serving.tokenizer.encode
         if serving.settings.log_prompts:
             record_of(request).texts["prompt"] = texts
-        answers.embed(checked, asked.pooling or "mean", asked.normalise is not False)
+        with told_as({"text": "input"}):
+            ids = [encode(text) if isinstance(text, str) else text for text in texts]
+            checked = [checked_prompt(serving, one, "input") for one in ids]
+            answers.embed(checked, asked.pooling or "mean", asked.normalise is not False)
 
     await asyncio.to_thread(submit)
     vectors: NDArray[np.float32] | None = None
