@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from m40llm.llm.service import Service
 
 _OPEN: Final = ("/health",)
+_WITH_MODEL: Final = ("ChatRequest", "CompletionRequest", "EmbeddingRequest")
 
 
 def create_app(service: "Service", settings: Settings) -> FastAPI:
@@ -65,8 +66,11 @@ class _App(FastAPI):
         if self.openapi_schema is not None:
             return self.openapi_schema
         document = super().openapi()
-        keys = self.state.serving.keys
-        parts = document["components"]
+        serving = self.state.serving
+        keys, parts = serving.keys, document["components"]
+        names = serving.settings.names + serving.settings.loras
+        for name in _WITH_MODEL:
+            parts["schemas"][name]["properties"]["model"]["enum"] = list(names)
         for name in ("HTTPValidationError", "ValidationError"):
             parts["schemas"].pop(name, None)
         if keys:

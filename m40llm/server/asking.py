@@ -3,7 +3,7 @@
 import asyncio
 import json
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Final, TypeVar
@@ -26,30 +26,36 @@ FINISH: Final = {"stop": "stop", "length": "length", "context": "length"}
 
 
 async def under_way(
-    request: Request, lora: str | None, make: Callable[[], tuple[Sequence[Ask], W]]
+    request: Request,
+    lora: str | None,
+    make: Callable[[], tuple[Sequence[Ask], W]],
+    names: Mapping[str, str],
 ) -> tuple[Answers, W]:
     """Answers to what `make` asks, and what else it gives.
 
-    It is called in a thread: templates, tokenizers and grammars may take their time.
+    It is called in a thread: templates, tokenizers and grammars may take their time. `names`: see
+    told_as.
     """
     answers = Answers(request, lora)
 
     def submit() -> W:
-        asked, wanted = make()
-        answers.submit(asked)
+        with told_as(names):
+            asked, wanted = make()
+            answers.submit(asked)
         return wanted
 
     return answers, await asyncio.to_thread(submit)
 
 
 @contextmanager
-def told_as(param: str) -> Iterator[None]:
-    """What the tokenizer says of a text is told of the request's field."""
+def told_as(names: Mapping[str, str]) -> Iterator[None]:
+    """What is wrong with a text, or a field of `SamplingParams`, is told of the request's field."""
     try:
         yield
     except RequestError as error:
         name, colon, rest = str(error).partition(":")
-        raise RequestError(f"{param if name == 'text' else name}{colon}{rest}") from None
+        field = names.get(name.partition(" ")[0], name)  # of many, they are "text 1", "text 2", ...
+        raise RequestError(f"{field}{colon}{rest}") from None
 
 
 def checked_prompt(serving: Serving, ids: list[int], param: str) -> list[int]:

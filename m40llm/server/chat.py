@@ -17,7 +17,6 @@ from m40llm.server.asking import (
     ends_of,
     head,
     json_reply,
-    told_as,
     under_way,
     usage,
 )
@@ -67,15 +66,24 @@ async def chat(request: Request, asked: ChatRequest) -> Any:
         variables = wanted.tools.variables(for_template(asked.messages))
         if serving.settings.log_prompts:
             record_of(request).texts["prompt"] = variables["messages"]
-        with told_as("messages"):
-            ids = serving.tokenizer.encode_chat(**variables, **asked.chat_template_kwargs or {})
+        ids = serving.tokenizer.encode_chat(**variables, **asked.chat_template_kwargs or {})
         checked = checked_prompt(serving, ids, "messages")
         return asks([checked], wanted.params, wanted.n), wanted
 
-    coming = under_way(request, lora, make)
+    coming = under_way(request, lora, make, _names(asked))
     if asked.stream:
         return event_stream(request, _events(request, *await coming))
     return await while_there(request, _whole(request, coming))
+
+
+def _names(asked: ChatRequest) -> dict[str, str]:
+    """Of fields that the request has in another form."""
+    names = {"text": "messages"}
+    if asked.response_format is not None:
+        names["json_schema"] = "response_format"
+    if asked.tools:
+        names["lark"] = "tools"
+    return names
 
 
 def _wanted(serving: Serving, asked: ChatRequest, model: str) -> _Wanted:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from m40llm.server.errors import ApiError
-from m40llm.server.fields import STRICT, Ignored, OpenAIFields, Refused, need_llguidance
+from m40llm.server.fields import STRICT, Ignored, Int, OpenAIFields, Refused, need_llguidance
 from m40llm.server.messages import Message
 
 _TEMPLATE_OWN = {"messages", "add_generation_prompt", "tools"}  # which requests have fields for
@@ -48,9 +48,9 @@ class ChatRequest(OpenAIFields):
     """OpenAI's fields; then those of `SamplingParams`, by their own names."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[Int, Field(ge=1)] | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    top_logprobs: Annotated[Int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
     tools: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None
     tool_choice: str | dict[str, Any] | None = None

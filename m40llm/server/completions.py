@@ -19,12 +19,11 @@ from m40llm.server.asking import (
     ends_of,
     head,
     json_reply,
-    told_as,
     under_way,
     usage,
 )
 from m40llm.server.errors import ApiError
-from m40llm.server.fields import OpenAIFields, Refused, TokenId, sampling_params
+from m40llm.server.fields import Int, OpenAIFields, Refused, TokenId, sampling_params
 from m40llm.server.logprobs import TextLogprobs
 from m40llm.server.models import resolved
 from m40llm.server.replies import TextReply, errors
@@ -43,9 +42,9 @@ class CompletionRequest(OpenAIFields):
     """OpenAI's fields; then those of `SamplingParams`, by their own names."""
 
     prompt: Prompt
-    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    logprobs: Annotated[Int, Field(ge=0, le=5)] | None = None
     echo: bool | None = None
-    best_of: Annotated[int, Field(ge=1, le=20)] | None = None
+    best_of: Annotated[Int, Field(ge=1, le=20)] | None = None
     suffix: Refused = None
 
     def check(self) -> None:
@@ -97,12 +96,11 @@ async def complete(request: Request, asked: CompletionRequest) -> Any:
         wanted, encode = _wanted(serving, asked, model), serving.tokenizer.encode
         if serving.settings.log_prompts:
             record_of(request).texts["prompt"] = asked.prompts()
-        with told_as("prompt"):
-            ids = [encode(one) if isinstance(one, str) else one for one in asked.prompts()]
+        ids = [encode(one) if isinstance(one, str) else one for one in asked.prompts()]
         checked = [checked_prompt(serving, one, "prompt") for one in ids]
         return asks(checked, wanted.params, wanted.n), wanted
 
-    coming = under_way(request, lora, make)
+    coming = under_way(request, lora, make, {"text": "prompt"})
     if asked.stream:
         return event_stream(request, _events(request, *await coming))
     return await while_there(request, _whole(request, coming))

@@ -14,7 +14,7 @@ from m40llm.llm.embed import Pooling
 from m40llm.server.answers import Answers, while_there
 from m40llm.server.asking import checked_prompt, json_reply, told_as
 from m40llm.server.errors import ApiError
-from m40llm.server.fields import STRICT, Ignored, Text, TokenId
+from m40llm.server.fields import STRICT, Ignored, Int, Text, TokenId
 from m40llm.server.models import resolved
 from m40llm.server.replies import EmbeddingsReply, errors
 from m40llm.server.serving import Serving, record_of, serving_of
@@ -34,7 +34,7 @@ class EmbeddingRequest(BaseModel):
     model: str
     input: Text | Ids | Many
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: Annotated[int, Field(ge=1)] | None = None
+    dimensions: Annotated[Int, Field(ge=1)] | None = None
     user: Ignored = None
     pooling: Pooling | None = None
     normalise: bool | None = None
@@ -69,14 +69,13 @@ async def _whole(
     answers = Answers(request)
 
     def submit() -> None:
-        texts = asked.texts()
-        encode = serving.tokenizer.encode
-        with told_as("input"):
-            ids = [encode(text) if isinstance(text, str) else text for text in texts]
-        checked = [checked_prompt(serving, one, "input") for one in ids]
+        texts, encode = asked.texts(), serving.tokenizer.encode
         if serving.settings.log_prompts:
             record_of(request).texts["prompt"] = texts
-        answers.embed(checked, asked.pooling or "mean", asked.normalise is not False)
+        with told_as({"text": "input"}):
+            ids = [encode(text) if isinstance(text, str) else text for text in texts]
+            checked = [checked_prompt(serving, one, "input") for one in ids]
+            answers.embed(checked, asked.pooling or "mean", asked.normalise is not False)
 
     await asyncio.to_thread(submit)
     vectors: NDArray[np.float32] | None = None

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from m40llm.engine.sampling_params import CONSTRAINTS, SamplingParams
 from m40llm.server.errors import ApiError
@@ -15,7 +15,15 @@ STRICT: Final = ConfigDict(
 Ignored = Annotated[Any, Field(description="Accepted; it changes nothing here.")]
 Refused = Annotated[None, Field(description="Not supported: anything but null is refused.")]
 Text = Annotated[str, Field(min_length=1)]
-TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+def _integer(value: Any) -> Any:
+    """JSON does not tell 3.0 from 3, and neither does JSON Schema."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Int = Annotated[int, BeforeValidator(_integer)]
+TokenId = Annotated[Int, Field(ge=0, lt=2**31)]
 NEUTRAL: Final = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}  # OpenAI's defaults
 _LEAST_TOP_P: Final = 1e-9  # OpenAI's 0: the likeliest alone
 
@@ -27,9 +35,9 @@ class Samplers(BaseModel):
 
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
+    top_k: Annotated[Int, Field(ge=0)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    seed: Annotated[Int, Field(ge=-(2**63), lt=2**63)] | None = None
     typical_p: Annotated[float, Field(gt=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=1e3)] | None = None
     stop_ids: Annotated[list[TokenId], Field(max_length=100)] | None = None
@@ -41,10 +49,10 @@ class Samplers(BaseModel):
     dynatemp_exponent: Annotated[float, Field(ge=0, le=1e3)] | None = None
     dry_multiplier: Annotated[float, Field(ge=0, le=1e3)] | None = None
     dry_base: Annotated[float, Field(ge=1, le=1e3)] | None = None
-    dry_allowed_length: Annotated[int, Field(ge=1)] | None = None
-    dry_last_n: Annotated[int, Field(ge=-1)] | None = None
+    dry_allowed_length: Annotated[Int, Field(ge=1)] | None = None
+    dry_last_n: Annotated[Int, Field(ge=-1)] | None = None
     dry_breakers: Annotated[list[Text | TokenId], Field(max_length=100)] | None = None
-    mirostat: int | None = None
+    mirostat: Int | None = None
     mirostat_tau: Annotated[float, Field(ge=0, le=1e3)] | None = None
     mirostat_eta: Annotated[float, Field(ge=0, le=1)] | None = None
     samplers: list[str] | None = None
@@ -80,8 +88,8 @@ class OpenAIFields(Samplers):
     model: str
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1, le=128)] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    n: Annotated[Int, Field(ge=1, le=128)] | None = None
+    max_tokens: Annotated[Int, Field(ge=1)] | None = None
     stop: Text | Annotated[list[Text], Field(max_length=4)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None

@@ -11,9 +11,9 @@ from pydantic import BaseModel, Field
 
 from m40llm.llm.results import Completion, StreamItem
 from m40llm.server.answers import Answers, Ask, while_there
-from m40llm.server.asking import checked_prompt, json_reply, told_as, under_way
+from m40llm.server.asking import checked_prompt, json_reply, under_way
 from m40llm.server.errors import ApiError
-from m40llm.server.fields import STRICT, Samplers, TokenId, sampling_params
+from m40llm.server.fields import STRICT, Int, Samplers, TokenId, sampling_params
 from m40llm.server.replies import DetokenizeReply, GenerateReply, TokenizeReply, errors
 from m40llm.server.serving import record_of, serving_of
 from m40llm.server.streams import line_stream
@@ -46,7 +46,7 @@ class GenerateRequest(Samplers):
     """Rust's fields, and those of `SamplingParams`, with its defaults."""
 
     prompt: str
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[Int, Field(ge=1)] | None = None
     stream: bool | None = None
     prompt_format: Annotated[
         Literal["auto", "raw", "llama3-chat"] | None,
@@ -88,13 +88,12 @@ async def generate(request: Request, asked: GenerateRequest) -> Any:
     params = sampling_params(asked.given(), asked.max_tokens, serving.settings.max_tokens)
 
     def make() -> tuple[list[Ask], None]:
-        with told_as("prompt"):
-            ids = _ids(serving.tokenizer, asked.prompt, asked.prompt_format or "auto")
+        ids = _ids(serving.tokenizer, asked.prompt, asked.prompt_format or "auto")
         if serving.settings.log_prompts:
             record_of(request).texts["prompt"] = asked.prompt
         return [Ask(checked_prompt(serving, ids, "prompt"), params)], None
 
-    coming = under_way(request, None, make)
+    coming = under_way(request, None, make, {"text": "prompt"})
     if asked.stream:
         answers, _ = await coming
         return line_stream(request, _lines(answers))

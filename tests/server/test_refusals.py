@@ -60,6 +60,8 @@ def refused(answer: Any) -> tuple[int, str | None, str | None, str]:
         ({"top_p": 1.5}, "top_p", "invalid_value", "equal to 1"),
         ({"n": 0}, "n", "invalid_value", "equal to 1"),
         ({"n": 1.5}, "n", "invalid_value", "integer"),
+        ({"n": 1e300}, "n", "invalid_value", "equal to 128"),
+        ({"top_k": 1e300}, "top_k", "invalid_value", "integer from 0"),
         ({"max_tokens": 0}, "max_tokens", "invalid_value", "equal to 1"),
         ({"max_tokens": 3, "max_completion_tokens": 3}, "max_tokens", "invalid_value", "beside"),
         ({"stop": ["a"] * 5}, "stop", "invalid_value", "at most 4 items"),
