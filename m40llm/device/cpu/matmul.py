@@ -4,7 +4,8 @@ One token is a matrix-vector product over the packed blocks, which reads the byt
 nothing else. Up to MAX_VECTORS tokens, of as many sequences or one, share the unpacking of a few
 rows (vectors.py), and each gets the bits that it gets alone: what a request is answered does not
 depend on the others in the batch. More (prefill) multiply a tile of unpacked rows with panels of 16
-tokens, whose sums have another order. All were measured against BLAS on unpacked weights; see LOG.md.
+tokens, whose sums have another order. All were measured against BLAS on unpacked weights; see
+LOG.md.
 """
 
 from dataclasses import dataclass

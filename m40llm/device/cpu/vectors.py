@@ -17,8 +17,7 @@ from m40llm.device.cpu.rows import COLS_AT_ONCE, JIT, unpack_rows
 from m40llm.device.cpu.simd import LANES, add, fmuladd, lane_sum, load_f32, store_f32
 
 MAX_VECTORS = 16  # rows of a forward whose bits do not depend on each other
-ROWS_AT_ONCE = 6  # of W; a chunk of them and of two x fits into an L1 of 32 KB
-ROWS_IN_REGISTERS = 3
+ROWS_AT_ONCE = 3  # of W; a chunk of them and of two x, 20 KB, stays in the L1
 SUMS = ROWS_AT_ONCE * UNIT  # of a token
 
 
@@ -49,7 +48,7 @@ def _add_half_units(w, w0, n_k, x, x0, x1, sums, s0, s1):
 
 @njit(**JIT)
 def _store_sums(sums, first_row, keep, out):
-    """out[t, first_row + r] (+)= the sum of the 32 at sums[192 t + 32 r], as dot_row adds them."""
+    """out[t, first_row + r] (+)= the sum of the 32 at sums[96 t + 32 r], as dot_row adds them."""
     for t in range(out.shape[0]):
         for r in range(min(ROWS_AT_ONCE, out.shape[1] - first_row)):
             at = t * SUMS + r * UNIT
@@ -74,12 +73,8 @@ def multiply_vectors(kind, memory, row_bytes, chunk_bytes, x, keep, out):
             unpack_rows(kind, memory, row_bytes, at, n_real, ROWS_AT_ONCE, n_k // UNIT, tile)
             for t in range(0, n_tokens, 2):
                 other = min(t + 1, n_tokens - 1)  # the last one twice, if it has no other
-                for r in range(0, ROWS_AT_ONCE, ROWS_IN_REGISTERS):
-                    for half in range(0, UNIT, LANES):
-                        x0, s0 = first_col + half, r * UNIT + half
-                        _add_half_units(
-                            *(tile, r * n_k + half, n_k),
-                            *(x_flat, x0 + t * n_cols, x0 + other * n_cols),
-                            *(sums, s0 + t * SUMS, s0 + other * SUMS),
-                        )
+                x0, x1 = t * n_cols + first_col, other * n_cols + first_col
+                for half in (0, LANES):
+                    s0, s1 = t * SUMS + half, other * SUMS + half
+                    _add_half_units(tile, half, n_k, x_flat, x0 + half, x1 + half, sums, s0, s1)
         _store_sums(sums, first_row, keep, out)
