@@ -315,5 +315,5 @@ def test_a_model_that_no_device_decodes_is_refused_before_its_weights_are_read(
         raise AssertionError("weights were read")
 
     monkeypatch.setattr("m40llm.llm.load.load_weights", fails)
-    with pytest.raises(RequestError, match="decode: expected 'host'.*experts"):
+    with pytest.raises(RequestError, match=r"decode: expected 'host'.*experts"):
         LLM.load(path, device="emulator", decode="graph")

@@ -14,13 +14,13 @@ from m40llm.device.cpu.attention import attention
 from m40llm.device.cpu.experts import choose_experts
 from m40llm.device.cpu.formats import FORMATS, UNIT
 from m40llm.device.cpu.matmul import (
-    MAX_VECTORS,
     DenseMatrix,
     PackedMatrix,
     gather_rows,
     matmul,
 )
 from m40llm.device.cpu.prepare import prepare
+from m40llm.device.cpu.vectors import MAX_VECTORS
 from m40llm.device.decoder import ModelParts
 from m40llm.device.host_memory import available_bytes
 from m40llm.device.instructions import Instruction
@@ -89,7 +89,7 @@ class CpuOps:
         n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
         memory = np.empty(n_bytes + _LINE, np.uint8)
         first = -memory.ctypes.data % _LINE
-        return memory[first : first + n_bytes].view(dtype).reshape(shape)
+        return np.asarray(memory[first : first + n_bytes].view(dtype).reshape(shape))
 
     def write(self, buffer: NDArray[Any], values: NDArray[Any]) -> None:
         buffer[...] = values
