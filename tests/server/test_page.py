@@ -385,8 +385,8 @@ def test_settings_and_system_prompt_arrive(page: Page, server: Serving) -> None:
     fields = {
         "temperature": "0.7",
         "top_p": "0.9",
-        "top_k": "40",
-        "min_p": "0.05",
+        "top_k": "0",
+        "min_p": "0.1",
         "max_tokens": "64",
         "seed": "7",
     }
@@ -408,7 +408,10 @@ def test_settings_and_system_prompt_arrive(page: Page, server: Serving) -> None:
     page.fill("[name=system]", "")
     page.keyboard.press("Escape")
     ask(page, "three")
-    assert set(bodies(server)[-1]) == {"model", "messages", "stream", "stream_options"}
+    last = bodies(server)[-1]
+    defaults = {"temperature": 0.8, "top_p": 0.95, "top_k": 40, "min_p": 0.05}  # of SamplingParams
+    assert last | defaults == last
+    assert set(last) - set(defaults) == {"model", "messages", "stream", "stream_options"}
     assert contents(bodies(server)[-1])[0][0] == "user"
 
 

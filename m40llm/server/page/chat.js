@@ -3,13 +3,16 @@
 import { streamChat } from "./api.js";
 
 const NUMBERS = ["temperature", "top_p", "top_k", "min_p", "max_tokens", "seed"];
+// Those of `m40llm chat`. OpenAI's own, which the server has, draw from every token there is: a small
+// model soon says one that makes no sense.
+const DEFAULTS = { temperature: 0.8, top_p: 0.95, top_k: 40, min_p: 0.05 };
 
-/** The body of a request; a setting left blank is not sent, so that the server's own holds. */
+/** The body of a request; of settings left blank, only those are sent that have a default here. */
 export function requestBody(chat, model, settings) {
   const body = { model, messages: requestMessages(chat), stream: true };
   body.stream_options = { include_usage: true };
   for (const name of NUMBERS) {
-    const value = settings[name];
+    const value = settings[name] || DEFAULTS[name]; // a text: "0" is one
     if (value !== undefined && value !== "") body[name] = Number(value);
   }
   // One a line; a newline itself is written as \n.
