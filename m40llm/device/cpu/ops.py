@@ -82,7 +82,8 @@ class CpuOps:
         n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
         memory = np.empty(n_bytes + _LINE, np.uint8)
         first = -memory.ctypes.data % _LINE
-        return memory[first : first + n_bytes].view(dtype).reshape(shape)
+        buffer: NDArray[Any] = memory[first : first + n_bytes].view(dtype).reshape(shape)
+        return buffer
 
     def write(self, buffer: NDArray[Any], values: NDArray[Any]) -> None:
         buffer[...] = values
