@@ -131,12 +131,16 @@ def test_nothing_is_left_behind(served: Callable[..., str], service: Any) -> Non
     """Of many that came and went: no open ticket, no file descriptor, no thread."""
     url, held = served(), []
     service.script.token_s = 0.01
-    for _ in range(3):
+
+    def n_held() -> int:
+        return len(os.listdir("/proc/self/fd")) + threading.active_count()
+
+    for _ in range(4):  # the pool of threads has all that it will have after the first
         for number in range(20):
             with sent(url, ASKED | {"stream": number % 2 == 0}):
                 time.sleep(0.01 * (number % 3))
         until(lambda: all(ticket.is_ended for ticket in service.tickets))
-        time.sleep(0.3)
         assert "m40llm_slots_busy 0.0" in httpx.get(f"{url}/metrics").text
-        held.append((len(os.listdir("/proc/self/fd")), threading.active_count()))
-    assert held[2] <= held[0] or held[2] <= held[1]
+        time.sleep(0.5)
+        held.append(n_held())
+    until(lambda: n_held() <= max(held[:2]))
