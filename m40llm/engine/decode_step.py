@@ -51,6 +51,11 @@ def checked_choice(name: object) -> DecodeChoice:
     raise RequestError(f"decode: expected {', '.join(DECODE_CHOICES)}, got {name!r}")
 
 
+def no_form(form: str, device: str, reason: str) -> RequestError:
+    """Where it was asked for."""
+    return RequestError(f"decode: expected 'host' on device {device!r}, got {form!r}: {reason}")
+
+
 def why_host(params: SamplingParams, stop_ids: Collection[int], decoder: Decoder) -> str:
     """Why this request needs the host's loop; empty where the device serves it."""
     if params.logprobs:

@@ -5,20 +5,26 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from operator import index
 
 import numpy as np
 from numpy.typing import NDArray
 
 from m40llm.device.decoder import Form
 from m40llm.device.ops import Buffer
+from m40llm.engine.checks import check_params, checked_ids
 from m40llm.engine.constraint import Constraint
-from m40llm.engine.decode_step import DecodeForm, decode, slot_request, step_of, why_host
+from m40llm.engine.decode_step import (
+    DecodeForm,
+    decode,
+    no_form,
+    slot_request,
+    step_of,
+    why_host,
+)
 from m40llm.engine.request import Request
 from m40llm.engine.sampling_params import SamplingParams
 from m40llm.engine.speculate import Proposal, Proposer, choose
 from m40llm.engine.step import Clock, Step, check_finite
-from m40llm.errors import RequestError
 from m40llm.model.batch import Batch
 from m40llm.model.staged import Model
 from m40llm.progress import Progress
@@ -43,10 +49,7 @@ class Engine:
     def check_form(self) -> None:
         """RequestError where the device cannot decode in the form that was asked for."""
         if self.decode_form != "host" and isinstance(self.model.decoder, str):
-            raise RequestError(
-                f"decode: expected 'host' on device {self.model.ops.name!r}, "
-                f"got {self.decode_form!r}: {self.model.decoder}"
-            )
+            raise no_form(self.decode_form, self.model.ops.name, self.model.decoder)
 
     @property
     def max_seq_len(self) -> int:
@@ -59,25 +62,11 @@ class Engine:
 
     def check_ids(self, ids: Sequence[int], name: str = "prompt") -> list[int]:
         """The ids as a list of ints. RequestError for none, too many, or one out of range."""
-        wanted = f"{name}: expected a text or token ids, got {ids!r}"
-        if isinstance(ids, bytes | bytearray):  # a sequence of ints, but not of ids
-            raise RequestError(wanted)
-        try:
-            checked = [index(token_id) for token_id in ids]
-        except TypeError:
-            raise RequestError(wanted) from None
-        if not checked:
-            raise RequestError(f"{name}: empty; a model needs at least one token to go on from")
-        if len(checked) > self.max_seq_len:
-            raise RequestError(
-                f"{name}: {len(checked)} tokens; the context holds {self.max_seq_len}, "
-                "a larger max_seq_len (--max-seq-len) holds more"
-            )
-        vocab_size = self.model.hp.vocab_size
-        for token_id in (min(checked), max(checked)):
-            if not 0 <= token_id < vocab_size:
-                raise RequestError(f"{name}: token id {token_id}: expected 0 to {vocab_size - 1}")
-        return checked
+        return checked_ids(ids, name, self.max_seq_len, self.model.hp.vocab_size)
+
+    def check_params(self, params: SamplingParams) -> None:
+        """RequestError for a token id, or a count of them, beyond the vocabulary."""
+        check_params(params, self.model.hp.vocab_size)
 
     def logits(
         self, ids: Sequence[int], progress: Progress | None = None
@@ -283,17 +272,3 @@ class Engine:
         with self._noting_failure():  # a card tells only now what went wrong in the launches
             rows: NDArray[np.float32] = self.model.ops.read(logits)
         return rows
-
-    def check_params(self, params: SamplingParams) -> None:
-        """RequestError for a token id, or a count of them, beyond the vocabulary."""
-        vocab_size = self.model.hp.vocab_size
-        for name, ids in (("stop_ids", params.stop_ids), ("logit_bias", params.logit_bias)):
-            for token_id in ids:
-                if token_id >= vocab_size:
-                    raise RequestError(
-                        f"{name}: token id {token_id}: expected 0 to {vocab_size - 1}"
-                    )
-        if params.logprobs is not None and params.logprobs > vocab_size:
-            raise RequestError(f"logprobs: expected at most {vocab_size}, got {params.logprobs}")
-        if params.dry_multiplier and any(isinstance(token, str) for token in params.dry_breakers):
-            raise RequestError("dry_breakers: the engine takes token ids; LLM finds those of texts")

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from m40llm.engine.request import Request
 from m40llm.engine.step import Step
+from m40llm.errors import DeadlineError
 from m40llm.model.lora import Adapter
 
 
@@ -38,5 +39,13 @@ class Job:
     is_cancelled: bool = field(default=False, init=False)  # any thread may say so
 
     @property
-    def is_late(self) -> bool:
-        return time.perf_counter() > self.end_s
+    def is_unwanted(self) -> bool:
+        """Whether it was cancelled, or comes too late to anybody."""
+        return self.is_cancelled or time.perf_counter() > self.end_s
+
+    def why_unwanted(self) -> DeadlineError | None:
+        """None where it was cancelled."""
+        if self.is_cancelled:
+            return None
+        seconds, n = self.end_s - self.request.begin_s, len(self.request.ids)
+        return DeadlineError(f"deadline: {seconds:g} s have passed; {n} tokens had been made")

@@ -14,7 +14,6 @@ An answer does not depend on what else is under way, bit for bit:
 - A choice depends on the request's own logits, seed and tokens.
 """
 
-import threading
 import time
 from collections.abc import Sequence
 from itertools import groupby
@@ -30,7 +29,8 @@ from m40llm.engine.job import Job
 from m40llm.engine.sampling import Logits
 from m40llm.engine.slot import Slot, best_slot
 from m40llm.engine.step import Step, check_finite
-from m40llm.errors import DeadlineError, RequestError
+from m40llm.engine.waiting import Waiting
+from m40llm.errors import RequestError
 from m40llm.model.batch import Batch
 
 CHUNKS: Final = {"cpu": 64}  # tokens: a quarter of a second of a model of 135M on two cores
@@ -40,7 +40,7 @@ _POLL_S: Final = 100e-6
 
 class Scheduler:
     """Runs jobs on an engine's model, whose other requests must wait. One thread calls `run`, any
-    may call `submit` or set a job's `is_cancelled`.
+    may add to `waiting` or set a job's `is_cancelled`.
 
     chunk  tokens of a prompt that are read at once
     """
@@ -52,20 +52,11 @@ class Scheduler:
             raise RequestError(f"chunk: expected at least 1 token, got {wanted}")
         self.chunk = min(wanted, self._model.workspace.max_tokens)
         self.slots = [Slot(index) for index in range(self._model.kv.n_seqs)]
-        self._lock = threading.Lock()
-        self._waiting: list[Job] = []
+        self.waiting = Waiting()
         self._n_begun = 0
         self._last_read = 0  # slot
         self._has_failed = False
         engine.forget()
-
-    def submit(self, job: Job) -> None:
-        with self._lock:
-            self._waiting.append(job)
-
-    @property
-    def n_waiting(self) -> int:
-        return len(self._waiting)
 
     @property
     def busy(self) -> list[Slot]:
@@ -102,39 +93,27 @@ class Scheduler:
 
     def give_up(self) -> list[Job]:
         """All that waits, for who goes on with it elsewhere. Nothing holds on to the model."""
-        with self._lock:
-            jobs, self._waiting = self._waiting, []
         del self._engine, self._model
-        return jobs
+        return self.waiting.take_all()
 
     def cancel_all(self) -> None:
-        for job in [*self._waiting, *(slot.job for slot in self.busy)]:
-            if job is not None:
-                job.is_cancelled = True
+        self.waiting.cancel_all()
+        for slot in self.busy:
+            if slot.job is not None:
+                slot.job.is_cancelled = True
 
     def _end_unwanted(self) -> None:
-        """What was cancelled, or comes too late to anybody."""
         for slot in self.busy:
-            if slot.job is not None and (slot.job.is_cancelled or slot.job.is_late):
-                self._end(slot, _why_unwanted(slot.job))
-        with self._lock:
-            unwanted = [job for job in self._waiting if job.is_cancelled or job.is_late]
-            self._waiting = [job for job in self._waiting if job not in unwanted]
-        for job in unwanted:
-            job.done(_why_unwanted(job))
+            if slot.job is not None and slot.job.is_unwanted:
+                self._end(slot, slot.job.why_unwanted())
+        for job in self.waiting.take_unwanted():
+            job.done(job.why_unwanted())
 
     def _admit(self) -> None:
-        """Jobs to the free slots: by priority, then whose client has the fewest at work, then who
-        must end first, then who came first."""
         while len(self.busy) < len(self.slots):
-            clients = [slot.job.client for slot in self.slots if slot.job is not None]
-            with self._lock:
-                if not self._waiting:
-                    return
-                job = min(
-                    self._waiting, key=lambda j: (-j.priority, clients.count(j.client), j.end_s)
-                )
-                self._waiting.remove(job)
+            job = self.waiting.take([slot.job.client for slot in self.slots if slot.job])
+            if job is None:
+                return
             self._begin(job)
 
     def _begin(self, job: Job) -> None:
@@ -294,12 +273,3 @@ class Scheduler:
             return
         job.request.note(answer.token_id)
         self._tell(slot, step_of(answer))
-
-
-def _why_unwanted(job: Job) -> Exception | None:
-    """None where it was cancelled."""
-    if job.is_cancelled:
-        return None
-    seconds = job.end_s - job.request.begin_s
-    n = len(job.request.ids)
-    return DeadlineError(f"deadline: {seconds:g} s have passed; {n} tokens had been made")

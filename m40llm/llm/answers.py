@@ -19,6 +19,7 @@ from m40llm.llm.embed import Pooling, embeddings
 from m40llm.llm.results import Completion
 from m40llm.llm.stream import TextStream, checked, open_stream
 from m40llm.llm.tools import tool_format
+from m40llm.llm.tools.definitions import read_choice
 from m40llm.model.hparams import HParams
 from m40llm.progress import Progress
 from m40llm.text import Tokenizer
@@ -129,7 +130,9 @@ class Answers:
         `parallel_tool_calls` as OpenAI's API has them (docs/tools.md); a stream has calls as the
         model writes them.
         """
-        if tools:
+        if not tools:
+            read_choice(tool_choice, ())  # which refuses a choice among none
+        else:
             calls = tool_format(self.tokenizer)
             params = calls.constrained(params, tools, tool_choice, parallel_tool_calls)
             variables |= calls.prompt_variables(tools, tool_choice, messages)

@@ -121,6 +121,7 @@ class LLM(Answers):
                 gpu_layers=n_layers,
                 fit=fit,
                 n_seqs=n_slots,
+                decode=choice,
             )
             if proposing:
                 engine.proposer, choice = proposing.of(engine, progress), "host"

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from m40llm.device import Ops, open_device
+from m40llm.device.decoder import FORMS
+from m40llm.engine.decode_step import DecodeChoice, no_form
 from m40llm.engine.engine import Engine
 from m40llm.gguf import GGUFFile, open_gguf
 from m40llm.llm.fit import GpuLayers, plan_memory
@@ -15,6 +17,7 @@ from m40llm.model.check_tensors import check_tensors
 from m40llm.model.hparams import HParams
 from m40llm.model.kv_cache import KVType
 from m40llm.model.part import Part
+from m40llm.model.program import why_never
 from m40llm.model.staged import StagedTransformer
 from m40llm.model.transformer import Transformer
 from m40llm.model.weights import load_weights, rope_factors
@@ -55,14 +58,20 @@ def on_device(
     gpu_layers: GpuLayers = "all",
     fit: bool = False,
     n_seqs: int = 1,
+    decode: DecodeChoice | None = None,
 ) -> tuple[Engine, Plan]:
-    """The model with its weights on the device, and what it takes of it: see plan_memory."""
+    """The model with its weights on the device, and what it takes of it: see plan_memory.
+
+    RequestError before weights are read where no device can decode such a model as is asked for.
+    """
     plan = plan_memory(
         *(ops, model.file, model.hp, max_seq_len, at_most, kv_type),
         gpu_layers=gpu_layers,
         fit=fit,
         n_seqs=n_seqs,
     )
+    if decode in FORMS and (reason := why_never(model.arch, model.hp, plan.kv_type)):
+        raise no_form(decode, ops.name, reason)
     stages = []
     for share in plan.shares:
         where = ops if share.device == ops.name else open_device(share.device)[0]

@@ -177,7 +177,7 @@ class Service:
         return Stats(
             n_slots=len(scheduler.slots),
             n_running=len(scheduler.busy),
-            n_waiting=scheduler.n_waiting,
+            n_waiting=len(scheduler.waiting),
             kv_tokens=sum(slot.n_tokens for slot in scheduler.slots),
             kv_capacity=len(scheduler.slots) * self.llm.max_seq_len,
             failure=self._failure,
@@ -211,13 +211,13 @@ class Service:
             self._open()
             scheduler = self._scheduler
             n_free = len(scheduler.slots) - len(scheduler.busy)
-            n_waiting = scheduler.n_waiting
+            n_waiting = len(scheduler.waiting)
             if n_waiting >= self._max_waiting + n_free:
                 wait = self._seconds * (n_waiting + 1) / len(scheduler.slots)
                 told = f"all slots are busy, and {n_waiting} requests wait already"
                 raise BusyError(told, max(1.0, wait))
             for job in jobs:
-                scheduler.submit(job)
+                scheduler.waiting.add(job)
         self._work.set()
         return Ticket(jobs, self._work.set)
 
@@ -274,7 +274,7 @@ class Service:
         with self._lock:
             self._take(llm)
         for job in waiting:
-            self._scheduler.submit(job)
+            self._scheduler.waiting.add(job)
 
 
 def _no_tokens(step: Step) -> bool:

@@ -36,14 +36,21 @@ def decode_program(arch: Architecture, hp: HParams, weights: Weights) -> tuple[I
     return (*found, logits, Choose())
 
 
-def why_not(arch: Architecture, hp: HParams, weights: Weights, kv_type: KVType = "f16") -> str:
-    """Why no program can be made of this model; empty where one can."""
+def why_never(arch: Architecture, hp: HParams, kv_type: KVType = "f16") -> str:
+    """Why no program can be made of such a model, whatever its weights; empty where one may."""
     if kv_type != "f16":
         return f"the KV cache is in {kv_type}, which the device's own steps do not read yet"
     if hp.n_experts > 0:
         return f"{arch.name} has experts, which the device's own steps do not know yet"
     if any(arch.softcaps(hp)):
         return f"{arch.name} has soft caps, which the device's own steps do not know yet"
+    return ""
+
+
+def why_not(arch: Architecture, hp: HParams, weights: Weights, kv_type: KVType = "f16") -> str:
+    """Why no program can be made of this model; empty where one can."""
+    if reason := why_never(arch, hp, kv_type):
+        return reason
     for layer, w in enumerate(weights.layers):
         if len(w.ffn_gate_up) > 1:
             return f"ffn_gate and ffn_up of layer {layer} are of different types"

@@ -158,6 +158,8 @@ class Answers:
         metrics.prompt_tokens.inc(timings.prompt_tokens)
         metrics.cached_tokens.inc(timings.cached_tokens)
         metrics.generated_tokens.inc(timings.generated_tokens)
+        engine_s = timings.queue_s + timings.prefill_s + timings.decode_s
+        self._record.engine_s = max(self._record.engine_s, engine_s)
         self._record.generated_tokens += timings.generated_tokens
         self._record.cached_tokens += timings.cached_tokens
 

@@ -63,6 +63,7 @@ class Record:
     cached_tokens: int = 0
     generated_tokens: int = 0
     ttft_s: float | None = None
+    engine_s: float = 0.0  # of the longest answer, its time in the queue included
     code: str | None = None  # of the error that it was told
     model: str | None = None
     texts: dict[str, Any] = field(default_factory=dict)  # if prompts are logged

@@ -123,6 +123,7 @@ class Shell:
             "prompt_tokens": record.prompt_tokens or None,
             "cached_tokens": record.cached_tokens or None,
             "generated_tokens": record.generated_tokens or None,
+            "engine_s": round(record.engine_s, 6) or None,
             "ttft_s": None if record.ttft_s is None else round(record.ttft_s, 6),
             **record.texts,
         }

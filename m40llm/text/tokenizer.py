@@ -31,6 +31,7 @@ class Tokenizer:
     stop_ids                                 every id that ends a generation
     add_bos, add_eos                         what `encode` does by default
     chat_template                            Jinja source, or None
+    tool_template                            None; or the source for chats with tools
     template_of                              None; or the architecture that the template is known
                                              for, the file having none
     """
@@ -49,6 +50,7 @@ class Tokenizer:
         self.add_bos = vocab.add_bos
         self.add_eos = vocab.add_eos
         self.chat_template, self.template_of = vocab.chat_template, vocab.template_of
+        self.tool_template = vocab.tool_template
 
     def __repr__(self) -> str:
         return f"<Tokenizer: {self._vocab.kind}, {self.vocab_size} tokens>"
@@ -140,7 +142,8 @@ class Tokenizer:
     def apply_chat_template(
         self, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any
     ) -> str:
-        """The prompt that the file's template makes of the messages.
+        """The prompt that the file's template makes of the messages, or with tools, its second
+        one for these.
 
         messages    [{"role": "user", "content": "..."}, ...]
         variables   what else the template reads: tools, documents, enable_thinking, ...
@@ -148,12 +151,14 @@ class Tokenizer:
         RequestError: no template, malformed messages, or the template itself refuses them (its
         words). ModelFileError: the template is broken, or was stopped for what it did.
         """
-        if self._template is None:
+        has_own = self.tool_template is not None and variables.get("tools")
+        template = self._templates.get("tools" if has_own else "chat")
+        if template is None:
             raise RequestError(
                 "messages: the model file has no chat template (key 'tokenizer.chat_template'); "
                 "generate() takes raw prompts"
             )
-        return self._template.render(messages, add_generation_prompt, variables)
+        return template.render(messages, add_generation_prompt, variables)
 
     def encode_chat(
         self, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any
@@ -166,16 +171,14 @@ class Tokenizer:
         return ids
 
     @cached_property
-    def _template(self) -> "ChatTemplate | None":
-        if self.chat_template is None:
-            return None
+    def _templates(self) -> "dict[str, ChatTemplate]":
         from m40llm.text.chat_template import ChatTemplate  # Jinja loads with the first chat
 
         names = {"bos": self.bos_id, "eos": self.eos_id, "unk": self.unk_id, "pad": self.pad_id}
-        return ChatTemplate(
-            self.chat_template,
-            {f"{n}_token": "" if i is None else self._vocab.tokens[i] for n, i in names.items()},
-        )
+        tokens = self._vocab.tokens
+        special = {f"{n}_token": "" if i is None else tokens[i] for n, i in names.items()}
+        sources = {"chat": self.chat_template, "tools": self.tool_template}
+        return {n: ChatTemplate(s, special) for n, s in sources.items() if s is not None}
 
     def _bos(self) -> list[int]:
         if self.bos_id is None:

@@ -49,6 +49,7 @@ class Vocab:
     merges: list[str]  # "left right" by rank, bpe only
     chat_template: str | None
     template_of: str | None  # the architecture that it is known for, where the file has none
+    tool_template: str | None  # another, for chats with tools
 
     def where(self, mask: int) -> list[int]:
         """Ids of the tokens that have any of the attributes."""
@@ -92,14 +93,16 @@ def read_vocab(file: GGUFFile) -> Vocab:
 
 
 def _read_template(file: GGUFFile, ids: dict[str, int]) -> dict[str, str | None]:
-    """The file's; else the one that its architecture is known for, if the tokens are there."""
+    """The file's, and the one that llama.cpp's converter calls tool_use; else the one that its
+    architecture is known for, if the tokens are there."""
     source = file.metadata.get_str("tokenizer.chat_template", None)
     arch = file.metadata.get_str("general.architecture", "")
     if source is None and arch in KNOWN_TEMPLATES:
         token, known = KNOWN_TEMPLATES[arch]
         if token in ids:
-            return {"chat_template": known, "template_of": arch}
-    return {"chat_template": source, "template_of": None}
+            return {"chat_template": known, "template_of": arch, "tool_template": None}
+    for_tools = file.metadata.get_str("tokenizer.chat_template.tool_use", None)
+    return {"chat_template": source, "template_of": None, "tool_template": for_tools}
 
 
 def _kind_of(model: str) -> str:

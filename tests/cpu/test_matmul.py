@@ -8,8 +8,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from m40llm import reference
-from m40llm.device.cpu.matmul import MAX_VECTORS, ROWS_AT_ONCE, matmul
+from m40llm.device.cpu.matmul import ROWS_AT_ONCE, matmul
 from m40llm.device.cpu.ops import CpuOps, Matrix
+from m40llm.device.cpu.vectors import MAX_VECTORS
 from m40llm.errors import KernelContractError
 from m40llm.gguf.blocks import can_dequantize, dequantize, row_bytes
 from m40llm.testing.noisy_ops import gamma
@@ -58,7 +59,7 @@ def test_integers_are_exact(
 @pytest.mark.parametrize(
     "ggml_type", [t for t in GGMLType if can_dequantize(t)], ids=lambda t: t.name
 )
-@pytest.mark.parametrize("n_tokens", [1, 5])
+@pytest.mark.parametrize("n_tokens", [1, 5, 17])
 def test_every_type_within_the_bound(ggml_type: GGMLType, n_tokens: int) -> None:
     n_rows, n_cols = 51, 512
     rng = np.random.default_rng(7)
@@ -84,14 +85,15 @@ def test_widths_that_no_vector_divides(n_cols: int) -> None:
 
 
 def test_a_token_does_not_depend_on_its_company() -> None:
-    """Beside any other tokens, a token's result has the same bits (within one of the two paths)."""
+    """In a panel, too, a token has the same bits beside any others; few: test_vectors.py."""
     rng = np.random.default_rng(3)
     w = matrix_of(GGMLType.F32, rng.standard_normal((70, 96), np.float32), 96)
     x = rng.standard_normal((37, 96), np.float32)
-    whole, part = np.empty((37, 70), np.float32), np.empty((5, 70), np.float32)
+    n = MAX_VECTORS + 1
+    whole, part = np.empty((37, 70), np.float32), np.empty((n, 70), np.float32)
     matmul(w, x, whole, accumulate=False)
-    matmul(w, x[11:16].copy(), part, accumulate=False)
-    np.testing.assert_array_equal(whole[11:16], part)
+    matmul(w, x[11 : 11 + n].copy(), part, accumulate=False)
+    np.testing.assert_array_equal(whole[11 : 11 + n], part)
 
 
 def test_wrong_shapes_name_both() -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from m40llm import reference
 from m40llm.device.cpu import q8_cache
-from m40llm.device.cpu.attention import SHORT_RUN
+from m40llm.device.cpu.vectors import MAX_VECTORS
 from m40llm.device.ops import Q8Cache
 from m40llm.fuzz.contents import blocks_of_any_size
 from m40llm.testing.noisy_ops import gamma
@@ -56,7 +56,7 @@ def test_what_a_scale_cannot_hold() -> None:
 )
 @example(runs=[(16, 0)], n_kv_heads=1, group_size=1, head_dim=64, window=0, seed=0)
 @example(runs=[(17, 0), (1, 5)], n_kv_heads=2, group_size=3, head_dim=32, window=7, seed=1)
-@example(runs=[(SHORT_RUN - 1, 0)], n_kv_heads=1, group_size=2, head_dim=32, window=1, seed=2)
+@example(runs=[(MAX_VECTORS, 0)], n_kv_heads=1, group_size=2, head_dim=32, window=1, seed=2)
 def test_attention_matches_the_reference(
     runs: list[tuple[int, int]], n_kv_heads: int, group_size: int, head_dim: int, window: int,
     seed: int,

@@ -72,7 +72,7 @@ def submit(
 ) -> tuple[Job, Heard]:
     heard = Heard(most=fields.pop("most", 1000))
     job = job_of(scheduler._engine, prompt, params or greedy(), heard, **fields)
-    scheduler.submit(job)
+    scheduler.waiting.add(job)
     return job, heard
 
 
@@ -288,7 +288,7 @@ def test_hidden_states(engine: Engine) -> None:
     job = job_of(engine, LONG, greedy(), heard, read=heard.states.append)
     submit(scheduler, LONG, greedy(20))
     scheduler.run()
-    scheduler.submit(job)
+    scheduler.waiting.add(job)
     run_out(scheduler)
     assert heard.ends == [None]
     assert not heard.steps

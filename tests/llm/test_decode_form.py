@@ -16,7 +16,7 @@ from m40llm.engine import engine as engine_module
 from m40llm.engine import request as request_module
 from m40llm.engine.decode_timing import N_CHECKED, N_REPEATS, N_TIMED
 from m40llm.engine.engine import Engine
-from m40llm.errors import DeviceError
+from m40llm.errors import DeviceError, RequestError
 from m40llm.llm import decode_form as rooms
 from m40llm.testing import write_tiny_gguf
 
@@ -304,3 +304,16 @@ def test_on_a_device(device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         answer = llm.generate([0, 1, 2], params)
     with LLM.load(path, device=device, decode=found["form"]) as llm:
         assert llm.generate([0, 1, 2], params).ids == answer.ids
+
+
+def test_a_model_that_no_device_decodes_is_refused_before_its_weights_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", arch="mixtral")
+
+    def fails(*_: Any) -> Any:
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr("m40llm.llm.load.load_weights", fails)
+    with pytest.raises(RequestError, match=r"decode: expected 'host'.*experts"):
+        LLM.load(path, device="emulator", decode="graph")

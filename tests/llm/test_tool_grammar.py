@@ -1,6 +1,7 @@
 """What a model may say: token by token, and whole answers of one that says anything."""
 
 import json
+from codecs import getincrementaldecoder
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ import pytest
 from tool_models import QWEN, TEMPLATES, TOOLS, marks_of, tokenizer_with, write_model
 
 from m40llm import LLM, SamplingParams
+from m40llm.engine.constraint import ids_of
 from m40llm.errors import RequestError
 from m40llm.llm.constraint import Constraints
 from m40llm.llm.results import ToolCall
-from m40llm.llm.tools import gathered, tool_format
+from m40llm.llm.tools import ToolEvent, gathered, tool_format
 from m40llm.llm.tools.definitions import read_tools
 from m40llm.llm.tools.grammar import arguments_schema
 from m40llm.llm.tools.layouts import layout_of
@@ -55,6 +57,16 @@ class Speaker:
                 return tokenizer.decode(ids[at:], continuing=True)
             constraint.heed(token_id)
         return None
+
+    def banned_behind(self, text: str) -> list[int]:
+        """The tokens that may not come then, where the choice is "auto"."""
+        constraint = self._constraints.of(self.format.constrained(None, TOOLS, "auto"))
+        assert constraint is not None
+        for token_id in self.tokenizer.encode_inside(text):
+            constraint.heed(token_id)
+        n_tokens = self.tokenizer.vocab_size
+        allowed = set(ids_of(constraint.mask(), n_tokens).tolist())
+        return [token_id for token_id in range(n_tokens) if token_id not in allowed]
 
     def told(self, text: str) -> tuple[str, list[tuple[str, str]]]:
         """Text and calls, as the parser tells them of the tokens."""
@@ -116,6 +128,18 @@ def test_auto(speaker: Speaker) -> None:
     assert (speaker.stops_at(one + " So") or "").lstrip() == "So"
     assert speaker.told("Hello.\n") == ("Hello.\n", [])
     assert speaker.told(f"Hm. {mark}{one.removeprefix(mark)}") == ("Hm. ", [WEATHER])
+
+
+@pytest.mark.parametrize("text", ["", "Hello, ", '{"a'])
+def test_text_is_free(speaker: Speaker, text: str) -> None:
+    """All may come but bytes that are no UTF-8, what closes calls, and tokens of no bytes."""
+    tokenizer = speaker.tokenizer
+    marks = marks_of(tokenizer.chat_template or "")
+    for token_id in speaker.banned_behind(text):
+        spelled = tokenizer.token_bytes(token_id)
+        if spelled and tokenizer.token_text(token_id) not in marks:
+            with pytest.raises(UnicodeDecodeError):
+                getincrementaldecoder("utf-8")().decode(spelled)
 
 
 def test_none(speaker: Speaker) -> None:
@@ -299,3 +323,24 @@ def test_a_chat_whose_template_has_no_tools(tmp_path: Path) -> None:
         pytest.raises(RequestError, match="tools: the model's chat template has no tools"),
     ):
         llm.chat([{"role": "user", "content": "a"}], tools=TOOLS)
+
+
+def test_a_chat_that_must_call_nothing(llm: LLM) -> None:
+    with pytest.raises(RequestError, match="tool_choice: expected tools beside it"):
+        llm.chat([{"role": "user", "content": "a"}], tool_choice="required")
+
+
+def test_a_stream_and_its_events(llm: LLM) -> None:
+    """As docs/tools.md has it; the same as a chat that comes whole."""
+    form = tool_format(llm.tokenizer)
+    messages, params = [{"role": "user", "content": "Rome?"}], SamplingParams(temperature=0)
+    prompt = llm.tokenizer.encode_chat(**form.prompt_variables(TOOLS, NAMED, messages))
+    parser, events = form.parser(TOOLS), list[ToolEvent]()
+    for item in llm.stream(prompt, form.constrained(params, TOOLS, NAMED, parallel=False)):
+        events += parser.push(item.text, item.token_id)
+    text, calls = gathered(events + parser.finish())
+    asked: dict[str, Any] = {"tools": TOOLS, "tool_choice": NAMED, "parallel_tool_calls": False}
+    whole = llm.chat(messages, params, **asked)
+    assert text == whole.text == ""
+    assert [call.arguments for call in calls] == [call.arguments for call in whole.tool_calls]
+    assert len(calls) == 1

@@ -205,6 +205,25 @@ def test_an_answer_to_no_call(tmp_path: Path) -> None:
         prompt(tokenizer_with(tmp_path / "tiny.gguf", QWEN), [ASKED, ANSWERED])
 
 
+def test_a_template_of_its_own_for_tools(tmp_path: Path) -> None:
+    """As files of Hermes 2 Pro and 3 have one, beside a plain one."""
+    keys = {"tokenizer.chat_template.tool_use": QWEN}
+    tokenizer = tokenizer_with(tmp_path / "tiny.gguf", CHATML, more_keys=keys)
+    assert tool_format(tokenizer).name == "hermes"
+    messages = [ASKED, CALLED, ANSWERED]
+    assert prompt(tokenizer, messages) == prompt(
+        tokenizer_with(tmp_path / "one.gguf", QWEN), messages
+    )
+    written = f'<tool_call>\n{{"name": "get_weather", "arguments": {ARGUMENTS}}}\n</tool_call>'
+    assert prompt(tokenizer, messages, choice="none") == (
+        f"<|im_start|>user\nRome?<|im_end|>\n<|im_start|>assistant\n{written}<|im_end|>\n"
+        '<|im_start|>tool\n{"t": 20}<|im_end|>\n<|im_start|>assistant\n'
+    )
+    assert tokenizer.apply_chat_template([ASKED]) == (
+        "<|im_start|>user\nRome?<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
 def test_arguments_may_be_left_out(tmp_path: Path) -> None:
     call = {"id": "c", "type": "function", "function": {"name": "stop", "arguments": ""}}
     text = prompt(

@@ -208,6 +208,7 @@ def write_model(
     vocabulary: str = "bpe",
     control: Sequence[str] = (),
     user_defined: Sequence[str] = (),
+    more_keys: dict[str, Any] | None = None,
     **shape: Any,
 ) -> Path:
     """A tiny random model whose vocabulary has these tokens, too."""
@@ -218,7 +219,7 @@ def write_model(
         keys["tokenizer.ggml.token_type"][N_TOKENS - 1 - n] = int(type_)
     arch = "qwen2" if vocabulary == "bpe" else "llama"
     shape = {"n_layers": 1, "vocab_size": N_TOKENS, "chat_template": template, **shape}
-    return write_tiny_gguf(path, arch=arch, metadata=keys, **shape)
+    return write_tiny_gguf(path, arch=arch, metadata=keys | (more_keys or {}), **shape)
 
 
 def tokenizer_with(path: Path, template: str | None, *how: Any, **tokens: Any) -> Tokenizer:

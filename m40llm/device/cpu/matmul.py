@@ -1,8 +1,11 @@
 """y[t, r] = sum_c W[r, c] * x[t, c] with W in the file's own blocks, read where they lie.
 
-Up to three tokens (decode) are matrix-vector products over the packed blocks: each reads the bytes
-of the file and nothing else. More tokens (prefill) unpack a tile of rows into the cache and
-multiply it with all tokens. Both were measured against BLAS on unpacked weights; see LOG.md.
+One token is a matrix-vector product over the packed blocks, which reads the bytes of the file and
+nothing else. Up to MAX_VECTORS tokens, of as many sequences or one, share the unpacking of a few
+rows (vectors.py), and each gets the bits that it gets alone: what a request is answered does not
+depend on the others in the batch. More (prefill) multiply a tile of unpacked rows with panels of 16
+tokens, whose sums have another order. All were measured against BLAS on unpacked weights; see
+LOG.md.
 """
 
 from dataclasses import dataclass
@@ -14,13 +17,12 @@ from numpy.typing import NDArray
 
 from m40llm.device.cpu.formats import FORMATS, UNIT
 from m40llm.device.cpu.panel import TILE_ROWS, multiply_tile, pack_panel
-from m40llm.device.cpu.rows import JIT, KINDS, dot_row, unpack_row
+from m40llm.device.cpu.rows import COLS_AT_ONCE, JIT, KINDS, dot_row, unpack_row, unpack_rows
 from m40llm.device.cpu.simd import LANES
+from m40llm.device.cpu.vectors import MAX_VECTORS, multiply_vectors
 from m40llm.errors import KernelContractError
 
-MAX_VECTORS = 3  # tokens: a panel of 16 costs as much as four products with a vector
-ROWS_AT_ONCE = 8 * TILE_ROWS
-COLS_AT_ONCE = 1024  # whole blocks of every format; a tile of 48 x 1024 floats stays in the L2
+ROWS_AT_ONCE = 8 * TILE_ROWS  # a tile of 48 x 1024 floats stays in the L2
 
 Floats = NDArray[np.float32]
 
@@ -66,23 +68,23 @@ class DenseMatrix:
         return int(self.weights.shape[1])
 
 
+@njit(cache=True, fastmath={"reassoc", "contract"}, **JIT)
+def _multiply_dense(weights, x, keep, out):
+    """As BLAS has it, but that a token's result does not depend on the others."""
+    for r in range(out.shape[1]):
+        for t in range(out.shape[0]):
+            product = np.float32(0)
+            for c in range(x.shape[1]):
+                product += weights[r, c] * x[t, c]
+            out[t, r] = product + out[t, r] if keep else product
+
+
 @njit(parallel=True, cache=True, **JIT)
 def _multiply_vector(kind, memory, row_bytes, x, keep, out):
     """out[r] = W[r] . x (+ out[r] if keep)   x float32[n_cols], out float32[n_rows]"""
     for r in prange(out.shape[0]):
         product = dot_row(kind, memory, r * row_bytes, x.shape[0] // UNIT, x)
         out[r] = product + out[r] if keep else product
-
-
-@njit(**JIT)
-def _unpack_tile(kind, memory, row_bytes, at, n_tile_rows, n_units, tile):
-    """tile[r, :] = n_units * 32 weights of row r; rows beyond n_tile_rows become zero."""
-    n_k = n_units * UNIT
-    for r in range(ROWS_AT_ONCE):
-        if r < n_tile_rows:
-            unpack_row(kind, memory, at + r * row_bytes, n_units, tile, r * n_k)
-        else:
-            tile[r * n_k : (r + 1) * n_k] = np.float32(0)
 
 
 @njit(**JIT)
@@ -112,8 +114,8 @@ def _multiply_matrix(kind, memory, row_bytes, chunk_bytes, x, keep, out):
             first_col = chunk * COLS_AT_ONCE
             n_k = min(COLS_AT_ONCE, n_cols - first_col)
             at = first_row * row_bytes + chunk * chunk_bytes
-            n_tile_rows = min(ROWS_AT_ONCE, n_rows - first_row)
-            _unpack_tile(kind, memory, row_bytes, at, n_tile_rows, n_k // UNIT, tile)
+            n_real = min(ROWS_AT_ONCE, n_rows - first_row)
+            unpack_rows(kind, memory, row_bytes, at, n_real, ROWS_AT_ONCE, n_k // UNIT, tile)
             for p in range(n_panels):
                 p0 = (p * n_cols + first_col) * LANES
                 for r in range(0, ROWS_AT_ONCE, TILE_ROWS):
@@ -138,11 +140,15 @@ def matmul(w: PackedMatrix | DenseMatrix, x: Floats, out: Floats, *, accumulate:
         wanted = f"x[t, {w.n_cols}] and out[t, {w.n_rows}]"
         raise KernelContractError(f"matmul: expected {wanted}, got {x.shape} and {out.shape}")
     if isinstance(w, DenseMatrix):
-        product = x @ w.weights.T
-        np.add(out, product, out=out) if accumulate else np.copyto(out, product)
+        if x.shape[0] <= MAX_VECTORS:
+            _multiply_dense(w.weights, x, accumulate, out)
+        else:
+            product = x @ w.weights.T
+            np.add(out, product, out=out) if accumulate else np.copyto(out, product)
+    elif x.shape[0] == 1:
+        _multiply_vector(w.kind, w.memory, w.row_bytes, x[0], accumulate, out[0])
     elif x.shape[0] <= MAX_VECTORS:
-        for t in range(x.shape[0]):
-            _multiply_vector(w.kind, w.memory, w.row_bytes, x[t], accumulate, out[t])
+        multiply_vectors(w.kind, w.memory, w.row_bytes, w.chunk_bytes, x, accumulate, out)
     else:
         _multiply_matrix(w.kind, w.memory, w.row_bytes, w.chunk_bytes, x, accumulate, out)
 

@@ -1,6 +1,7 @@
 """The ops of the `cpu` device: FP32 throughout, weights read in the file's blocks, the cache FP32
 or in Q8_0."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,13 +14,13 @@ from m40llm.device.cpu.attention import attention
 from m40llm.device.cpu.experts import choose_experts
 from m40llm.device.cpu.formats import FORMATS, UNIT
 from m40llm.device.cpu.matmul import (
-    MAX_VECTORS,
     DenseMatrix,
     PackedMatrix,
     gather_rows,
     matmul,
 )
 from m40llm.device.cpu.prepare import prepare
+from m40llm.device.cpu.vectors import MAX_VECTORS
 from m40llm.device.decoder import ModelParts
 from m40llm.device.host_memory import available_bytes
 from m40llm.device.instructions import Instruction
@@ -30,6 +31,7 @@ from m40llm.progress import Progress
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
 Matrix = PackedMatrix | DenseMatrix
+_LINE = 64  # bytes of a cache line
 
 
 class CpuOps:
@@ -83,7 +85,11 @@ class CpuOps:
         return self.matrix(ggml_type, n_rows, n_cols, data)
 
     def empty(self, shape: tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
-        return np.empty(shape, dtype)
+        """Aligned to cache lines, so that no vector of 32 bytes lies in two of them."""
+        n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+        memory = np.empty(n_bytes + _LINE, np.uint8)
+        first = -memory.ctypes.data % _LINE
+        return np.asarray(memory[first : first + n_bytes].view(dtype).reshape(shape))
 
     def write(self, buffer: NDArray[Any], values: NDArray[Any]) -> None:
         buffer[...] = values

@@ -11,9 +11,10 @@ import numpy as np
 from gguf import GGMLQuantizationType as GGMLType
 
 from m40llm.device.cpu import elementwise, q8_cache
-from m40llm.device.cpu.attention import SHORT_RUN, attention
+from m40llm.device.cpu.attention import attention
 from m40llm.device.cpu.formats import UNIT
-from m40llm.device.cpu.matmul import MAX_VECTORS, PackedMatrix, gather_rows, matmul
+from m40llm.device.cpu.matmul import DenseMatrix, PackedMatrix, gather_rows, matmul
+from m40llm.device.cpu.vectors import MAX_VECTORS
 from m40llm.device.ops import Q8Cache
 from m40llm.progress import Progress
 
@@ -37,7 +38,7 @@ def _calls() -> list[Callable[[], None]]:
     x, y = np.ones((n, UNIT), np.float32), np.empty((n, 1), np.float32)
     heads, seq, pos = x.reshape(n, 1, UNIT), np.zeros(n, np.int32), np.arange(n, dtype=np.int32)
     out = np.empty_like(heads)
-    cache = np.ones((1, 1, max(n, SHORT_RUN), UNIT), np.float32)
+    cache = np.ones((1, 1, n, UNIT), np.float32)
     turn = np.ones((n, UNIT // 2), np.float32)
     attend = partial(attention, heads, cache, cache.copy(), seq, pos, 1.0, out)
     return [
@@ -47,14 +48,16 @@ def _calls() -> list[Callable[[], None]]:
         partial(elementwise.swiglu, x, x, x.copy()),
         partial(gather_rows, w, seq, x.copy()),
         partial(matmul, w, x[:1], y[:1], accumulate=False),
+        partial(matmul, w, x[:2], y[:2], accumulate=False),
         partial(matmul, w, x, y, accumulate=False),
+        partial(matmul, DenseMatrix(x[:1].copy()), x[:1], y[:1], accumulate=False),
         attend,
         partial(attention, heads[:1], cache, cache, seq[:1], pos[:1], 1.0, out[:1]),
     ]
 
 
 def _calls_of_q8_cache() -> list[Callable[[], None]]:
-    n, block = SHORT_RUN, q8_cache.BLOCK
+    n, block = MAX_VECTORS + 1, q8_cache.BLOCK
     x, rows = np.ones((n, 1, block), np.float32), np.arange(n, dtype=np.int32)
     seq, out = np.zeros(n, np.int32), np.empty_like(x)
     cache = Q8Cache(np.ones((1, 1, n, block), np.int8), np.ones((1, 1, n, 1), np.float16))

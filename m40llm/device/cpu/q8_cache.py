@@ -13,16 +13,20 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
-from m40llm.device.cpu.attention import (
-    FAST,
-    SHORT_RUN,
-    multiply_rows,
-    runs_of,
-    score_of,
-    softmax_panel,
-)
+from m40llm.device.cpu.attention import multiply_rows, parts_of, score_of, softmax_panel
 from m40llm.device.cpu.panel import JIT, pack_panel
-from m40llm.device.cpu.simd import LANES, half_at
+from m40llm.device.cpu.simd import (
+    LANES,
+    fmuladd,
+    half_at,
+    lane_sum,
+    load_bytes,
+    load_f32,
+    mul,
+    signed_to_f32,
+    splat,
+    store_f32,
+)
 from m40llm.device.ops import Q8Cache
 
 BLOCK: Final = 32
@@ -66,38 +70,56 @@ def append(x: Floats, cache: Q8Cache, seq: Ints, pos: Ints) -> None:
     cache.scales[seq, :, pos] = scales  # rounds to FP16: to nearest, ties to even
 
 
-@njit(parallel=True, cache=True, **FAST)
+@njit(**JIT)
+def _dot_key(q, q0, k, k_scales, row, n_blocks):
+    """q[q0 : q0 + head_dim] . the row of k; q, k flat."""
+    total = splat(0.0)
+    for block in range(n_blocks):
+        at, c = row * n_blocks + block, q0 + block * BLOCK
+        low = signed_to_f32(load_bytes(k, at * BLOCK))
+        high = signed_to_f32(load_bytes(k, at * BLOCK + LANES))
+        products = fmuladd(high, load_f32(q, c + LANES), mul(low, load_f32(q, c)))
+        total = fmuladd(products, splat(half_at(k_scales, 2 * at)), total)
+    return lane_sum(total)
+
+
+@njit(**JIT)
+def _mix_block(weight, total, v, v_scales, row, n_blocks, block, out, c):
+    """out[c : c + 32] = sum_p weight[p] / total * a block of v's row `row` + p; v, out flat."""
+    low, high = splat(0.0), splat(0.0)
+    for p in range(weight.shape[0]):
+        at = (row + p) * n_blocks + block
+        scaled = splat(weight[p] * half_at(v_scales, 2 * at))
+        low = fmuladd(scaled, signed_to_f32(load_bytes(v, at * BLOCK)), low)
+        high = fmuladd(scaled, signed_to_f32(load_bytes(v, at * BLOCK + LANES)), high)
+    share = splat(np.float32(1) / total)
+    store_f32(out, c, mul(low, share))
+    store_f32(out, c + LANES, mul(high, share))
+
+
+@njit(parallel=True, cache=True, **JIT)
 def _attend_rows(q, k, k_scales, v, v_scales, seq, pos, scale, window, softcap, out):
     """Every (token, head) by itself. k, v: quants; scales: the bytes of the FP16, in a row."""
     n_heads, n_kv_heads, head_dim = q.shape[1], k.shape[1], q.shape[2]
     group_size, n_blocks = n_heads // n_kv_heads, head_dim // BLOCK
+    q_flat, k_flat, v_flat, out_flat = q.reshape(-1), k.reshape(-1), v.reshape(-1), out.reshape(-1)
     for task in prange(q.shape[0] * n_heads):
         t, head = task // n_heads, task % n_heads
-        s, kv_head, n = seq[t], head // group_size, pos[t] + 1
+        n = pos[t] + 1
         first = max(0, n - window) if window else 0
-        first_block = (s * n_kv_heads + kv_head) * k.shape[2] * n_blocks
+        row = (seq[t] * n_kv_heads + head // group_size) * k.shape[2] + first
         weight = np.empty(n - first, np.float32)
-        highest = np.float32(-np.inf)
-        for p in range(first, n):
-            score = np.float32(0)
-            for block in range(n_blocks):
-                dot = np.float32(0)
-                for d in range(block * BLOCK, (block + 1) * BLOCK):
-                    dot += q[t, head, d] * np.float32(k[s, kv_head, p, d])
-                score += dot * half_at(k_scales, 2 * (first_block + p * n_blocks + block))
-            weight[p - first] = score_of(score, scale, softcap)
-            highest = max(highest, weight[p - first])
-        total = np.float32(0)
-        out[t, head, :] = np.float32(0)
-        for p in range(first, n):
-            w = np.exp(weight[p - first] - highest)
-            total += w
-            for block in range(n_blocks):
-                scaled = w * half_at(v_scales, 2 * (first_block + p * n_blocks + block))
-                for d in range(block * BLOCK, (block + 1) * BLOCK):
-                    out[t, head, d] += scaled * np.float32(v[s, kv_head, p, d])
-        for d in range(head_dim):
-            out[t, head, d] /= total
+        highest, total = np.float32(-np.inf), np.float32(0)
+        for p in range(n - first):
+            dot = _dot_key(q_flat, task * head_dim, k_flat, k_scales, row + p, n_blocks)
+            weight[p] = score_of(dot, scale, softcap)
+            highest = max(highest, weight[p])
+        for p in range(n - first):
+            weight[p] = np.exp(weight[p] - highest)
+            total += weight[p]
+        for block in range(n_blocks):
+            c = task * head_dim + block * BLOCK
+            _mix_block(weight, total, v_flat, v_scales, row, n_blocks, block, out_flat, c)
 
 
 @njit(**JIT)
@@ -155,12 +177,12 @@ def attention(
         (np.float32(scale), window, np.float32(softcap)),
         (k.quants, _bytes(k), v.quants, _bytes(v)),
     )
-    for rows in runs_of(seq):
-        if rows.stop - rows.start < SHORT_RUN:
-            _attend_rows(q[rows], *caches, seq[rows], pos[rows], *how, out[rows])
-        else:
+    for rows, is_run in parts_of(seq):
+        if is_run:
             s = seq[rows.start]
             _attend_run(q[rows], *caches, s, pos[rows], *how, out[rows])
+        else:
+            _attend_rows(q[rows], *caches, seq[rows], pos[rows], *how, out[rows])
 
 
 def _bytes(cache: Q8Cache) -> Any:

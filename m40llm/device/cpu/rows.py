@@ -6,12 +6,14 @@ number at run time, so that a single compiled product serves every format and mi
 
 from typing import Any
 
+import numpy as np
 from gguf import GGMLQuantizationType as GGMLType
 from numba import njit
 
 from m40llm.device.cpu.formats import FORMATS, UNIT, CpuFormat
 from m40llm.device.cpu.simd import LANES, add, fmuladd, lane_sum, load_f32, splat, store_f32
 
+COLS_AT_ONCE = 1024  # of unpacked rows: whole blocks of every format
 JIT: dict[str, Any] = {"boundscheck": False, "error_model": "numpy", "nogil": True}
 
 
@@ -105,3 +107,17 @@ def unpack_row(kind, memory, at, n_units, out, first):
         _to_f32(memory, at, n_units, out, first)
     else:
         _to_bf16(memory, at, n_units, out, first)
+
+
+@njit(**JIT)
+def unpack_rows(kind, memory, row_bytes, at, n_real, n_rows, n_units, out):
+    """out[r, :] = the n_units * 32 weights at byte at + r row_bytes; rows from n_real on are zero.
+
+    out  float32[n_rows * n_units * 32 or more], flat
+    """
+    n_k = n_units * UNIT
+    for r in range(n_rows):
+        if r < n_real:
+            unpack_row(kind, memory, at + r * row_bytes, n_units, out, r * n_k)
+        else:
+            out[r * n_k : (r + 1) * n_k] = np.float32(0)

@@ -26,7 +26,7 @@ _LETTERS: Final = string.ascii_letters + string.digits
 def tools_of(tokenizer: Tokenizer) -> "ToolFormat | None":
     """The format that the model's chat template speaks; None where it knows no tools, or no format
     that is known here."""
-    template = tokenizer.chat_template
+    template = tokenizer.tool_template or tokenizer.chat_template
     layout = None if template is None else layout_of(template)
     return None if layout is None else ToolFormat(tokenizer, layout)
 
@@ -51,7 +51,8 @@ class ToolFormat:
     def __init__(self, tokenizer: Tokenizer, layout: Layout) -> None:
         self.name = layout.name
         self._tokenizer, self._layout = tokenizer, layout
-        self._template = tokenizer.chat_template or ""
+        self._plain_template = tokenizer.chat_template or ""
+        self._template = tokenizer.tool_template or self._plain_template
 
     def __repr__(self) -> str:
         return f"<ToolFormat {self.name}>"
@@ -61,8 +62,9 @@ class ToolFormat:
         names that the template reads. Where the choice is "none", the model sees no tools."""
         read = read_tools(tools)
         shown = () if read_choice(choice, read).mode == "none" else read
-        readable = readable_messages(self._template, self._layout, messages, shown)
-        return {"messages": readable, **tool_variables(self._template, shown)}
+        template = self._template if shown else self._plain_template
+        readable = readable_messages(template, self._layout, messages, shown)
+        return {"messages": readable, **tool_variables(template, shown)}
 
     def constraint(
         self,

@@ -1,0 +1,170 @@
+"""What HTTP adds to the time per token, with so many streams at once.
+
+    python benchmarks/serve_overhead.py [--streams 32] [--step-ms 10] [--tokens 100] [--out FILE]
+
+A tiny model with a slot for each stream, whose every step is made to take so long besides, as that
+of a large one on a card does, while the host waits. Measured twice: by listeners in the server's
+process, and by as many clients over HTTP in another one. One JSON document: the times per token of
+both, and what HTTP adds.
+"""
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from m40llm import SamplingParams, Service, StreamItem
+from m40llm.testing import write_tiny_gguf
+
+PROMPT = "ab"
+Times = list[list[float]]  # of each stream: when each token came
+
+
+def paced(path: Path, n_slots: int, step_s: float) -> Service:
+    """A service each of whose rounds takes so much longer, with the interpreter free."""
+    service = Service.load(path, device="cpu", slots=n_slots)
+    scheduler, run = service._scheduler, service._scheduler.run
+
+    def slow_run() -> bool:
+        has_worked = run()
+        if has_worked:
+            time.sleep(step_s)
+        return has_worked
+
+    scheduler.run = slow_run  # type: ignore[method-assign]
+    return service
+
+
+def by_listeners(service: Service, n_streams: int, n_tokens: int) -> Times:
+    times: Times = [[] for _ in range(n_streams)]
+    ended = threading.Semaphore(0)
+    params = SamplingParams(temperature=0, max_tokens=n_tokens, ignore_eos=True)
+
+    def listener(own: list[float]) -> Any:
+        def listen(event: Any) -> None:
+            if isinstance(event, StreamItem):
+                own.append(time.perf_counter())
+            else:
+                ended.release()
+
+        return listen
+
+    for own in times:
+        service.submit(PROMPT, params, listen=listener(own))
+    for _ in times:
+        ended.acquire()
+    return times
+
+
+async def by_clients(port: int, n_streams: int, n_tokens: int) -> Times:
+    clients = (client(port, n_tokens) for _ in range(n_streams))
+    return list(await asyncio.gather(*clients))
+
+
+async def client(port: int, n_tokens: int) -> list[float]:
+    """A bare connection, so that the client costs little of what it measures."""
+    body = json.dumps(
+        {
+            "model": "tiny",
+            "prompt": PROMPT,
+            "max_tokens": n_tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "stream": True,
+        }
+    )
+    head = (
+        "POST /v1/completions HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n"
+        f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    )
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write((head + body).encode())
+    times = []
+    while line := await reader.readline():
+        if line.startswith(b'data: {"') and b'"text"' in line:
+            times.append(time.perf_counter())
+    writer.close()
+    return times
+
+
+def serve(pipe: Connection, path: Path, n_streams: int, n_tokens: int, step_s: float) -> None:
+    """In a process of its own: times by listeners first, then a server."""
+    import uvicorn
+
+    from m40llm.server.app import create_app
+    from m40llm.server.run import bound
+    from m40llm.server.settings import Settings
+
+    with paced(path, n_streams, step_s) as service:
+        by_listeners(service, n_streams, 3)
+        pipe.send(tpot_ms(by_listeners(service, n_streams, n_tokens), n_tokens))
+        app = create_app(service, Settings(names=("tiny",)))
+        at = bound("127.0.0.1", 0)
+        config = uvicorn.Config(app, log_config=None, access_log=False)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [at]})
+        thread.start()
+        pipe.send(at.getsockname()[1])
+        pipe.recv()
+        server.should_exit = True
+        thread.join()
+
+
+def tpot_ms(times: Times, n_tokens: int) -> float:
+    """Median over the streams. Tokens that come together are one event, those of no text none."""
+    each = [(own[-1] - own[0]) / (n_tokens - 1) for own in times]
+    return 1e3 * statistics.median(each)
+
+
+def measure(n_streams: int, n_tokens: int, step_ms: float) -> dict[str, Any]:
+    ours, theirs = multiprocessing.Pipe()
+    spawn = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_tiny_gguf(Path(folder) / "tiny.gguf", context_length=max(128, 2 * n_tokens))
+        how = (theirs, path, n_streams, n_tokens, step_ms / 1e3)
+        process = spawn.Process(target=serve, args=how, daemon=True)
+        process.start()
+        engine_ms = ours.recv()
+        port = ours.recv()
+        asyncio.run(by_clients(port, n_streams, 3))
+        times = asyncio.run(by_clients(port, n_streams, n_tokens))
+        ours.send("end")
+        process.join()
+    n_events = sorted({len(own) for own in times})
+    if n_events[0] < n_tokens / 2 or n_events[-1] > n_tokens:
+        sys.exit(f"verification failed: {n_tokens} tokens a stream were {n_events} events")
+    http_ms = tpot_ms(times, n_tokens)
+    return {
+        "streams": n_streams,
+        "tokens": n_tokens,
+        "step_ms": step_ms,
+        "engine_tpot_ms": round(engine_ms, 3),
+        "http_tpot_ms": round(http_ms, 3),
+        "http_adds": round(http_ms / engine_ms - 1, 4),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--streams", type=int, default=32)
+    parser.add_argument("--tokens", type=int, default=100)
+    parser.add_argument("--step-ms", type=float, default=10.0)
+    parser.add_argument("--out", type=Path)
+    wanted = parser.parse_args()
+    row = measure(wanted.streams, wanted.tokens, wanted.step_ms)
+    print(json.dumps(row))
+    if wanted.out:
+        with wanted.out.open("a") as out:
+            out.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    main()
