@@ -35,6 +35,7 @@ def serve(
     lora: own.Adapters = None,
     api_key_file: own.ApiKeyFile = None,
     open_metrics: own.OpenMetrics = False,
+    allowed_host: own.AllowedHost = None,
     cors_origin: own.CorsOrigin = None,
     max_body: own.MaxBody = 8_000_000,
     max_prompt: own.MaxPrompt = None,
@@ -77,10 +78,13 @@ def serve(
     from m40llm.server.settings import Settings
 
     adapters = _adapters(lora or [])
+    keys = read_keys(api_key_file, os.environ.get(VARIABLE))
+    is_private = host in LOOPBACK and not keys
     settings = Settings(
         names=tuple(name or (_short(model),)),
         loras=tuple(adapters),
-        keys=read_keys(api_key_file, os.environ.get(VARIABLE)),
+        keys=keys,
+        hosts=(*LOOPBACK, *map(str.lower, allowed_host or ())) if is_private else (),
         max_body_bytes=max_body,
         max_prompt=max_prompt,
         max_tokens=max_tokens,
@@ -95,7 +99,7 @@ def serve(
     how |= {"device": device, "max_seq_len": max_seq_len, "kv_type": kv_type, "cublas": cublas}
     how |= {"require_sm52": require_sm52, "gpu_layers": mem.gpu_layers(gpu_layers), "fit": fit}
     how |= {"decode": decode, "lora": adapters}
-    if not settings.keys and host not in LOOPBACK:
+    if not keys and not is_private:
         status(f"note: no API keys were given: whoever reaches {host} may use this server")
     with closing(bound(host, port)) as at, _loaded(model, **how) as service:
         stem = service.llm.path.stem

@@ -61,6 +61,15 @@ ApiKeyFile = Annotated[
     ),
 ]
 OpenMetrics = Annotated[bool, typer.Option("--open-metrics", help="/metrics needs no key.")]
+AllowedHost = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="Another name that this server is asked by, such as a proxy's (several times); where "
+        "it listens on 127.0.0.1 without keys, other names are refused.",
+        show_default=False,
+    ),
+]
 CorsOrigin = Annotated[
     list[str] | None,
     typer.Option(

@@ -18,6 +18,7 @@ from m40llm.errors import (
 
 KINDS: Final = {  # status -> the `type` of its errors
     401: "authentication_error",
+    403: "permission_error",
     429: "rate_limit_error",
     500: "server_error",
     501: "server_error",

@@ -156,6 +156,7 @@ class GenerateReply(BaseModel):
 _ABOUT = {
     400: "The request is refused: `param` says what of it",
     401: "No API key, or a wrong one",
+    403: "The Host header has a name that is not the server's",
     404: "No such model",
     408: "The body did not come",
     413: "The body is too large",

@@ -19,6 +19,8 @@ class Settings:
     send_timeout_s  a client that takes nothing, or sends nothing of its body, for so long is cut
     grace_s         for what is under way when the server is told to end
     open_metrics    /metrics needs no key
+    hosts           names in the Host header that are answered; none: all. A page of another site
+                    can make its own name mean 127.0.0.1, but cannot change that header
     cors_origins    pages of other origins that may ask; "*": all
     log_prompts     prompts and answers are logged, too
     """
@@ -33,6 +35,7 @@ class Settings:
     send_timeout_s: float = 30.0
     grace_s: float = 10.0
     open_metrics: bool = False
+    hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
     log_prompts: bool = False
 

@@ -63,6 +63,7 @@ class Shell:
         path = scope["path"]
         if self._serving.is_closing and path not in _WHILE_CLOSING:
             raise closing()
+        _check_host(headers.get("host", ""), self._serving.settings.hosts)
         is_open = path in _OPEN or (path == "/metrics" and self._serving.settings.open_metrics)
         if self._serving.keys and not is_open:
             record.client = self._client(headers.get("authorization"))
@@ -188,6 +189,14 @@ def _request_id(headers: Headers) -> str:
     """The client's own, if it is one that a log line can hold; else a new one."""
     given = headers.get("x-request-id", "")
     return given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+
+
+def _check_host(header: str, hosts: tuple[str, ...]) -> None:
+    """ApiError for a name that is not ours."""
+    name = re.sub(r":\d*$", "", header).strip("[]").lower()
+    if hosts and name not in hosts:
+        told = f"Host: expected {', '.join(hosts)}, got {name!r}; --allowed-host names another"
+        raise ApiError(403, told, code="host_not_allowed")
 
 
 def _too_large(most: int) -> ApiError:

@@ -255,6 +255,22 @@ def test_no_other_origin_may_ask_unless_told(ask: Any, ask_of: Any) -> None:
     assert "access-control-allow-origin" not in other.headers
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        *(("localhost", 200), ("LOCALHOST:8000", 200), ("127.0.0.1:9", 200), ("[::1]:8000", 200)),
+        *(("evil.example", 403), ("localhost.evil.example:8000", 403), ("127.0.0.2", 403)),
+    ],
+)
+def test_names_of_the_server(ask_of: Any, host: str, status: int) -> None:
+    ask = ask_of(hosts=("localhost", "127.0.0.1", "::1"))
+    answer = ask.get("/v1/models", headers={"host": host})
+    assert answer.status_code == status
+    if status == 403:
+        assert error(answer) == (403, "permission_error", "host_not_allowed")
+    assert ask_of().get("/v1/models", headers={"host": host}).status_code == 200
+
+
 def test_metrics(ask: Any, service: Any) -> None:
     ask.post(CHAT, **ASKED)
     ask.post(CHAT, **ASKED, stream=True)
