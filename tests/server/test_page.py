@@ -127,6 +127,7 @@ def test_a_message_is_answered_in_pieces_and_counted(page: Page, server: Serving
             "messages": [{"role": "user", "content": "/answer Grüße, 世界 🌍!"}],
             "stream": True,
             "stream_options": {"include_usage": True},
+            **DEFAULTS,
         }
     ]
 
@@ -331,6 +332,7 @@ def test_export_and_import(page: Page, tmp_path: Path) -> None:
     expect(answers(page)).to_have_text(["precious"])
 
 
+DEFAULTS = {"temperature": 0.8, "top_p": 0.95, "top_k": 40, "min_p": 0.05}  # of SamplingParams
 WRONG_FILES = {
     "not JSON": "not a file that Export has written",
     '{"conversations": 3}': "not a file that Export has written",
@@ -409,9 +411,8 @@ def test_settings_and_system_prompt_arrive(page: Page, server: Serving) -> None:
     page.keyboard.press("Escape")
     ask(page, "three")
     last = bodies(server)[-1]
-    defaults = {"temperature": 0.8, "top_p": 0.95, "top_k": 40, "min_p": 0.05}  # of SamplingParams
-    assert last | defaults == last
-    assert set(last) - set(defaults) == {"model", "messages", "stream", "stream_options"}
+    assert last | DEFAULTS == last
+    assert set(last) - set(DEFAULTS) == {"model", "messages", "stream", "stream_options"}
     assert contents(bodies(server)[-1])[0][0] == "user"
 
 
