@@ -31,7 +31,8 @@ Times = list[list[float]]  # of each stream: when each token came
 def paced(path: Path, n_slots: int, step_s: float) -> Service:
     """A service each of whose rounds takes so much longer, with the interpreter free."""
     service = Service.load(path, device="cpu", slots=n_slots)
-    scheduler, run = service._scheduler, service._scheduler.run
+    scheduler = service._runner.scheduler
+    run = scheduler.run
 
     def slow_run() -> bool:
         has_worked = run()

@@ -116,9 +116,10 @@ class Decoder(Protocol):
         come in time makes no token, and is made again."""
         ...
 
-    def advance(self, form: Form) -> None:
+    def advance(self, form: Form, *, one_step: bool = False) -> None:
         """Enqueues what is to be done, unless enough is under way; returns at once on a card.
-        `answers` is to be called as often: the eager and graph forms do not stop for its sake."""
+        `answers` is to be called as often: the eager and graph forms do not stop for its sake.
+        With `one_step` a launch that is made now ends after one token, whether others wait."""
         ...
 
     def make_way(self) -> None:

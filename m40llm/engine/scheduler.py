@@ -10,7 +10,7 @@ An answer does not depend on what else is under way, bit for bit:
 - Only whole chunks that a prefill computed serve another prompt: their K and V are those that it
   would compute itself. What decode has put there is rounded otherwise, and is computed again.
 - Decode gives a row the bits that it has alone: on cpu by products that do (`Ops.alike_rows`), on
-  a card since a step has a row for every slot, the idle ones repeating one that is at work.
+  a card since a step always has the same number of rows, of which some may repeat another.
 - A choice depends on the request's own logits, seed and tokens.
 """
 
@@ -27,7 +27,7 @@ from m40llm.engine.decode_step import begin, heed, slot_request, step_of
 from m40llm.engine.engine import Engine
 from m40llm.engine.job import Job
 from m40llm.engine.sampling import Logits
-from m40llm.engine.slot import Slot, best_slot
+from m40llm.engine.slot import Slot, best_slot, step_rows
 from m40llm.engine.step import Step, check_finite
 from m40llm.engine.waiting import Waiting
 from m40llm.errors import RequestError
@@ -52,6 +52,7 @@ class Scheduler:
             raise RequestError(f"chunk: expected at least 1 token, got {wanted}")
         self.chunk = min(wanted, self._model.workspace.max_tokens)
         self.slots = [Slot(index) for index in range(self._model.kv.n_seqs)]
+        self._step_rows = step_rows(engine.model)
         self.waiting = Waiting()
         self._n_begun = 0
         self._last_read = 0  # slot
@@ -114,7 +115,11 @@ class Scheduler:
             job = self.waiting.take([slot.job.client for slot in self.slots if slot.job])
             if job is None:
                 return
-            self._begin(job)
+            try:
+                self._begin(job)
+            except Exception:
+                self.waiting.put_back(job)
+                raise
 
     def _begin(self, job: Job) -> None:
         slot = best_slot(self.slots, job, self.chunk)
@@ -203,7 +208,11 @@ class Scheduler:
         if job is None or job.adapter is not None or self._engine.form_of(job.request) is None:
             return
         request = slot_request(job.request, self._model.hp.vocab_size)
-        begin(self._decoder, request, slot.index, job.request.constraint)
+        try:
+            begin(self._decoder, request, slot.index, job.request.constraint)
+        except RequestError as error:  # of the constraint: no token may come
+            self._end(slot, error)
+            return
         slot.is_on_device = True
 
     def _decode_on_host(self) -> bool:
@@ -211,19 +220,15 @@ class Scheduler:
         slots = [s for s in self.busy if not s.is_reading and not s.is_on_device]
         slots.sort(key=lambda s: id(s.adapter))
         for _, group in groupby(slots, key=lambda s: id(s.adapter)):
-            for some in self._in_steps(list(group)):
-                self._decode(some)
+            of_adapter = list(group)
+            for at in range(0, len(of_adapter), self._step_rows):
+                self._decode(of_adapter[at : at + self._step_rows])
         return bool(slots)
-
-    def _in_steps(self, slots: list[Slot]) -> list[list[Slot]]:
-        """As many at a time as do not change one another's bits."""
-        n = self._model.ops.alike_rows or len(self.slots)
-        return [slots[at : at + n] for at in range(0, len(slots), n)]
 
     def _decode(self, slots: Sequence[Slot]) -> None:
         requests = [slot.job.request for slot in slots if slot.job is not None]
         rows = [(s.index, r.last_pos, r.ids[-1]) for s, r in zip(slots, requests, strict=True)]
-        n_rows = len(rows) if self._model.ops.alike_rows else len(self.slots)
+        n_rows = len(rows) if self._model.ops.alike_rows else self._step_rows
         self._make_way()
         self._model.adapter = slots[0].adapter
         logits = self._model.ops.read(self._model.forward(Batch.decode(rows, n_rows)))
@@ -246,7 +251,12 @@ class Scheduler:
     def _tell(self, slot: Slot, step: Step) -> None:
         job = slot.job
         assert job is not None
-        if not job.tell(step) or step.stop_reason:
+        try:
+            wants_more = job.tell(step)
+        except Exception as error:
+            self._end(slot, error)
+            return
+        if step.stop_reason or not wants_more:
             self._end(slot)
 
     def _decode_on_device(self, *, may_wait: bool) -> None:
@@ -254,7 +264,9 @@ class Scheduler:
             return
         form = self._engine.decode_form
         assert form != "host"
-        self._decoder.advance(form)
+        # A launch that goes on would be told to end by the next chunk, before it has begun.
+        is_reading = any(slot.is_reading for slot in self.slots)
+        self._decoder.advance(form, one_step=is_reading)
         answers = self._decoder.answers()
         for answer in answers:
             self._hear(self.slots[answer.slot], answer)

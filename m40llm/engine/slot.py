@@ -2,9 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from m40llm.engine.job import Job
 from m40llm.model.lora import Adapter
+from m40llm.model.staged import Model
+
+_MOST_ROWS: Final = 16  # of a decode step on a card: one tile of gemm, whose rows are all alike
 
 
 @dataclass(eq=False)
@@ -16,6 +20,7 @@ class Slot:
     n_read        tokens of the job's prompt that are in the cache
     is_on_device  the device's decoder makes the job's tokens
     last_used     number of the last job
+    adapter       that the cache was made with
     """
 
     index: int
@@ -67,3 +72,15 @@ def best_slot(slots: Sequence[Slot], job: Job, chunk: int) -> Slot | None:
     """The free one that has most of the prompt, else the one unused for longest."""
     free = [slot for slot in slots if slot.job is None]
     return max(free, key=lambda s: (s.n_shared(job, chunk), -s.last_used), default=None)
+
+
+def step_rows(model: Model) -> int:
+    """Rows of a decode step in the host's loop; on a card there are always so many.
+
+    Where more rows choose experts than there are, each expert gets the rows that chose it, and a
+    row's bits depend on how many those are.
+    """
+    if model.ops.alike_rows:
+        return model.ops.alike_rows
+    hp, n_rows = model.hp, min(model.kv.n_seqs, _MOST_ROWS)
+    return min(n_rows, max(1, hp.n_experts // hp.n_experts_used)) if hp.n_experts else n_rows

@@ -20,6 +20,11 @@ class Waiting:
         with self._lock:
             self._jobs.append(job)
 
+    def put_back(self, job: Job) -> None:
+        """What was taken, and could not begin: it came before those that wait."""
+        with self._lock:
+            self._jobs.insert(0, job)
+
     def take(self, clients: Sequence[str]) -> Job | None:
         """The next one: by priority, then whose client is among `clients`, those of the jobs at
         work, least often, then who must end first, then who came first. None where none waits."""

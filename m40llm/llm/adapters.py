@@ -48,6 +48,10 @@ class Adapters:
             )
         return name
 
+    def name_of(self, adapter: Adapter | None) -> str | None:
+        """What `named` gives it for."""
+        return next((name for name, known in self._of.items() if known is adapter), None)
+
     def named(self, name: Any) -> Adapter | None:
         """None for None. RequestError for a name of none, with those that there are."""
         if name is None:

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, overload
+from typing import Any, Final, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ Prompt = str | Sequence[int]
 Messages = Sequence[Mapping[str, Any]]
 Params = SamplingParams | None
 Name = str | None  # of an adapter
+_LENT: Final = "the model is served: submit requests to its Service"
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ class Answers:
         if self._engine is None:
             raise RequestError("the model was closed")
         if self._is_lent:
-            raise RequestError("the model is served: submit requests to its Service")
+            raise RequestError(_LENT)
         return self._engine
 
     def lend(self) -> Lent:
@@ -213,6 +214,8 @@ class Answers:
         if self._turn_of == me:
             raise RequestError("another stream of this model is open; end or close it first")
         with self._turn:
+            if self._is_lent:  # while it waited, or since it was made
+                raise RequestError(_LENT)
             self._turn_of = me
             try:
                 yield

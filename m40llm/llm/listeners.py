@@ -2,6 +2,8 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from copy import copy
+from traceback import format_exception
 from typing import Any, Final
 
 import numpy as np
@@ -30,10 +32,12 @@ def _heard(listen: Callable[[Any], None], event: Any) -> bool:
 
 
 def known_error(error: Exception) -> M40LLMError:
-    """One of ours; what was not raised on purpose is logged with its traceback."""
+    """One of ours, new: without a traceback, which would hold on to the model, and everybody's own.
+    What was not raised on purpose is logged."""
     if isinstance(error, M40LLMError):
-        return error
-    _LOG.error("a request has failed", exc_info=error)
+        return copy(error)
+    told = "".join(format_exception(error))  # a log's record must not hold on to the model, either
+    _LOG.error("a request has failed\n%s", told)
     return M40LLMError(f"internal error: {type(error).__name__}: {error}")
 
 
@@ -54,22 +58,29 @@ class Told:
         if error is not None:
             _heard(self._listen, known_error(error))
             return
-        self._answer.reason = self._answer.reason or "cancelled"
-        clock = self._answer.clock
-        self._note_seconds(clock.prefill_s + clock.decode_s)
+        if self._answer.reason is None:
+            self._answer.reason = "cancelled"
+        else:
+            clock = self._answer.clock
+            self._note_seconds(clock.prefill_s + clock.decode_s)
         _heard(self._listen, self._answer.completion)
 
 
 class VectorsTold:
-    """The listener of some texts' vectors, which is told once."""
+    """The listener of some texts' vectors, which is told once. The texts are read one after the
+    other: prefills of several do not go together, and nobody else waits for all of them."""
 
     def __init__(
-        self, n_texts: int, pooling: Pooling, normalise: bool, listen: VectorListener
+        self,
+        n_texts: int,
+        pooling: Pooling,
+        normalise: bool,
+        listen: VectorListener,
+        enqueue: Callable[[Job], None],
     ) -> None:
         self._pools = [Pool(pooling) for _ in range(n_texts)]
-        self._n_left, self._normalise, self._listen = n_texts, normalise, listen
-        self._is_told = False
-        self.jobs: Sequence[Job] = ()  # all of them: none goes on where one has failed
+        self._normalise, self._listen, self._enqueue = normalise, listen, enqueue
+        self.jobs: Sequence[Job] = ()  # of the texts; the first is enqueued by who made them
 
     def of(self, at: int) -> tuple[Callable[[NDArray[Any]], None], Callable[..., None]]:
         """(read, done) of the job of a text."""
@@ -78,18 +89,14 @@ class VectorsTold:
     def _done(self, at: int, error: Exception | None) -> None:
         if error is None and self.jobs[at].is_cancelled:
             error = RequestError("the request was cancelled")
-        self._n_left -= 1
-        if self._is_told:
-            return
-        if error is None and self._n_left:
-            return
-        self._is_told = True
-        for job in self.jobs:
-            job.is_cancelled = True
-        try:
-            _heard(self._listen, self._vectors() if error is None else known_error(error))
-        except M40LLMError as of_vectors:
-            _heard(self._listen, of_vectors)
-
-    def _vectors(self) -> NDArray[np.float32]:
-        return np.stack([finished(pool.vector, self._normalise) for pool in self._pools])
+        if error is not None:
+            _heard(self._listen, known_error(error))
+        elif at + 1 < len(self.jobs):
+            self._enqueue(self.jobs[at + 1])
+        else:
+            try:
+                vectors = [finished(pool.vector, self._normalise) for pool in self._pools]
+            except M40LLMError as of_vectors:
+                _heard(self._listen, known_error(of_vectors))
+            else:
+                _heard(self._listen, np.stack(vectors))

@@ -72,7 +72,7 @@ class WrongWhenResident:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._decoder, name)
 
-    def advance(self, form: Any) -> None:
+    def advance(self, form: Any, *, one_step: bool = False) -> None:
         self._form = form
         self._decoder.advance(form)
 

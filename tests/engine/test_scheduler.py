@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from m40llm.engine.decode_step import DECODE_FORMS, DecodeForm
 from m40llm.engine.engine import Engine
 from m40llm.engine.job import Job
 from m40llm.engine.scheduler import Scheduler
+from m40llm.engine.slot import step_rows
 from m40llm.engine.step import Step
 from m40llm.errors import DeadlineError, DeviceError, RequestError
 from m40llm.testing import write_tiny_gguf
@@ -342,3 +344,83 @@ def test_a_device_is_told_of_what_nobody_wants(on_card: Any, form: DecodeForm) -
     assert heard.ends == [None]
     run_out(scheduler)
     assert other.steps == alone(engine, [9], greedy(8)).steps
+
+
+def test_a_job_that_cannot_begin_waits_again(engine: Engine, monkeypatch: Any) -> None:
+    scheduler = Scheduler(engine, CHUNK)
+    _, first = submit(scheduler, LONG, greedy(40))
+    for _ in range(4):
+        scheduler.run()
+    _, heard = submit(scheduler, [*LONG[:14], 99])
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.model.kv, "copy_prefix", raising(DeviceError("lost")))
+        scheduler.run()
+    assert [type(end) for end in first.ends] == [DeviceError]
+    run_out(scheduler)
+    assert heard.steps == alone(engine, [*LONG[:14], 99], greedy()).steps
+
+
+class NothingMayCome:
+    """A constraint that is found to have no way on, after its first token."""
+
+    def __init__(self) -> None:
+        self.n_heeded = 0
+
+    def mask(self) -> Any:
+        if self.n_heeded:
+            raise RequestError("the constraint cannot go on")
+        return np.full(100, 2**32 - 1, np.uint32)
+
+    def heed(self, token_id: int) -> None:
+        self.n_heeded += 1
+
+    def fork(self) -> "NothingMayCome":
+        return NothingMayCome()
+
+
+@pytest.mark.parametrize("form", ["host", "graph"])
+def test_a_constraint_that_cannot_go_on_ends_its_own(on_card: Any, form: DecodeForm) -> None:
+    engine = Engine(on_card, decode_form=form)
+    scheduler, heard = Scheduler(engine, CHUNK), Heard()
+    request = engine.request([7], greedy(9), constraint=NothingMayCome())
+    scheduler.waiting.add(Job(request, heard.tell, heard.ends.append))
+    _, other = submit(scheduler, [9], greedy(4))
+    run_out(scheduler)
+    assert [type(end) for end in heard.ends] == [RequestError]
+    assert other.steps == alone(engine, [9], greedy(4)).steps
+
+
+def test_a_launch_of_one_step_is_not_told_to_end(on_card: Any, monkeypatch: Any) -> None:
+    """While it waits behind a prefill it would end before its first token, as would the next."""
+    decoder = on_card.decoder
+    monkeypatch.setattr(decoder._card, "event", object)
+    monkeypatch.setattr(decoder._card, "has_come", lambda _: False)
+    for one_step in (True, False):
+        decoder._ended = decoder._yielded = None
+        n_before = decoder._n_commands
+        decoder.advance("persistent", one_step=one_step)
+        decoder.make_way()
+        assert decoder._n_commands == n_before + (0 if one_step else 1)
+    decoder._ended = decoder._yielded = None
+    decoder.recover()
+
+
+@pytest.mark.parametrize(
+    ("alike_rows", "n_seqs", "experts", "expected"),
+    [
+        (16, 4, (0, 0), 16),
+        (0, 4, (0, 0), 4),
+        (0, 40, (0, 0), 16),
+        (0, 8, (8, 2), 4),
+        (0, 8, (4, 8), 1),
+    ],
+)
+def test_rows_of_a_step(
+    alike_rows: int, n_seqs: int, experts: tuple[int, int], expected: int
+) -> None:
+    model: Any = SimpleNamespace(
+        ops=SimpleNamespace(alike_rows=alike_rows),
+        kv=SimpleNamespace(n_seqs=n_seqs),
+        hp=SimpleNamespace(n_experts=experts[0], n_experts_used=experts[1]),
+    )
+    assert step_rows(model) == expected

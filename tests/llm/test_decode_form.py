@@ -59,7 +59,7 @@ class FakeDecoder:
         assert slot == 0
         self.n_left = request.count
 
-    def advance(self, form: Form) -> None:
+    def advance(self, form: Form, *, one_step: bool = False) -> None:
         self.spend(form)
         self.n_left -= 1
         answer = Answer(0, 7 + self.n_left % 3, -1.5, None if self.n_left else "length")

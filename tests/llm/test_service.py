@@ -1,8 +1,11 @@
 """Many requests at a time: text, vectors, a full queue, closing, a device that is lost."""
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,9 @@ from m40llm import LLM, SamplingParams
 from m40llm.errors import BusyError, DeadlineError, DeviceError, M40LLMError, RequestError
 from m40llm.llm.results import Completion, StreamItem
 from m40llm.llm.service import Service
+from m40llm.model.transformer import Transformer
 from m40llm.testing import write_tiny_gguf
+from m40llm.testing.adapters import write_adapter
 
 PROMPTS = ["ab", "abc abc abc abc", "hello", "a b c d e f g h i j", "zz"]
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
@@ -139,6 +144,9 @@ def test_bad_requests_are_refused_at_once(service: Service) -> None:
         ("ab", {"params": SamplingParams(logprobs=10**6)}),
         ("ab", {"lora": "none"}),
         ("ab", {"deadline_s": 0}),
+        ("ab", {"deadline_s": "5"}),
+        ("ab", {"priority": "high"}),
+        ("ab", {"client": 5}),
         ([1] * 600, {}),
     ):
         with pytest.raises(RequestError):
@@ -146,6 +154,16 @@ def test_bad_requests_are_refused_at_once(service: Service) -> None:
     for prompts, pooling in (([], "mean"), (["a", []], "mean"), (["a"], "max")):
         with pytest.raises(RequestError):
             service.embed(prompts, pooling, listen=listen)  # type: ignore[arg-type]
+
+
+def test_bad_services(path: Path) -> None:
+    for fields in ({"speculate": "ngram"}, {"slots": 0}, {"chunk": 0}, {"max_waiting": -1}):
+        with pytest.raises(RequestError, match=next(iter(fields))):
+            Service.load(path, device="cpu", **fields)  # type: ignore[arg-type]
+    llm = LLM.load(path, device="cpu")
+    with pytest.raises(RequestError, match="chunk"):
+        Service(llm, chunk=0)
+    assert len(llm.generate("ab", GREEDY).ids) == 8  # it is not lent
 
 
 def test_a_listener_that_fails_costs_its_own_request(service: Service) -> None:
@@ -242,7 +260,7 @@ def broken(model: Any, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
 def test_a_device_error_fails_what_is_at_work(path: Path, monkeypatch: Any) -> None:
     with Service.load(path, device="cpu", slots=1) as service:
         expected = ask(service, "ab").completion.ids
-        model = service._lent.engine.model  # type: ignore[union-attr]
+        model = service._runner._lent.engine.model  # type: ignore[union-attr]
         broken(model, monkeypatch, "forward")
         assert isinstance(ask(service, "ab").wait(), DeviceError)
         monkeypatch.undo()
@@ -256,7 +274,7 @@ def test_a_lost_device_is_opened_again(path: Path, monkeypatch: Any) -> None:
         lost = ask(service, "ab", LONG)
         lost.wait_for_a_token()
         waiting = ask(service, "abc")
-        broken(service._lent.engine.model, monkeypatch, "forward", "recover")  # type: ignore[union-attr]
+        broken(service._runner._lent.engine.model, monkeypatch, "forward", "recover")  # type: ignore[union-attr]
         assert isinstance(lost.wait(), DeviceError)
         assert len(waiting.completion.ids) == 8
         assert service.llm is not old
@@ -265,7 +283,7 @@ def test_a_lost_device_is_opened_again(path: Path, monkeypatch: Any) -> None:
 
 def test_a_device_that_cannot_be_opened_again(path: Path, monkeypatch: Any) -> None:
     with Service(LLM.load(path, device="cpu")) as service:
-        broken(service._lent.engine.model, monkeypatch, "forward", "recover")  # type: ignore[union-attr]
+        broken(service._runner._lent.engine.model, monkeypatch, "forward", "recover")  # type: ignore[union-attr]
         heard = [ask(service, "ab", LONG) for _ in range(2)]
         assert all(isinstance(each.wait(), DeviceError) for each in heard)
         assert until(lambda: "cannot be opened again" in service.stats().failure)
@@ -292,3 +310,83 @@ def test_many_threads(service: Service) -> None:
         thread.join()
     assert not failed
     assert service.stats().n_running == 0
+
+
+def test_what_comes_while_it_closes_is_heard_of(path: Path) -> None:
+    """Taken after a round that found nothing, before the thread has looked whether to end."""
+    service = Service.load(path, device="cpu", slots=1)
+    runner, heard = service._runner, Heard()
+    run = runner.scheduler.run
+
+    def run_late() -> bool:
+        if run():
+            return True
+        if not runner._is_closing:
+            runner.scheduler.run = run  # type: ignore[method-assign]
+            service.submit("ab", GREEDY, listen=heard)
+            runner._is_closing = True
+        return False
+
+    runner.scheduler.run = run_late  # type: ignore[method-assign]
+    runner.wake()
+    assert len(heard.completion.ids) == 8
+    service.close()
+
+
+def test_a_stream_made_before_it_is_served_does_not_run(path: Path) -> None:
+    llm = LLM.load(path, device="cpu")
+    stream = llm.stream("ab", GREEDY)
+    with Service(llm), pytest.raises(RequestError, match="Service"):
+        next(stream)
+
+
+def test_many_texts_wait_as_one(path: Path) -> None:
+    with Service.load(path, device="cpu", slots=1, max_waiting=1) as service:
+        at_work, vectors = ask(service, "ab", LONG), Heard()
+        at_work.wait_for_a_token()
+        service.embed(["text"] * 50, listen=vectors)
+        assert service.stats().n_waiting == 1
+        with pytest.raises(BusyError):
+            ask(service, "ab")
+        at_work.wait()
+        assert vectors.wait().shape == (50, service.llm.hparams.n_embd)
+
+
+def test_nothing_holds_on_to_a_lost_model(path: Path, monkeypatch: Any) -> None:
+    """Not the errors that listeners keep: its memory is free when the next one is loaded."""
+    alive: list[Any] = []
+
+    def load() -> LLM:
+        gc.collect()
+        alive.append(old())
+        return LLM.load(path, device="cpu")
+
+    with Service(LLM.load(path, device="cpu"), reload=load) as service:
+        old = weakref.ref(service._runner._lent.engine.model)  # type: ignore[union-attr]
+        heard = ask(service, "ab", LONG)
+        heard.wait_for_a_token()
+        with monkeypatch.context() as patch:
+            for name in ("forward", "recover"):
+                patch.setattr(Transformer, name, lost)
+            assert isinstance(heard.wait(), DeviceError)
+            assert until(lambda: alive)
+        assert alive == [None]
+        assert until(lambda: service._runner._lent is not None)
+        assert len(ask(service, "ab").completion.ids) == 8
+
+
+def lost(model: Transformer, *_: Any) -> Any:
+    raise DeviceError("lost")
+
+
+def test_an_adapter_is_that_of_the_model_loaded_again(path: Path, tmp_path: Path) -> None:
+    lora = write_adapter(tmp_path / "a.gguf", path, ["blk.0.attn_q.weight"])
+    with Service.load(path, device="cpu", slots=1, lora={"a": lora}) as service:
+        expected = ask(service, "abc", lora="a").completion.ids
+        lost_one = ask(service, "ab", LONG)
+        lost_one.wait_for_a_token()
+        waiting = ask(service, "abc", lora="a")
+        model = service._runner._lent.engine.model  # type: ignore[union-attr]
+        for name in ("forward", "recover"):
+            setattr(model, name, partial(lost, model))
+        assert waiting.completion.ids == expected

@@ -115,12 +115,14 @@ class CardDecoder:
         np.bitwise_or(mask, number, out=self._rings.masks[slot])
         self._next_mask[slot] += 1
 
-    def advance(self, form: Form) -> None:
+    def advance(self, form: Form, *, one_step: bool = False) -> None:
         card = self._card
         if form == "persistent":
             if self._ended is None or card.has_come(self._ended):
-                run_persistent(self._program, card.max_steps, stream=card)
+                run_persistent(self._program, 1 if one_step else card.max_steps, stream=card)
                 self._ended = card.event()
+                # Told to end while it waits for its turn, it would end before its first token.
+                self._yielded = self._ended if one_step else None
             return
         self._under_way = [end for end in self._under_way if not card.has_come(end)]
         if len(self._under_way) < AHEAD:
@@ -185,6 +187,7 @@ class CardDecoder:
 
     def recover(self) -> None:
         """Counters that a launch was broken off between; epochs go on beyond any that were used."""
+        self.make_way()  # a launch that nothing is wrong with would go on for whole answers
         write, state = self._card.write, self._state
         step = int(np.asarray(self._card.read(state.control))[rings.STEP])
         self.answers()  # of what is given up, as far as they are whole
