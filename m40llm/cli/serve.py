@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +17,10 @@ from m40llm.progress import silent
 
 if TYPE_CHECKING:
     from m40llm.llm.service import Service
+    from m40llm.server.settings import Settings
 
 PACKAGES = ("fastapi", "uvicorn", "sse_starlette", "pydantic", "prometheus_client")
+RAY = "ray"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -44,6 +45,9 @@ def serve(
     send_timeout: own.SendTimeout = 30.0,
     grace: own.Grace = 10.0,
     log_prompts: own.LogPrompts = False,
+    ray: own.Ray = False,
+    replicas: own.Replicas = None,
+    max_replicas: own.MaxReplicas = None,
     device: opt.Device = "auto",
     max_seq_len: opt.MaxSeqLen = None,
     kv_type: opt.KVType = None,
@@ -66,6 +70,7 @@ def serve(
       m40llm serve smollm2                  # then open http://127.0.0.1:8000
       m40llm serve smollm2 --slots 8 --max-seq-len 2048 --port 0 --json
       m40llm serve model.gguf --host 0.0.0.0 --api-key-file keys.txt --time-limit 120
+      m40llm serve model.gguf --ray --replicas 4       # a card each
 
     \b
     Ask it:
@@ -75,6 +80,7 @@ def serve(
     _check_packages()
     from m40llm.server.keys import VARIABLE, read_keys
     from m40llm.server.run import bound, run, url_of
+    from m40llm.server.serving import head
     from m40llm.server.settings import Settings
 
     adapters = _adapters(lora or [])
@@ -101,32 +107,60 @@ def serve(
     how |= {"decode": decode, "lora": adapters}
     if not keys and not is_private:
         status(f"note: no API keys were given: whoever reaches {host} may use this server")
+    if ray:
+        count = (replicas, max_replicas)
+        _replicas(model, how, settings, bool(name), host, port, count, as_json)
+        return
+    if (replicas, max_replicas) != (None, None):
+        raise RequestError("replicas: they need --ray")
     with closing(bound(host, port)) as at, _loaded(model, **how) as service:
-        stem = service.llm.path.stem
-        if not name and stem not in settings.names + settings.loras:
-            settings = replace(settings, names=(*settings.names, stem))
-        head = _head(service, settings.names, url_of(at))
-
-        def ready() -> None:
-            status(
-                f"serving {head['model']} at {head['url']} on {head['device']}: {head['slots']} "
-                f"slots of {head['max_seq_len']:,} tokens; Ctrl-C ends it"
-            )
-            if as_json:
-                print_json(head)
-
-        run(service, settings, at, ready)
+        if not name:
+            settings = settings.also_named(service.llm.path.stem)
+        said = head(service, settings) | {"url": url_of(at)}
+        run(service, settings, at, lambda: _ready(said, as_json))
 
 
-def _head(service: "Service", names: tuple[str, ...], url: str) -> dict[str, Any]:
-    return {
-        "model": names[0],
-        "models": list(names),
-        "url": url,
-        "device": service.llm.device_name,
-        "slots": service.stats().n_slots,
-        "max_seq_len": service.llm.max_seq_len,
-    }
+def _ready(head: dict[str, Any], as_json: bool) -> None:
+    each = f"{head['replicas']} replicas, each with " if "replicas" in head else ""
+    status(
+        f"serving {head['model']} at {head['url']} on {head['device']}: {each}{head['slots']} "
+        f"slots of {head['max_seq_len']:,} tokens; Ctrl-C ends it"
+    )
+    if as_json:
+        print_json(head)
+
+
+def _replicas(
+    model: str,
+    how: dict[str, Any],
+    settings: "Settings",
+    is_named: bool,
+    host: str,
+    port: int,
+    count: tuple[int | None, int | None],
+    as_json: bool,
+) -> None:
+    """Under Ray Serve; the model is fetched, and the port tried, before anything is started."""
+    if find_spec(RAY) is None:
+        raise RequestError('ray: no such package; run: pip install "m40llm[ray]"')
+    if how["device"].startswith("cuda:"):
+        told = "Ray gives each replica a card of its own, got"
+        raise RequestError(f"device: expected cuda, auto, cpu or emulator: {told} {how['device']}")
+    from m40llm import hub
+    from m40llm.server.replicas import ADDRESS, Count, Plan, run
+    from m40llm.server.run import bound, url_of
+
+    least = 1 if count[0] is None else count[0]
+    wanted = Count(least, least if count[1] is None else count[1])
+    with progress_bar() as bar:
+        file = hub.resolve(model, progress=bar).resolve()
+    with closing(bound(host, port)) as at:
+        url, port = url_of(at), at.getsockname()[1]
+    if not ADDRESS:  # a cluster's other machines have files of their own
+        model = str(file)
+        how["lora"] = {name: str(Path(path).resolve()) for name, path in how["lora"].items()}
+    plan = Plan(model, how, settings, is_named, host, port, wanted)
+    run(plan, lambda head: _ready(head | {"url": url}, as_json))
 
 
 @contextmanager

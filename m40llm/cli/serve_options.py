@@ -127,3 +127,29 @@ Grace = Annotated[
 LogPrompts = Annotated[
     bool, typer.Option("--log-prompts", help="The log has prompts and answers, too.")
 ]
+Ray = Annotated[
+    bool,
+    typer.Option(
+        "--ray",
+        help="Run replicas of the server, each a process with a model and a card of its own, under "
+        "Ray Serve (docs/deploy.md).",
+    ),
+]
+Replicas = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="With --ray: so many, or at least.  [default: 1]",
+        show_default=False,
+    ),
+]
+MaxReplicas = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="With --ray: up to so many while all slots are in use.  [default: --replicas]",
+        show_default=False,
+    ),
+]

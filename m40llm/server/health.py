@@ -43,4 +43,4 @@ async def health(request: Request) -> Any:
 )
 async def metrics(request: Request) -> Response:
     """For Prometheus."""
-    return Response(serving_of(request).metrics.page(), media_type=CONTENT_TYPE)
+    return Response(await serving_of(request).metrics_page(), media_type=CONTENT_TYPE)

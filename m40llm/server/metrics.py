@@ -1,10 +1,11 @@
 """What Prometheus may ask: counts and times of requests, and the state of the service."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
@@ -61,3 +62,25 @@ class _State(Collector):
             ("failed", "1 while the device does not work", int(bool(stats.failure))),
         ):
             yield GaugeMetricFamily(f"m40llm_{name}", about, value=value)
+
+
+def of_replicas(pages: Mapping[str, bytes]) -> bytes:
+    """One page of several servers', told apart by the label `replica`."""
+    families: dict[str, Metric] = {}
+    for replica, page in pages.items():
+        for family in text_string_to_metric_families(page.decode()):
+            about = family.name, family.documentation, family.type
+            into = families.setdefault(family.name, Metric(*about))
+            for sample in family.samples:
+                into.add_sample(sample.name, {**sample.labels, "replica": replica}, sample.value)
+    to = CollectorRegistry()
+    to.register(_Fixed(families.values()))
+    return generate_latest(to)
+
+
+class _Fixed(Collector):
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families

@@ -1,7 +1,7 @@
 """What all requests share, and what is known of one of them."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -28,7 +28,7 @@ class Serving:
         self.keys, self.metrics, self.inbox = Keys(settings.keys), Metrics(service), Inbox()
         self.created = int(time.time())
         self.is_closing = False
-
+        self.metrics_page: Callable[[], Awaitable[bytes]] = self._own_page
         self._cached: dict[Any, Any] = {}
 
     def cached(self, of: Callable[["Tokenizer"], T]) -> T:
@@ -38,6 +38,9 @@ class Serving:
             tokenizer, found = self.tokenizer, of(self.tokenizer)
             self._cached[of] = tokenizer, found
         return cast(T, found)
+
+    async def _own_page(self) -> bytes:
+        return self.metrics.page()
 
     @property
     def llm(self) -> "LLM":
@@ -76,6 +79,17 @@ class Record:
 
 class ClientGoneError(Exception):
     """The client has closed the connection: there is nobody to answer."""
+
+
+def head(service: "Service", settings: Settings) -> dict[str, Any]:
+    """What a server says of itself when it is ready."""
+    return {
+        "model": settings.names[0],
+        "models": list(settings.names),
+        "device": service.llm.device_name,
+        "slots": service.stats().n_slots,
+        "max_seq_len": service.llm.max_seq_len,
+    }
 
 
 def serving_of(request: Request) -> Serving:

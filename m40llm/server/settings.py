@@ -1,6 +1,6 @@
 """Settings: what serving was asked to be like, checked."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from m40llm.errors import RequestError
 
@@ -55,3 +55,9 @@ class Settings:
                 raise RequestError(f"{name}: expected seconds above 0, got {value}")
         if not self.grace_s >= 0:
             raise RequestError(f"grace_s: expected seconds from 0, got {self.grace_s}")
+
+    def also_named(self, name: str) -> "Settings":
+        """With one more name, unless something is called so already."""
+        if name in self.names + self.loras:
+            return self
+        return replace(self, names=(*self.names, name))
