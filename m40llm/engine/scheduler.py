@@ -36,6 +36,7 @@ from m40llm.model.batch import Batch
 CHUNKS: Final = {"cpu": 64}  # tokens: a quarter of a second of a model of 135M on two cores
 CHUNK_OF_CARDS: Final = 256
 _POLL_S: Final = 100e-6
+Made = tuple[Slot, Job, Step]  # a token that nobody has heard of yet
 
 
 class Scheduler:
@@ -183,7 +184,8 @@ class Scheduler:
             if is_last:
                 self._end(slot)
         elif is_last:
-            self._take(slot, rows[0])
+            made = self._chosen(slot, rows[0])
+            self._tell([made] if made else [])
             self._hand_over(slot)
         return True
 
@@ -219,24 +221,26 @@ class Scheduler:
         """The next token of each slot that the host decodes. Whether there were any."""
         slots = [s for s in self.busy if not s.is_reading and not s.is_on_device]
         slots.sort(key=lambda s: id(s.adapter))
+        made: list[Made] = []
         for _, group in groupby(slots, key=lambda s: id(s.adapter)):
             of_adapter = list(group)
             for at in range(0, len(of_adapter), self._step_rows):
-                self._decode(of_adapter[at : at + self._step_rows])
+                made += self._decode(of_adapter[at : at + self._step_rows])
+        self._tell(made)
         return bool(slots)
 
-    def _decode(self, slots: Sequence[Slot]) -> None:
+    def _decode(self, slots: Sequence[Slot]) -> list[Made]:
         requests = [slot.job.request for slot in slots if slot.job is not None]
         rows = [(s.index, r.last_pos, r.ids[-1]) for s, r in zip(slots, requests, strict=True)]
         n_rows = len(rows) if self._model.ops.alike_rows else self._step_rows
         self._make_way()
         self._model.adapter = slots[0].adapter
         logits = self._model.ops.read(self._model.forward(Batch.decode(rows, n_rows)))
-        for slot, row in zip(slots, logits, strict=False):  # rows that repeat one are behind
-            self._take(slot, row)
+        made = (self._chosen(*each) for each in zip(slots, logits, strict=False))
+        return [one for one in made if one]  # rows that repeat another are behind all slots'
 
-    def _take(self, slot: Slot, logits: Logits) -> None:
-        """Chooses the next token of the slot; what goes wrong there concerns no other."""
+    def _chosen(self, slot: Slot, logits: Logits) -> Made | None:
+        """The next token of the slot; what goes wrong there concerns no other."""
         job = slot.job
         assert job is not None
         try:
@@ -245,19 +249,22 @@ class Scheduler:
             step = job.request.add(token_id, logits)
         except Exception as error:
             self._end(slot, error)
-            return
-        self._tell(slot, step)
+            return None
+        return slot, job, step
 
-    def _tell(self, slot: Slot, step: Step) -> None:
-        job = slot.job
-        assert job is not None
-        try:
-            wants_more = job.tell(step)
-        except Exception as error:
-            self._end(slot, error)
-            return
-        if step.stop_reason or not wants_more:
-            self._end(slot)
+    def _tell(self, made: Sequence[Made]) -> None:
+        """All of a round at its end: who is told wakes other threads, which would be in the way of
+        what is left to do."""
+        for slot, job, step in made:
+            if slot.job is not job:  # it was ended by the token before
+                continue
+            try:
+                wants_more = job.tell(step)
+            except Exception as error:
+                self._end(slot, error)
+                continue
+            if step.stop_reason or not wants_more:
+                self._end(slot)
 
     def _decode_on_device(self, *, may_wait: bool) -> None:
         if not any(slot.is_on_device for slot in self.slots):
@@ -268,20 +275,21 @@ class Scheduler:
         is_reading = any(slot.is_reading for slot in self.slots)
         self._decoder.advance(form, one_step=is_reading)
         answers = self._decoder.answers()
-        for answer in answers:
-            self._hear(self.slots[answer.slot], answer)
+        made = (self._heard(self.slots[answer.slot], answer) for answer in answers)
+        self._tell([one for one in made if one])
         if may_wait and not answers:
             time.sleep(_POLL_S)
 
-    def _hear(self, slot: Slot, answer: Answer) -> None:
+    def _heard(self, slot: Slot, answer: Answer) -> Made | None:
+        """What the device has made; of a constrained slot it waits for the next mask."""
         job = slot.job
         if job is None or not slot.is_on_device:  # it was ended by what came before
-            return
+            return None
         slot.is_on_device = answer.done is None
         try:
             heed(self._decoder, answer, job.request.constraint)
         except Exception as error:
             self._end(slot, error)
-            return
+            return None
         job.request.note(answer.token_id)
-        self._tell(slot, step_of(answer))
+        return slot, job, step_of(answer)
