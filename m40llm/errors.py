@@ -31,6 +31,10 @@ class BusyError(M40LLMError):
         self.retry_after_s = retry_after_s
 
 
+class NotServingError(BusyError):
+    """The service is closing, or its model is being loaded again: nobody is served just now."""
+
+
 class DeadlineError(M40LLMError):
     """A request was given so many seconds, and they have passed."""
 

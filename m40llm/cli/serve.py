@@ -37,6 +37,7 @@ def serve(
     api_key_file: own.ApiKeyFile = None,
     open_metrics: own.OpenMetrics = False,
     allowed_host: own.AllowedHost = None,
+    trusted_proxy: own.TrustedProxy = None,
     cors_origin: own.CorsOrigin = None,
     max_body: own.MaxBody = 8_000_000,
     max_prompt: own.MaxPrompt = None,
@@ -79,18 +80,19 @@ def serve(
     """
     _check_packages()
     from m40llm.server.keys import VARIABLE, read_keys
-    from m40llm.server.run import bound, run, url_of
+    from m40llm.server.run import bound, is_loopback, run, url_of
     from m40llm.server.serving import head
     from m40llm.server.settings import Settings
 
     adapters = _adapters(lora or [])
     keys = read_keys(api_key_file, os.environ.get(VARIABLE))
-    is_private = host in LOOPBACK and not keys
+    is_private = is_loopback(host) and not keys
     settings = Settings(
         names=tuple(name or (_short(model),)),
         loras=tuple(adapters),
         keys=keys,
-        hosts=(*LOOPBACK, *map(str.lower, allowed_host or ())) if is_private else (),
+        hosts=_hosts(host, allowed_host or [], is_private=is_private),
+        trusted_proxies=tuple(trusted_proxy or ()),
         max_body_bytes=max_body,
         max_prompt=max_prompt,
         max_tokens=max_tokens,
@@ -118,6 +120,12 @@ def serve(
             settings = settings.also_named(service.llm.path.stem)
         said = head(service, settings) | {"url": url_of(at)}
         run(service, settings, at, lambda: _ready(said, as_json))
+
+
+def _hosts(host: str, allowed: list[str], *, is_private: bool) -> tuple[str, ...]:
+    """Names in the Host header that are answered; none: all."""
+    own = (*LOOPBACK, host.lower()) if is_private or allowed else ()
+    return tuple(dict.fromkeys((*own, *map(str.lower, allowed))))
 
 
 def _ready(head: dict[str, Any], as_json: bool) -> None:

@@ -55,12 +55,21 @@ ApiKeyFile = Annotated[
     str | None,
     typer.Option(
         metavar="FILE",
-        help="API keys, one a line, # begins a comment; clients must send one of them. "
+        help="API keys, one a line, # begins one that is a comment; clients must send one of them. "
         "M40LLM_API_KEYS has more, with commas.",
         show_default=False,
     ),
 ]
 OpenMetrics = Annotated[bool, typer.Option("--open-metrics", help="/metrics needs no key.")]
+TrustedProxy = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="A reverse proxy, whose X-Forwarded-For says who the client is (several times).  "
+        "[default: none]",
+        show_default=False,
+    ),
+]
 AllowedHost = Annotated[
     list[str] | None,
     typer.Option(

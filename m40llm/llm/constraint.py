@@ -32,7 +32,10 @@ class Constraints:
         llguidance = _library(given[0])
         if self._theirs is None:
             self._theirs = self._vocabulary(llguidance, given[0])
-        grammar = _grammar(llguidance, given[0], getattr(params, given[0]))
+        try:
+            grammar = _grammar(llguidance, given[0], getattr(params, given[0]))
+        except UnicodeEncodeError:
+            raise RequestError(f"{given[0]}: it has a lone surrogate, which is no text") from None
         matcher = llguidance.LLMatcher(self._theirs, grammar, log_level=0)
         if matcher.is_error():
             raise RequestError(f"{given[0]}: {_why(matcher)}")

@@ -8,7 +8,7 @@ from typing import Final
 
 from m40llm.engine.job import Job
 from m40llm.engine.scheduler import Scheduler
-from m40llm.errors import BusyError, DeviceError, RequestError
+from m40llm.errors import DeviceError, NotServingError, RequestError
 from m40llm.llm.answers import Lent
 from m40llm.llm.llm import LLM
 
@@ -41,16 +41,16 @@ class Runner:
         if self.failure:
             raise DeviceError(self.failure)
         if self._is_closing:
-            raise BusyError("the service is closing")
+            raise NotServingError("the service is closing")
         if self._lent is None:
-            raise BusyError(_LOADED_AGAIN, 10.0)
+            raise NotServingError(_LOADED_AGAIN, 10.0)
         return self._lent
 
     def take(self, lent: Lent, job: Job, check: Callable[[], None]) -> None:
         """A job that was made with what is lent, if `check` does not raise."""
         with self._lock:
             if self.open() is not lent:
-                raise BusyError(_LOADED_AGAIN)
+                raise NotServingError(_LOADED_AGAIN)
             check()
             self.scheduler.waiting.add(job)
         self._work.set()

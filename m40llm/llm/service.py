@@ -80,6 +80,11 @@ class Service:
         """The model, which answers nothing by itself any more; another one once it was reloaded."""
         return self._runner.llm
 
+    @property
+    def most_requests(self) -> int:
+        """At once, those that wait included."""
+        return len(self._runner.scheduler.slots) + self._max_waiting
+
     @classmethod
     def load(
         cls,

@@ -14,7 +14,7 @@ from m40llm.engine.sampling_params import SamplingParams
 from m40llm.errors import DeadlineError
 from m40llm.llm.embed import Pooling
 from m40llm.llm.results import Completion, StreamItem
-from m40llm.server.errors import closing
+from m40llm.server.errors import ApiError, closing
 from m40llm.server.serving import ClientGoneError, record_of, serving_of
 
 if TYPE_CHECKING:
@@ -57,6 +57,10 @@ class Answers:
         Raises what Service.submit raises.
         """
         service = self._serving.service
+        if len(asks) > service.most_requests:
+            most = f"this server takes {service.most_requests} at once"
+            told = f"n: {len(asks)} answers in one request; {most}, those that wait included"
+            raise ApiError(400, told, code="too_many_answers", param="n")
         for index, ask in enumerate(asks):
             take = partial(self._serving.inbox.put, self._take)
             ticket = service.submit(

@@ -53,7 +53,7 @@ def create_app(service: "Service", settings: Settings) -> FastAPI:
             CORSMiddleware,
             allow_origins=list(settings.cors_origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type", "x-request-id"],
+            allow_headers=["*"],  # OpenAI's own clients send some that say what they are
             expose_headers=["x-request-id", "retry-after"],
         )
     return app

@@ -58,6 +58,22 @@ def told_as(names: Mapping[str, str]) -> Iterator[None]:
         raise RequestError(f"{field}{colon}{rest}") from None
 
 
+def check_length(serving: Serving, texts: Iterable[str], param: str) -> None:
+    """ApiError for texts that are too long whatever their tokens: to find those takes seconds, in
+    which nothing else runs."""
+    most = serving.llm.max_seq_len * serving.cached(_longest_token)
+    n_bytes = sum(len(text.encode("utf-8", "replace")) for text in texts)
+    if n_bytes > most:
+        told = f"{param}: {n_bytes:,} bytes; no more than {most:,} can be the tokens of a context"
+        raise ApiError(400, told, code="context_length_exceeded", param=param)
+
+
+def _longest_token(tokenizer: Tokenizer) -> int:
+    """In bytes; spm's marks of spaces count as they stand."""
+    ids = range(tokenizer.vocab_size)
+    return max(4, *(len(tokenizer.token_bytes(token_id)) for token_id in ids))
+
+
 def checked_prompt(serving: Serving, ids: list[int], param: str) -> list[int]:
     """ApiError for one that is longer than the server or the model takes."""
     most, context = serving.settings.max_prompt, serving.llm.max_seq_len

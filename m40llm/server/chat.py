@@ -13,6 +13,7 @@ from m40llm.llm.results import Completion, StreamItem
 from m40llm.server.answers import Answers, Ask, while_there
 from m40llm.server.asking import (
     asks,
+    check_length,
     checked_prompt,
     ends_of,
     head,
@@ -22,7 +23,7 @@ from m40llm.server.asking import (
 )
 from m40llm.server.chat_schema import ChatRequest
 from m40llm.server.fields import sampling_params
-from m40llm.server.messages import for_template
+from m40llm.server.messages import for_template, texts_of
 from m40llm.server.models import resolved
 from m40llm.server.replies import ChatReply, errors
 from m40llm.server.said import Said
@@ -66,6 +67,7 @@ async def chat(request: Request, asked: ChatRequest) -> Any:
         variables = wanted.tools.variables(for_template(asked.messages))
         if serving.settings.log_prompts:
             record_of(request).texts["prompt"] = variables["messages"]
+        check_length(serving, texts_of(variables["messages"]), "messages")
         ids = serving.tokenizer.encode_chat(**variables, **asked.chat_template_kwargs or {})
         checked = checked_prompt(serving, ids, "messages")
         return asks([checked], wanted.params, wanted.n), wanted

@@ -8,7 +8,12 @@ from m40llm.server.errors import ApiError
 from m40llm.server.fields import STRICT, Ignored, Int, OpenAIFields, Refused, need_llguidance
 from m40llm.server.messages import Message
 
-_TEMPLATE_OWN = {"messages", "add_generation_prompt", "tools"}  # which requests have fields for
+_TEMPLATE_OWN = {
+    "messages",
+    "add_generation_prompt",
+    "tools",
+    "self",
+}  # which requests have fields for
 
 
 class PlainText(BaseModel):

@@ -15,6 +15,7 @@ from m40llm.server.answers import Answers, Ask, while_there
 from m40llm.server.asking import (
     FINISH,
     asks,
+    check_length,
     checked_prompt,
     ends_of,
     head,
@@ -96,6 +97,8 @@ async def complete(request: Request, asked: CompletionRequest) -> Any:
         wanted, encode = _wanted(serving, asked, model), serving.tokenizer.encode
         if serving.settings.log_prompts:
             record_of(request).texts["prompt"] = asked.prompts()
+        for one in asked.prompts():
+            check_length(serving, [one] if isinstance(one, str) else [], "prompt")
         ids = [encode(one) if isinstance(one, str) else one for one in asked.prompts()]
         checked = [checked_prompt(serving, one, "prompt") for one in ids]
         return asks(checked, wanted.params, wanted.n), wanted

@@ -13,6 +13,7 @@ from m40llm.errors import (
     KernelContractError,
     M40LLMError,
     ModelFileError,
+    NotServingError,
     RequestError,
 )
 
@@ -72,6 +73,8 @@ def of_error(error: Exception) -> ApiError:
         return ApiError(400, told, code="invalid_value", param=_param(told))
     if isinstance(error, BusyError):
         seconds = str(max(1, math.ceil(error.retry_after_s)))
+        if isinstance(error, NotServingError):
+            return ApiError(503, told, code="shutting_down", headers={"retry-after": seconds})
         return ApiError(429, told, code="queue_full", headers={"retry-after": seconds})
     if isinstance(error, DeadlineError):
         return ApiError(504, told, code="time_limit")

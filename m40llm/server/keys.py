@@ -39,17 +39,23 @@ def _digest(key: str) -> bytes:
 
 
 def read_keys(file: str | Path | None, variable: str | None) -> tuple[str, ...]:
-    """The keys of a file, one a line (# begins a comment), and of the variable, by commas.
+    """The keys of a file, one a line (those that begin with # are comments), and of the variable,
+    by commas.
 
     RequestError where the file cannot be read, has no key, or one that no header can carry.
     """
     keys: list[str] = []
     if file is not None:
-        keys = _of_lines(_text(Path(file)).splitlines(), f"api_key_file: {file}")
+        lines = _text(Path(file)).splitlines()
+        given = [line for line in lines if not line.lstrip().startswith("#")]
+        keys = _checked(given, f"api_key_file: {file}")
         if not keys:
             raise RequestError(f"api_key_file: {file} has no key in it")
-    if variable is not None and variable.strip():
-        keys += _of_lines(variable.split(","), VARIABLE)
+    if variable is not None:
+        more = _checked(variable.split(","), VARIABLE)
+        if not more:
+            raise RequestError(f"{VARIABLE}: it is set, and has no key in it; unset it")
+        keys += more
     return tuple(dict.fromkeys(keys))
 
 
@@ -62,12 +68,9 @@ def _text(path: Path) -> str:
         raise RequestError(f"api_key_file: {path} is not UTF-8, at byte {error.start}") from error
 
 
-def _of_lines(lines: list[str], where: str) -> list[str]:
-    keys = []
-    for number, line in enumerate(lines, 1):
-        key = line.partition("#")[0].strip()
+def _checked(given: list[str], where: str) -> list[str]:
+    keys = [key.strip() for key in given]
+    for number, key in enumerate(keys, 1):
         if not all("!" <= char <= "~" for char in key):  # the key itself is not told
             raise RequestError(f"{where}: key {number}: expected ASCII without spaces")
-        if key:
-            keys.append(key)
-    return keys
+    return [key for key in keys if key]

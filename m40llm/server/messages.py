@@ -1,6 +1,6 @@
 """The messages of a chat, as OpenAI has them, and as chat templates want them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
@@ -75,6 +75,13 @@ class ToolMessage(BaseModel):
 Message = Annotated[
     SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")
 ]
+
+
+def texts_of(messages: Sequence[Mapping[str, Any]]) -> list[str]:
+    """All that may be long of messages as templates read them."""
+    calls = [call for message in messages for call in message.get("tool_calls", ())]
+    texts = [message["content"] for message in messages if message["content"]]
+    return [*texts, *(str(call) for call in calls)]
 
 
 def for_template(messages: Sequence[Any]) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from m40llm.llm.results import Completion, StreamItem
 from m40llm.server.answers import Answers, Ask, while_there
-from m40llm.server.asking import checked_prompt, json_reply, under_way
+from m40llm.server.asking import check_length, checked_prompt, json_reply, under_way
 from m40llm.server.errors import ApiError
 from m40llm.server.fields import STRICT, Int, Samplers, TokenId, sampling_params
 from m40llm.server.replies import DetokenizeReply, GenerateReply, TokenizeReply, errors
@@ -60,6 +60,7 @@ async def tokenize(request: Request, asked: TokenizeRequest) -> Any:
     tokenizer = serving_of(request).tokenizer
 
     def work() -> dict[str, Any]:
+        check_length(serving_of(request), [asked.text], "text")
         ids = tokenizer.encode(asked.text, asked.add_bos, asked.parse_special)
         pieces = [tokenizer.token_bytes(token_id).decode("utf-8", "replace") for token_id in ids]
         return {"ids": ids, "pieces": pieces, "n_tokens": len(ids)}

@@ -1,6 +1,7 @@
 """Serving until told to end: the socket, the signals, the end with grace."""
 
 import asyncio
+import ipaddress
 import logging
 import os
 import signal
@@ -44,6 +45,15 @@ def bound(host: str, port: int) -> socket.socket:
     return made
 
 
+def is_loopback(host: str) -> bool:
+    """Whether an address, however it is spelled, is of this machine alone."""
+    try:
+        found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return False  # `bound` says why
+    return all(ipaddress.ip_address(at[0]).is_loopback for *_, at in found)
+
+
 def url_of(at: socket.socket) -> str:
     host, port = at.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -60,6 +70,8 @@ def run(
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
         lifespan="on",
         ws="none",
         timeout_graceful_shutdown=_LAST_BYTES_S,
@@ -80,7 +92,7 @@ class Connection:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         transport = getattr(getattr(send, "__self__", None), "transport", None)
         if transport is not None:
-            scope["m40llm.abort"] = transport.abort
+            scope["m40llm.transport"] = transport
         await self._app(scope, receive, send)
 
 

@@ -1,8 +1,11 @@
 """Settings: what serving was asked to be like, checked."""
 
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from m40llm.errors import RequestError
+
+_LONGEST_S: Final = 1e6
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class Settings:
     open_metrics    /metrics needs no key
     hosts           names in the Host header that are answered; none: all. A page of another site
                     can make its own name mean 127.0.0.1, but cannot change that header
+    trusted_proxies  addresses whose X-Forwarded-For says who the client is
     cors_origins    pages of other origins that may ask; "*": all
     log_prompts     prompts and answers are logged, too
     """
@@ -36,6 +40,7 @@ class Settings:
     grace_s: float = 10.0
     open_metrics: bool = False
     hosts: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
     log_prompts: bool = False
 
@@ -53,8 +58,9 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise RequestError(f"{name}: expected seconds above 0, got {value}")
-        if not self.grace_s >= 0:
-            raise RequestError(f"grace_s: expected seconds from 0, got {self.grace_s}")
+        if not 0 <= self.grace_s <= _LONGEST_S:
+            told = f"expected seconds from 0 to {_LONGEST_S:g}, got {self.grace_s}"
+            raise RequestError(f"grace_s: {told}")
 
     def also_named(self, name: str) -> "Settings":
         """With one more name, unless something is called so already."""

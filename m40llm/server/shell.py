@@ -31,6 +31,7 @@ class Shell:
 
     def __init__(self, app: ASGIApp, serving: Serving) -> None:
         self._app, self._serving = app, serving
+        self._watching: set[asyncio.Task[None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -69,6 +70,16 @@ class Shell:
             record.client = self._client(headers.get("authorization"))
         body = await self._body(headers, receive)
         await self._app(scope, _Replay(body, receive), reply)
+        self._watch(scope)
+
+    def _watch(self, scope: Scope) -> None:
+        """An answer that is made may lie in the server's memory for as long as nobody takes it."""
+        transport = scope.get("m40llm.transport")
+        if transport is not None and transport.get_write_buffer_size():
+            seconds = self._serving.settings.send_timeout_s
+            task = asyncio.ensure_future(_until_taken(transport, seconds))
+            self._watching.add(task)
+            task.add_done_callback(self._watching.discard)
 
     def _client(self, authorization: str | None) -> str:
         client = self._serving.keys.client_of(authorization)
@@ -194,7 +205,7 @@ def _request_id(headers: Headers) -> str:
 def _check_host(header: str, hosts: tuple[str, ...]) -> None:
     """ApiError for a name that is not ours."""
     name = re.sub(r":\d*$", "", header).strip("[]").lower()
-    if hosts and name not in hosts:
+    if hosts and name and name not in hosts:  # a browser always sends one
         told = f"Host: expected {', '.join(hosts)}, got {name!r}; --allowed-host names another"
         raise ApiError(403, told, code="host_not_allowed")
 
@@ -204,10 +215,21 @@ def _too_large(most: int) -> ApiError:
     return ApiError(413, told, code="body_too_large", headers={"connection": "close"})
 
 
+async def _until_taken(transport: asyncio.Transport, seconds: float) -> None:
+    """Ends a connection of whose buffer nothing has been taken for so long."""
+    left = transport.get_write_buffer_size()
+    while left:
+        await asyncio.sleep(seconds)
+        before, left = left, transport.get_write_buffer_size()
+        if left >= before:
+            transport.abort()
+            return
+
+
 async def _cut(scope: Scope, record: Record) -> None:
     """Ends the connection of a client that takes nothing, whatever is left in its buffer."""
     record.code = "send_timeout"
-    abort = scope.get("m40llm.abort")  # run.py puts it there
-    if abort is not None:
-        abort()
+    transport = scope.get("m40llm.transport")  # run.py puts it there
+    if transport is not None:
+        transport.abort()
         await asyncio.sleep(0)  # the server hears of it

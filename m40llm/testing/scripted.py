@@ -58,6 +58,8 @@ class Ticket:
 class ScriptedService:
     """As `m40llm.llm.service.Service`, with a thread for each request. `asked` has what came."""
 
+    most_requests = 200
+
     def __init__(self, path: Path, n_slots: int = 4) -> None:
         tokenizer = tokenizer_from_gguf(path)
         self.llm: Any = types.SimpleNamespace(

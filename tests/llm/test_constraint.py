@@ -157,3 +157,9 @@ def test_on_a_device_with_steps_of_its_own(
             llm._open_engine().decode_form = form
             assert [answer(llm, **fields) for fields in asked] == expected
     assert expected[0] == "bbc"
+
+
+@pytest.mark.parametrize("field", [{"regex": "\ud800"}, {"lark": 'start: "\ud800"'}])
+def test_what_is_no_text_is_refused(llm: LLM, field: dict[str, str]) -> None:
+    with pytest.raises(RequestError, match="surrogate"):
+        answer(llm, **field)

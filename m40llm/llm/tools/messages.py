@@ -66,7 +66,7 @@ def _call(call: Any, where: str) -> dict[str, Any]:
     arguments = function.get("arguments", "")
     try:
         read = json.loads(arguments or "{}") if isinstance(arguments, str) else arguments
-    except ValueError:
+    except (ValueError, RecursionError):
         read = None
     if not isinstance(read, Mapping):
         raise RequestError(
