@@ -59,8 +59,9 @@ class DrawnTokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         return self._tokens[token_id]
 
-    def is_special(self, token_id: int) -> bool:
-        return token_id in self.stop_ids
+    @property
+    def special_ids(self) -> list[int]:
+        return sorted(self.stop_ids)
 
     def encode_inside(self, text: str) -> list[int]:
         return list(text.encode())
