@@ -17,7 +17,7 @@ from m40llm.errors import RequestError
 from m40llm.llm.results import Completion
 from m40llm.server.answers import Answers, Ask
 from m40llm.server.errors import ApiError
-from m40llm.server.serving import Serving
+from m40llm.server.serving import Serving, record_of, serving_of
 from m40llm.text import Tokenizer
 
 W = TypeVar("W")
@@ -87,6 +87,21 @@ def checked_prompt(serving: Serving, ids: list[int], param: str) -> list[int]:
         told = f"{param}: empty; a model needs at least one token to go on from"
         raise ApiError(400, told, code="invalid_value", param=param)
     return ids
+
+
+def prompt_ids(serving: Serving, prompts: Sequence[str | list[int]], param: str) -> list[list[int]]:
+    """Of texts, or ids as they are; all of them known to be short enough before any is encoded."""
+    for one in prompts:
+        check_length(serving, [one] if isinstance(one, str) else [], param)
+    encode = serving.tokenizer.encode
+    ids = [encode(one) if isinstance(one, str) else one for one in prompts]
+    return [checked_prompt(serving, one, param) for one in ids]
+
+
+def log_answers(request: Request, completions: Iterable[Completion]) -> None:
+    """If prompts are logged."""
+    if serving_of(request).settings.log_prompts:
+        record_of(request).texts["answers"] = [one.text for one in completions]
 
 
 def asks(prompts: Iterable[Sequence[int]], params: SamplingParams, n: int) -> list[Ask]:

@@ -18,6 +18,7 @@ from m40llm.server.asking import (
     ends_of,
     head,
     json_reply,
+    log_answers,
     under_way,
     usage,
 )
@@ -114,9 +115,9 @@ async def _whole(request: Request, coming: Awaitable[tuple[Answers, _Wanted]]) -
             else:
                 done[index] = one
                 said[index].finish(one)
-    _log_texts(request, done)
     choices = [one.choice(index) for index, one in enumerate(said)]
     completions = [done[index] for index in range(wanted.n)]
+    log_answers(request, completions)
     return json_reply(wanted.head | {"choices": choices, "usage": usage(completions, wanted.n)})
 
 
@@ -142,13 +143,8 @@ async def _events(request: Request, answers: Answers, wanted: _Wanted) -> AsyncI
             chunks.append(chunk(index, {}, finish_reason=said[index].finish_reason))
         if chunks:
             yield b"".join(chunks)
-    _log_texts(request, done)
+    completions = [done[index] for index in range(wanted.n)]
+    log_answers(request, completions)
     if wanted.has_usage_chunk:
-        completions = [done[index] for index in range(wanted.n)]
         yield event({**wanted.head, "choices": [], "usage": usage(completions, wanted.n)})
     yield DONE
-
-
-def _log_texts(request: Request, done: dict[int, Completion]) -> None:
-    if serving_of(request).settings.log_prompts:
-        record_of(request).texts["answers"] = [done[index].text for index in sorted(done)]

@@ -15,11 +15,11 @@ from m40llm.server.answers import Answers, Ask, while_there
 from m40llm.server.asking import (
     FINISH,
     asks,
-    check_length,
-    checked_prompt,
     ends_of,
     head,
     json_reply,
+    log_answers,
+    prompt_ids,
     under_way,
     usage,
 )
@@ -94,14 +94,11 @@ async def complete(request: Request, asked: CompletionRequest) -> Any:
     model, lora = resolved(request, asked.model)
 
     def make() -> tuple[list[Ask], _Wanted]:
-        wanted, encode = _wanted(serving, asked, model), serving.tokenizer.encode
+        wanted = _wanted(serving, asked, model)
         if serving.settings.log_prompts:
             record_of(request).texts["prompt"] = asked.prompts()
-        for one in asked.prompts():
-            check_length(serving, [one] if isinstance(one, str) else [], "prompt")
-        ids = [encode(one) if isinstance(one, str) else one for one in asked.prompts()]
-        checked = [checked_prompt(serving, one, "prompt") for one in ids]
-        return asks(checked, wanted.params, wanted.n), wanted
+        ids = prompt_ids(serving, asked.prompts(), "prompt")
+        return asks(ids, wanted.params, wanted.n), wanted
 
     coming = under_way(request, lora, make, {"text": "prompt"})
     if asked.stream:
@@ -132,7 +129,7 @@ async def _whole(request: Request, coming: Awaitable[tuple[Answers, _Wanted]]) -
     async for batch in answers:
         done |= {index: one for index, one in batch if isinstance(one, Completion)}
     completions = [done[index] for index in range(wanted.n_answers)]
-    _log_texts(request, completions)
+    log_answers(request, completions)
     tokenizer = serving_of(request).tokenizer
     choices = [
         {
@@ -180,7 +177,7 @@ async def _events(request: Request, answers: Answers, wanted: _Wanted) -> AsyncI
         if chunks:
             yield b"".join(chunks)
     completions = [done[index] for index in range(wanted.n_answers)]
-    _log_texts(request, completions)
+    log_answers(request, completions)
     if wanted.has_usage_chunk:
         yield event({**wanted.head, "choices": [], "usage": usage(completions, wanted.n)})
     yield DONE
@@ -188,8 +185,3 @@ async def _events(request: Request, answers: Answers, wanted: _Wanted) -> AsyncI
 
 def _is_end(item: StreamItem, wanted: _Wanted) -> bool:
     return item.token_id in wanted.ends and not item.text
-
-
-def _log_texts(request: Request, completions: list[Completion]) -> None:
-    if serving_of(request).settings.log_prompts:
-        record_of(request).texts["answers"] = [one.text for one in completions]

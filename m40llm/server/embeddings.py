@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 
 from m40llm.llm.embed import Pooling
 from m40llm.server.answers import Answers, while_there
-from m40llm.server.asking import check_length, checked_prompt, json_reply, told_as
+from m40llm.server.asking import json_reply, prompt_ids, told_as
 from m40llm.server.errors import ApiError
 from m40llm.server.fields import STRICT, Ignored, Int, Text, TokenId
 from m40llm.server.models import resolved
@@ -69,15 +69,12 @@ async def _whole(
     answers = Answers(request)
 
     def submit() -> None:
-        texts, encode = asked.texts(), serving.tokenizer.encode
+        texts = asked.texts()
         if serving.settings.log_prompts:
             record_of(request).texts["prompt"] = texts
-        for text in texts:
-            check_length(serving, [text] if isinstance(text, str) else [], "input")
         with told_as({"text": "input"}):
-            ids = [encode(text) if isinstance(text, str) else text for text in texts]
-            checked = [checked_prompt(serving, one, "input") for one in ids]
-            answers.embed(checked, asked.pooling or "mean", asked.normalise is not False)
+            ids = prompt_ids(serving, texts, "input")
+            answers.embed(ids, asked.pooling or "mean", asked.normalise is not False)
 
     await asyncio.to_thread(submit)
     vectors: NDArray[np.float32] | None = None

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from m40llm.llm.results import Completion, StreamItem
 from m40llm.server.answers import Answers, Ask, while_there
-from m40llm.server.asking import check_length, checked_prompt, json_reply, under_way
+from m40llm.server.asking import check_length, checked_prompt, json_reply, log_answers, under_way
 from m40llm.server.errors import ApiError
 from m40llm.server.fields import STRICT, Int, Samplers, TokenId, sampling_params
 from m40llm.server.replies import DetokenizeReply, GenerateReply, TokenizeReply, errors
@@ -89,6 +89,7 @@ async def generate(request: Request, asked: GenerateRequest) -> Any:
     params = sampling_params(asked.given(), asked.max_tokens, serving.settings.max_tokens)
 
     def make() -> tuple[list[Ask], None]:
+        check_length(serving, [asked.prompt], "prompt")
         ids = _ids(serving.tokenizer, asked.prompt, asked.prompt_format or "auto")
         if serving.settings.log_prompts:
             record_of(request).texts["prompt"] = asked.prompt
@@ -107,8 +108,7 @@ async def _whole(request: Request, coming: Awaitable[tuple[Answers, None]]) -> R
     async for batch in answers:
         completion = batch[-1][1]
     assert completion is not None
-    if serving_of(request).settings.log_prompts:
-        record_of(request).texts["answers"] = [completion.text]
+    log_answers(request, [completion])
     return json_reply({"output": completion.text})
 
 

@@ -30,6 +30,7 @@ def user(content: str) -> dict[str, str]:
         (TEXT, {"prompt": ["a", "b" * 50_000]}, "prompt"),
         ("/v1/embeddings", {"input": "b" * 50_000}, "input"),
         ("/tokenize", {"text": "b" * 50_000}, "text"),
+        ("/generate", {"prompt": "b" * 50_000}, "prompt"),
     ],
 )
 def test_long_texts_are_refused_before_their_tokens_are_found(
@@ -40,7 +41,7 @@ def test_long_texts_are_refused_before_their_tokens_are_found(
 
     for name in ("encode", "encode_chat"):
         monkeypatch.setattr(service.llm.tokenizer, name, fails)
-    response = ask.post(url, **({} if url == "/tokenize" else {"model": "tiny"}), **body)
+    response = ask.post(url, **({"model": "tiny"} if url.startswith("/v1") else {}), **body)
     told = response.json()["error"]
     assert (response.status_code, told["code"]) == (400, "context_length_exceeded")
     assert told["param"] == param

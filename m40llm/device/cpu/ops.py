@@ -13,12 +13,7 @@ from m40llm.device.cpu import elementwise, q8_cache
 from m40llm.device.cpu.attention import attention
 from m40llm.device.cpu.experts import choose_experts
 from m40llm.device.cpu.formats import FORMATS, UNIT
-from m40llm.device.cpu.matmul import (
-    DenseMatrix,
-    PackedMatrix,
-    gather_rows,
-    matmul,
-)
+from m40llm.device.cpu.matmul import DenseMatrix, PackedMatrix, gather_rows, matmul
 from m40llm.device.cpu.prepare import prepare
 from m40llm.device.cpu.vectors import MAX_VECTORS
 from m40llm.device.decoder import ModelParts
