@@ -9,7 +9,7 @@ Several forms of one step give the same tokens, bit for bit:
     persistent  one launch for the whole of a request
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Protocol
 
@@ -89,10 +89,25 @@ class ModelParts:
     scale: float
 
 
+@dataclass(frozen=True)
+class OpsStep:
+    """A step of a model's own ops, for a decoder that has them recorded.
+
+    run          run(token_ids, seq, pos) enqueues it: int32[n_seqs] on the device, a row a slot. A
+                 row at position -1 is idle: it appends nothing, and its logits are nobody's
+    logits       float32[n_seqs, vocab_size], where it puts them
+    max_seq_len  positions that a sequence has
+    """
+
+    run: Callable[[Buffer, Buffer, Buffer], None]
+    logits: Buffer
+    max_seq_len: int
+
+
 class Decoder(Protocol):
     """See above. After an error, `recover` comes before anything else.
 
-    forms  those that suit the card; others work, but are for who asks for them
+    forms  those that suit the card; others may work, but are for who asks for them
     """
 
     forms: tuple[Form, ...]
@@ -102,6 +117,10 @@ class Decoder(Protocol):
     @property
     def device(self) -> str:
         """The card, the architecture of its code and its driver, in words."""
+        ...
+
+    def why_not(self, form: Form) -> str:
+        """Why it does not work in this form; empty where it does."""
         ...
 
     def begin(self, slot: int, request: SlotRequest) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from m40llm.progress import Progress
 
 if TYPE_CHECKING:
-    from m40llm.device.decoder import Decoder, ModelParts
+    from m40llm.device.decoder import Decoder, ModelParts, OpsStep
     from m40llm.device.instructions import Instruction
 
 Buffer = Any
@@ -119,6 +119,10 @@ class Ops(Sizes, Protocol):
 
     def decoder(self, program: "Sequence[Instruction]", parts: "ModelParts") -> "Decoder | str":
         """What makes tokens of this program by itself; or why this device has no such thing."""
+        ...
+
+    def ops_decoder(self, step: "OpsStep") -> "Decoder | str":
+        """What makes tokens by a step of these ops, recorded; or why this device cannot."""
         ...
 
     def free_bytes(self) -> int:

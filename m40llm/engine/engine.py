@@ -48,8 +48,12 @@ class Engine:
 
     def check_form(self) -> None:
         """RequestError where the device cannot decode in the form that was asked for."""
-        if self.decode_form != "host" and isinstance(self.model.decoder, str):
-            raise no_form(self.decode_form, self.model.ops.name, self.model.decoder)
+        if self.decode_form == "host":
+            return
+        decoder = self.model.decoder
+        reason = decoder if isinstance(decoder, str) else decoder.why_not(self.decode_form)
+        if reason:
+            raise no_form(self.decode_form, self.model.ops.name, reason)
 
     @property
     def max_seq_len(self) -> int:

@@ -8,7 +8,7 @@ from m40llm.engine.job import Job
 from m40llm.model.lora import Adapter
 from m40llm.model.staged import Model
 
-_MOST_ROWS: Final = 16  # of a decode step on a card: one tile of gemm, whose rows are all alike
+_MOST_ROWS: Final = 64  # of a decode step on a card: gemm's ALIKE_TOKENS are more
 
 
 @dataclass(eq=False)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from m40llm import reference
 from m40llm.fuzz.bounds import assert_within, attention_bound
 
+IDLE_SHARE = 0.15  # of drawn rows
 POISON = 6e4  # what the cache holds beyond its length: any leak shows
 Array = NDArray[Any]
 
@@ -48,9 +49,11 @@ class Case:
     def bound(self) -> Array:
         """Error of FP32 arithmetic, per element."""
         n_heads, n_kv_heads = self.q.shape[1], self.k.shape[1]
-        score, off = np.empty((*self.q.shape[:2], 1)), np.zeros((*self.q.shape[:2], 1))
+        score, off = np.zeros((2, *self.q.shape[:2], 1))
         q_error = np.broadcast_to(self.q_error, self.q.shape)
         for t, (s, last) in enumerate(zip(self.seq, self.pos, strict=True)):
+            if last < 0:
+                continue
             for head in range(n_heads):
                 k = np.abs(self.k[s, head // (n_heads // n_kv_heads), self._first(last) : last + 1])
                 score[t, head] = (k.astype(np.float64) @ np.abs(self.q[t, head])).max()

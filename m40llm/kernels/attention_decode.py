@@ -7,7 +7,8 @@ q, out            float32[n_tokens, n_heads, head_dim]   out overlaps nothing
 k_cache, v_cache  float16[n_seqs, n_kv_heads, max_seq_len, head_dim]   one layer; any size
                   or, attention_decode_q8, int8 likewise, and k_scales, v_scales
                   float16[n_seqs, n_kv_heads, max_seq_len, head_dim / 32]: element = quant * scale
-seq, pos          int32[n_tokens]   read on the device; row t has pos[t] + 1 keys
+seq, pos          int32[n_tokens]   read on the device; row t has pos[t] + 1 keys: with -1 it is
+                                    idle, and out is 0
 partial           float32[partial_shape(...)]   workspace, need not be initialised
 arrived           int32[n_tokens, n_heads]      zero before the first launch; left zero
 
@@ -82,6 +83,14 @@ def registers_of(n_heads: int) -> int:
     return 128 if n_heads > 2 else 96
 
 
+@cuda.jit(device=True, forceinline=True)
+def put_zeros(out: Any, token: Any, first_head: Any, end_head: Any) -> None:
+    """out[token] of these heads; the whole block calls."""
+    head_dim = out.shape[2]
+    for at in range(cuda.threadIdx.x, (end_head - first_head) * head_dim, N_THREADS):
+        out[token, first_head + at // head_dim, at % head_dim] = float32(0)
+
+
 @cache
 def _attend_row(head_dim: int, n_heads: int, has_softcap: bool, is_q8: bool) -> Any:
     """attend_row(...): what a block does. FP16 has no scales: its caches stand in for them."""
@@ -112,6 +121,10 @@ def _attend_row(head_dim: int, n_heads: int, has_softcap: bool, is_q8: bool) -> 
         end_head = min(first_head + n_heads, (kv_head + 1) * group_size)
 
         end = pos[token] + 1
+        if end < 1:
+            if split == 0:
+                put_zeros(out, token, first_head, end_head)
+            return
         begin = max(end - window, 0)
         split_keys = (end - begin + cuda.gridDim.x - 1) // cuda.gridDim.x
         split_keys = (split_keys + MIN_SPLIT_KEYS - 1) // MIN_SPLIT_KEYS * MIN_SPLIT_KEYS

@@ -42,6 +42,8 @@ from m40llm.kernels.intrinsics import as_bytes
 from m40llm.kernels.planes import Planes, check_planes
 
 MAX_X_BYTES: Final = 2**32  # offsets of x have 32 bits
+# Up to so many rows of x, all have their sums in one order: no tile is shared that others are not.
+ALIKE_TOKENS: Final = 128
 MAX_TILES: Final = 4096  # of out, that blocks may share the columns of
 
 
@@ -174,7 +176,8 @@ def _plan(
         tile, best = choose(w.type, n_tokens, w.n_rows, w.n_cols, n_sms)
         splits = n_splits or best
     n_tiles = tile.n_tiles(n_tokens, w.n_rows)
-    if splits == 1 and n_tiles > block_slots(w.type, tile, n_sms):
+    is_alike = tile.n_tokens >= n_tokens or n_tokens > ALIKE_TOKENS
+    if splits == 1 and n_tiles > block_slots(w.type, tile, n_sms) and is_alike:
         n_whole, splits = tail(tile, n_tiles, w.n_cols, n_sms)
         if splits > 1:
             splits = _fitting(splits, n_tiles - n_whole, tile, workspace, is_asked=False)

@@ -97,6 +97,8 @@ def _compile_append(layout: str) -> Kernel:
         head = cuda.blockIdx.y * int32(HEADS_PER_BLOCK) + cuda.threadIdx.y
         n_heads, n_kv_heads = q.shape[1], k.shape[1]
         at = pos[token]
+        if at < 0:  # an idle row
+            return
         if head < n_heads:
             rotate(q[token, head], q[token, head], cos[at], sin[at])
         elif head < n_heads + n_kv_heads:
@@ -133,7 +135,8 @@ def rope_append(
     *,
     stream: Launcher,
 ) -> None:
-    """Turn q in place; turn k and append it and v to one layer's cache at (seq[t], pos[t])."""
+    """Turn q in place; turn k and append it and v to one layer's cache at (seq[t], pos[t]). A row
+    at position -1 is idle: nothing of it changes, nothing is appended."""
     n_tokens, n_heads, cache_shape = check_rows(q, k, v, seq, pos, cos, sin, layout)
     check_array("k_cache", k_cache, np.float16, cache_shape)
     check_array("v_cache", v_cache, np.float16, k_cache.shape)

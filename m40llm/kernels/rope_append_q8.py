@@ -100,6 +100,8 @@ def _compile(layout: str) -> Kernel:
         token, lane = cuda.blockIdx.x, cuda.threadIdx.x
         head = cuda.blockIdx.y * int32(HEADS_PER_BLOCK) + cuda.threadIdx.y
         n_heads, n_kv_heads, at, s = q.shape[1], k.shape[1], pos[token], seq[token]
+        if at < 0:  # an idle row
+            return
         if head < n_heads:
             rotate(q[token, head], q[token, head], cos[at], sin[at])
         elif head < n_heads + n_kv_heads:
@@ -133,7 +135,8 @@ def rope_append_q8(
     *,
     stream: Launcher,
 ) -> None:
-    """Turn q in place; turn k and append it and v to one layer's cache at (seq[t], pos[t])."""
+    """Turn q in place; turn k and append it and v to one layer's cache at (seq[t], pos[t]), if it
+    is none of an idle row, at -1."""
     n_tokens, n_heads, cache_shape = check_rows(q, k, v, seq, pos, cos, sin, layout)
     check_q8_cache((k_quants, k_scales), (v_quants, v_scales), cache_shape)
     args = (q, k, v, k_quants, k_scales, v_quants, v_scales, seq, pos, cos, sin)

@@ -1,11 +1,12 @@
 """The decoder-only transformer, written once over `Ops`: one op a line, its shape at the right."""
 
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from m40llm.device.decoder import Decoder, ModelParts
+from m40llm.device.decoder import Decoder, ModelParts, OpsStep
 from m40llm.device.ops import Buffer, Ops, RopeTable
 from m40llm.errors import KernelContractError
 from m40llm.model.arch import Architecture
@@ -73,9 +74,27 @@ class Transformer:
     @cached_property
     def decoder(self) -> Decoder | str:
         """What decodes on the device by itself, made at the first call; or why nothing does."""
-        hp = self.hp
-        if reason := why_not(self.arch, hp, self.weights, self.kv.kv_type):
+        reason = why_not(self.arch, self.hp, self.weights, self.kv.kv_type)
+        found = reason or self._program_decoder()
+        if not isinstance(found, str):
+            return found
+        if reason := self._why_no_ops():
             return reason
+        n_rows = self.kv.n_seqs
+        step = OpsStep(self._decode_rows, self.workspace.logits[:n_rows], self.kv.max_seq_len)
+        return self.ops.ops_decoder(step)
+
+    def _why_no_ops(self) -> str:
+        """Why a step of the ops, a row of each sequence, needs the host; empty where it does not."""
+        n_rows, hp, ws = self.kv.n_seqs, self.hp, self.workspace
+        if n_rows > min(ws.max_tokens, ws.max_logits):
+            return f"the workspace has no room for a row of each of {n_rows} sequences"
+        if hp.n_experts and n_rows * hp.n_experts_used > hp.n_experts:
+            return f"{n_rows} sequences choose more than the {hp.n_experts} experts that there are"
+        return ""
+
+    def _program_decoder(self) -> Decoder | str:
+        hp = self.hp
         parts = ModelParts(
             weights=weights_by_name(self.weights),
             table=self.weights.token_embd,
@@ -92,6 +111,15 @@ class Transformer:
             scale=self._scale,
         )
         return self.ops.decoder(decode_program(self.arch, hp, self.weights), parts)
+
+    def _decode_rows(self, token_ids: Buffer, seq: Buffer, pos: Buffer) -> None:
+        """A row of each sequence through the model, to the first rows of `workspace.logits`: all
+        that it needs is on the device. See OpsStep."""
+        n_rows = int(token_ids.shape[0])
+        ws = replace(self.workspace.rows(n_rows), token_ids=token_ids, seq=seq, pos=pos)
+        self._embed(ws)
+        self._blocks(ws, single_rows=True)
+        self._logits(self.normed(ws), self.workspace.logits[:n_rows])
 
     def ops_of(self, name: str) -> Ops:
         """Whose device a matrix is on: "blk.0.attn_q", "output"."""
@@ -133,11 +161,14 @@ class Transformer:
             self._embed(ws)
         else:
             self.ops.write(ws.x, x)
-        for layer, w in enumerate(self.weights.layers):
-            self._attention_block(layer, w, ws, batch.has_single_rows)
-            self._ffn_block(layer, w, ws)
+        self._blocks(ws, batch.has_single_rows)
         np.maximum.at(self.kv.seq_lens, batch.seq, batch.pos + 1)
         return ws
+
+    def _blocks(self, ws: Rows, single_rows: bool) -> None:
+        for layer, w in enumerate(self.weights.layers):
+            self._attention_block(layer, w, ws, single_rows)
+            self._ffn_block(layer, w, ws)
 
     def _embed(self, ws: Rows) -> None:
         self.ops.embedding(self.weights.token_embd, ws.token_ids, out=ws.x)  # [t, n_embd]
@@ -243,11 +274,16 @@ class Transformer:
         ops.write(rows, batch.logit_rows)
         ops.take_rows(ws.x, rows, out=x_last)  # [n_logits, n_embd]
         ops.rms_norm(x_last, self.weights.output_norm, self.hp.norm_eps, out=x_last)
-        ops.matmul(self.weights.output, x_last, out=logits)  # [n_logits, vocab_size]
+        self._logits(x_last, logits)
+        return logits
+
+    def _logits(self, x: Buffer, logits: Buffer) -> None:
+        """Of rows after the last norm: [n_logits, vocab_size]."""
+        ops = self.ops
+        ops.matmul(self.weights.output, x, out=logits)
         if self.adapter is not None:
-            self.adapter.add("output", x_last, logits)
+            self.adapter.add("output", x, logits)
         if self.hp.logit_scale != 1:
             ops.scale(logits, 1 / self.hp.logit_scale)
         if self._logit_softcap:
             ops.softcap(logits, self._logit_softcap)
-        return logits

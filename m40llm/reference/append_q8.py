@@ -50,9 +50,9 @@ def append_q8(
 ) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
     """k [n_tokens, n_kv_heads, head_dim], quants [n_seqs, n_kv_heads, max_seq_len, head_dim]
 
-    Returns the cache after the append.
+    Returns the cache after the append, without rows at position -1, which are idle.
     """
     quants, scales = quants.copy(), scales.copy()
-    for t in range(k.shape[0]):
+    for t in np.flatnonzero(pos >= 0):
         quants[seq[t], :, pos[t]], scales[seq[t], :, pos[t]] = quantise_q8(k[t])
     return quants, scales

@@ -24,15 +24,18 @@ def attention(
 ) -> NDArray[np.float64]:
     """q [n_tokens, n_heads, head_dim]; caches [n_seqs, n_kv_heads, max_seq_len, head_dim].
 
+    pos      -1 for an idle row, without keys: 0
     window   a row sees its last `window` positions only; 0 for all
     softcap  scores stay within +-softcap; 0 for no cap
     Returns float64[n_tokens, n_heads, head_dim].
     """
     n_tokens, n_heads, _ = q.shape
     group_size = n_heads // k_cache.shape[1]
-    out = np.empty(q.shape, np.float64)
+    out = np.zeros(q.shape, np.float64)
     for t in range(n_tokens):
         last = int(pos[t])
+        if last < 0:
+            continue
         first = max(0, last + 1 - window) if window else 0
         for head in range(n_heads):
             k = k_cache[seq[t], head // group_size, first : last + 1].astype(np.float64)

@@ -29,6 +29,9 @@ class ReferenceOps:
     def decoder(self, program: Any, parts: Any) -> str:
         return "the reference has none"
 
+    def ops_decoder(self, step: Any) -> str:
+        return "the reference has none"
+
     def free_bytes(self) -> int:
         return 1 << 40
 

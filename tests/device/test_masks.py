@@ -47,10 +47,22 @@ class DrawnMasks:
 
 
 @pytest.fixture(scope="module", params=["emulator", pytest.param("cuda", marks=pytest.mark.gpu)])
-def model(request: pytest.FixtureRequest) -> Any:
-    ops, _ = open_device(request.param)
-    assert isinstance(ops, GpuOps)
-    return synthetic_model(ops, TINY_SHAPE, "F16", n_seqs=4, max_seq_len=32)
+def ops(request: pytest.FixtureRequest) -> Any:
+    opened, _ = open_device(request.param)
+    assert isinstance(opened, GpuOps)
+    return opened
+
+
+@pytest.fixture(scope="module", params=[4, 5], ids=["program", "ops"])
+def model(ops: Any, request: pytest.FixtureRequest) -> Any:
+    """Of four slots a decode program; of five its own ops, recorded."""
+    return synthetic_model(ops, TINY_SHAPE, "F16", n_seqs=request.param, max_seq_len=32)
+
+
+@pytest.fixture(params=FORMS)
+def form(model: Any, request: pytest.FixtureRequest) -> Form:
+    """The graph form twice where there is no persistent one."""
+    return "graph" if model.decoder.why_not(request.param) else request.param
 
 
 def request_of(params: SamplingParams, seed: int = 0, count: int = N_TOKENS) -> SlotRequest:
@@ -86,7 +98,7 @@ def alone(model: Any, form: Form, request: SlotRequest, masks: Any, slot: int = 
 def test_every_form_gives_the_hosts_tokens(model: Any, params: SamplingParams) -> None:
     for seed, share in ((1, 0.2), (2, 0.02), (3, 0.9)):
         expected = by_host(model, params, DrawnMasks(seed, share), seed)
-        for form in FORMS:
+        for form in model.decoder.forms:
             masks = DrawnMasks(seed, share)
             found = list(decode(model.decoder, form, request_of(params, seed), 1, masks))
             assert tokens(found, 1) == expected
@@ -122,7 +134,6 @@ def together(
     return found
 
 
-@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("late", [0, 3])
 def test_slots_with_masks_beside_others(model: Any, form: Form, late: int) -> None:
     """Late or not, each has the tokens that it has alone; none waits for another's mask."""
@@ -145,7 +156,6 @@ def test_slots_with_masks_beside_others(model: Any, form: Form, late: int) -> No
         assert max(last[1], last[3]) < min(last[0], last[2])
 
 
-@pytest.mark.parametrize("form", FORMS)
 def test_a_host_that_does_not_answer(model: Any, form: Form) -> None:
     """No token without its mask, no launch without end; and the mask may come whenever it likes."""
     decoder, masks = model.decoder, DrawnMasks(5)
@@ -167,7 +177,6 @@ def test_a_host_that_does_not_answer(model: Any, form: Form) -> None:
     assert [answer.done for answer in found] == [None] * (N_TOKENS - 1) + ["length"]
 
 
-@pytest.mark.parametrize("form", FORMS)
 def test_what_is_broken_off_leaves_nothing(model: Any, form: Form) -> None:
     """Cancelled with a mask there, or awaited; recovered from; then the same positions again."""
     decoder, request = model.decoder, request_of(SAMPLED, 6)
@@ -204,7 +213,6 @@ class Broken(DrawnMasks):
         return np.zeros(N_WORDS, np.uint32)
 
 
-@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_masks_that_allow_nothing(model: Any, form: Form, params: SamplingParams) -> None:
     request = request_of(params, 9)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from m40llm.device.gpu.bind import angles_on
 from m40llm.device.gpu.bound import Other, Product, Setting, in_parts
 from m40llm.device.gpu.decode import encode
-from m40llm.device.gpu.decode_state import HostRings, new_exchange, new_state
+from m40llm.device.gpu.decode_state import HostRings, new_exchange, new_partial, new_state
 from m40llm.device.gpu.shares import new_parts
 from m40llm.device.ops import RopeTable
 from m40llm.gguf.blocks import dequantize
@@ -81,8 +81,7 @@ class ProgramCase:
                 self.rings.n_taken[0] = self.n_answers
                 return found
             logprob = float(np.uint32(value & 0xFFFFFFFF).view(np.float32))
-            token = what & rings.NO_TOKEN
-            slot, done = what >> rings.SLOT_SHIFT & 15, what >> rings.DONE_SHIFT & 15
+            slot, done, token = rings.told(what)
             found.append((slot, token, logprob, done))
             self.n_answers += 1
 
@@ -142,7 +141,10 @@ def make_case(
         )
     }
     b["k"], b["v"] = (launcher.alloc(cache_shape, np.dtype(np.float16)) for _ in range(2))
-    state, host_rings = new_state(launcher, form, shape.vocab_size, n_blocks)
+    partial = new_partial(launcher, form, n_blocks)
+    state, host_rings = new_state(
+        launcher, form.n_seqs, shape.vocab_size, n_blocks, partial=partial
+    )
     embd = make.rng.standard_normal((shape.vocab_size, shape.n_embd)).astype(np.float16)
     make.host["token_embd"] = embd.astype(np.float64)
     pairs = np.arange(shape.rope_dim // 2)

@@ -16,7 +16,7 @@ from m40llm.device.cpu.formats import FORMATS, UNIT
 from m40llm.device.cpu.matmul import DenseMatrix, PackedMatrix, gather_rows, matmul
 from m40llm.device.cpu.prepare import prepare
 from m40llm.device.cpu.vectors import MAX_VECTORS
-from m40llm.device.decoder import ModelParts
+from m40llm.device.decoder import ModelParts, OpsStep
 from m40llm.device.host_memory import available_bytes
 from m40llm.device.instructions import Instruction
 from m40llm.device.ops import Cache, MatrixData, Q8Cache, RopeTable
@@ -27,6 +27,7 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
 Matrix = PackedMatrix | DenseMatrix
 _LINE = 64  # bytes of a cache line
+_NO_DECODER = "no decoder runs there; cuda and emulator have one"
 
 
 class CpuOps:
@@ -38,7 +39,10 @@ class CpuOps:
     experts = None
 
     def decoder(self, program: Sequence[Instruction], parts: ModelParts) -> str:
-        return "no decoder runs there; cuda and emulator have one"
+        return _NO_DECODER
+
+    def ops_decoder(self, step: OpsStep) -> str:
+        return _NO_DECODER
 
     def free_bytes(self) -> int:
         return available_bytes()

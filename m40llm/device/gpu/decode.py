@@ -11,6 +11,7 @@ from m40llm.device.gpu.shares import encode_choice, encode_shares, encode_slices
 from m40llm.kernels.attention_common import score_factors, window_keys
 from m40llm.kernels.program import words
 from m40llm.kernels.program.form import Form, span_cols
+from m40llm.kernels.program.state import DecodeState
 from m40llm.kernels.unpack import LANES
 
 EFFECTS = {
@@ -76,22 +77,28 @@ def _encode_other(row: NDArray[np.int64], one: Other) -> None:
 
 
 def _shared_words(setting: Setting) -> NDArray[np.int64]:
-    state, sampler, row = setting.state, setting.state.sampler, np.zeros(words.N_WORDS, np.int64)
-    inner, _ = score_factors(setting.scale, 0.0)
-    numbers = (
+    row, inner = state_words(setting.state, setting.max_seq_len), score_factors(setting.scale, 0)[0]
+    for word, number in (
         (words.EPS, _bits(setting.eps)),
         (words.INNER, _bits(inner)),
-        (words.MAX_SEQ_LEN, setting.max_seq_len),
-        (words.N_SPLITS, state.partial.shape[2]),
-        (words.VOCAB_SIZE, setting.table.shape[0]),
+        (words.N_SPLITS, setting.state.partial.shape[2]),
+        (words.PARTIAL, address(setting.state.partial)),
         (words.ROW_BYTES, setting.table.shape[1]),
-        (words.MAX_BIAS, sampler.bias_ids.shape[1]),
-    )
+        (words.TABLE, address(setting.table)),
+    ):
+        row[word] = number
+    return row
+
+
+def state_words(state: DecodeState, max_seq_len: int) -> NDArray[np.int64]:
+    """int64[N_WORDS] that say where a state is, and how large; hold the state as long."""
+    sampler, row = state.sampler, np.zeros(words.N_WORDS, np.int64)
+    row[words.MAX_SEQ_LEN], row[words.VOCAB_SIZE] = max_seq_len, state.raw.shape[1]
+    row[words.MAX_BIAS] = sampler.bias_ids.shape[1]
     buffers = (
         *((words.SEQ, state.seq), (words.ROW_POS, state.row_pos), (words.GO, state.go)),
         (words.BEST, state.best),
         *((words.MASS, state.mass), (words.RAW, state.raw), (words.LOGITS_LEFT, state.logits)),
-        *((words.TABLE, setting.table), (words.PARTIAL, state.partial)),
         (words.POS, state.pos),
         *((words.TOKEN_IDS, state.token_ids), (words.N_LEFT, state.n_left)),
         *((words.STOP_IDS, state.stop_ids), (words.CONTROL, state.control)),
@@ -102,8 +109,6 @@ def _shared_words(setting: Setting) -> NDArray[np.int64]:
         *((words.HISTORY, sampler.history), (words.MASKED, state.masked)),
         (words.MASKS, state.masks),
     )
-    for word, number in numbers:
-        row[word] = number
     for word, buffer in buffers:
         row[word] = address(buffer)
     return row

@@ -34,10 +34,22 @@ def new_exchange(card: Card, n_seqs: int, width: int) -> Buffer:
 
 
 def new_state(
-    card: Card, form: Form, vocab_size: int, n_blocks: int, max_bias: int = 1
+    card: Card,
+    n_seqs: int,
+    vocab_size: int,
+    n_blocks: int,
+    max_bias: int = 1,
+    *,
+    partial: Buffer = None,
+    raw: Buffer = None,
 ) -> tuple[DecodeState, HostRings]:
-    """All slots idle and greedy, slot s in the cache's sequence s."""
-    n = form.n_seqs
+    """All slots idle and greedy, slot s in the cache's sequence s.
+
+    n_blocks  that have logits
+    partial   of attention; None where ops attend
+    raw       where logits come; None: a new buffer
+    """
+    n, of_logits = n_seqs, ((n_seqs, vocab_size), np.dtype(np.float32))
     commands, host_commands = card.alloc_mapped((rings.N_COMMANDS, 2), np.int64)
     answers, host_answers = card.alloc_mapped((rings.N_ANSWERS, 2), np.int64)
     n_taken, host_taken = card.alloc_mapped((1,), np.int64)
@@ -56,9 +68,9 @@ def new_state(
         arrived=filled(card, (3,), np.uint64),
         best=filled(card, (n, n_blocks), np.int64),
         mass=_empty_mass(card, n, n_blocks),
-        partial=filled(card, split_shape(form, n_blocks), np.uint32),
-        raw=card.alloc((n, vocab_size), np.dtype(np.float32)),
-        logits=card.alloc((n, vocab_size), np.dtype(np.float32)),
+        partial=partial,
+        raw=card.alloc(*of_logits) if raw is None else raw,
+        logits=card.alloc(*of_logits),
         sampler=_greedy(card, n, vocab_size, max_bias),
         masked=filled(card, (n,), np.int32),
         commands=commands,
@@ -67,6 +79,11 @@ def new_state(
         masks=masks,
     )
     return state, HostRings(host_commands, host_answers, host_taken, host_masks)
+
+
+def new_partial(card: Card, form: Form, n_blocks: int) -> Buffer:
+    """Of a program's attention: DecodeState.partial."""
+    return filled(card, split_shape(form, n_blocks), np.uint32)
 
 
 def _empty_mass(card: Card, n: int, n_blocks: int) -> Buffer:

@@ -1,24 +1,21 @@
-"""CardDecoder: a decode program on a card, with its rings, in each of its forms."""
+"""CardDecoder: a decoder on a card, with its rings; what a step is, its kinds say.
 
-from collections.abc import Sequence
+ProgramDecoder   program_decoder.py   one kernel for the whole step, in all forms
+OpsDecoder       ops_decoder.py       the model's own ops, in the eager and graph forms
+"""
+
+from abc import ABC, abstractmethod
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from m40llm.device.decoder import FORMS, Answer, Done, Form, ModelParts, SlotRequest
-from m40llm.device.gpu.bind import bind, form_of
-from m40llm.device.gpu.bound import Setting
+from m40llm.device.decoder import Answer, Done, Form, SlotRequest
 from m40llm.device.gpu.card import Card
-from m40llm.device.gpu.decode import encode
-from m40llm.device.gpu.decode_state import new_state
-from m40llm.device.gpu.shares import new_parts
-from m40llm.device.instructions import Instruction, Project
+from m40llm.device.gpu.decode_state import HostRings
 from m40llm.kernels.contract import check_array
-from m40llm.kernels.layouts import DENSE, LAYOUTS
 from m40llm.kernels.program import state as rings
-from m40llm.kernels.program.form import MAX_TYPES
-from m40llm.kernels.program.run import Program, run_once, run_persistent
+from m40llm.kernels.program.state import DecodeState
 
 MAX_BIAS: Final = 64
 AHEAD: Final = 2  # steps under way, of the graph and eager forms
@@ -32,48 +29,36 @@ _REASONS: Final[dict[int, Done | None]] = {
 }
 
 
-def why_not(program: Sequence[Instruction], parts: ModelParts) -> str:
-    """Why the card cannot run this program; empty where it can."""
-    types = {parts.weights[one.weight].type for one in program if isinstance(one, Project)}
-    if len(types) > MAX_TYPES:
-        return f"its matrices have {len(types)} types, of which a program holds {MAX_TYPES}"
-    if odd := [type.name for type in types if type not in LAYOUTS and type not in DENSE]:
-        return f"no product of {odd[0]}"
-    widest = max(parts.weights[one.weight].n_cols for one in program if isinstance(one, Project))
-    if parts.n_embd % 4 or widest % 4:
-        return "its vectors are no multiple of 4 long"
-    if parts.k.shape[1] not in (1, 2, 4, 8):
-        return f"{parts.k.shape[1]} sequences: expected 1, 2, 4 or 8"
-    return ""
-
-
-class CardDecoder:
+class CardDecoder(ABC):
     """Implements `device.decoder.Decoder`. One slot for each sequence of the cache."""
 
+    forms: tuple[Form, ...]
     max_bias = MAX_BIAS
     max_stop_ids = rings.MAX_STOP_IDS
 
-    def __init__(self, card: Card, program: Sequence[Instruction], parts: ModelParts) -> None:
-        self._card, self._parts = card, parts
-        # A launch that goes on for a whole answer keeps a display from being drawn.
-        self.forms: tuple[Form, ...] = ("eager", "graph") if card.has_time_limit else FORMS
-        form, n_blocks = form_of(program, parts), card.n_sms
-        self._state, self._rings = new_state(card, form, parts.vocab_size, n_blocks, MAX_BIAS)
-        self._instructions = bind(card, program, parts)
-        self._setting = Setting(
-            *(form, self._state, parts.table.rows, parts.norm_eps, parts.scale, parts.k.shape[3]),
-            new_parts(card, self._instructions, form, n_blocks),
-        )
-        code = card.upload(encode(self._instructions, self._setting))
-        self._program = Program(form, code, self._state.arrived, n_blocks)
+    def __init__(self, card: Card, state: DecodeState, host_rings: HostRings) -> None:
+        self._card, self._state, self._rings = card, state, host_rings
+        n_slots, self._vocab_size = (int(n) for n in state.raw.shape)
         self._n_commands = self._n_answers = 0
-        self._next_mask = [0] * int(parts.k.shape[1])  # the position that its token will take
+        self._next_mask = [0] * n_slots  # the position that its token will take
         self._kept: list[Answer] = []  # read already, and not asked for yet
         self._under_way: list[Any] = []  # ends of steps enqueued, of the graph and eager forms
-        self._ended: Any = None  # the end of the last launch of the persistent form
-        self._yielded: Any = None  # the launch that has been told to end, by its end
         self._graph: Any = None
         self._is_launched = False
+
+    @abstractmethod
+    def _step(self) -> None:
+        """Enqueues one step."""
+
+    @abstractmethod
+    def _take_commands(self) -> None:
+        """Enqueues what takes those that are in the ring, if nothing that runs does."""
+
+    def make_way(self) -> None:
+        """Steps that are enqueued one by one are in nobody's way."""
+
+    def why_not(self, form: Form) -> str:
+        return ""
 
     @property
     def device(self) -> str:
@@ -102,7 +87,7 @@ class CardDecoder:
             (sampler.bias_values, r.logit_bias.values(), 0),
         ):
             write(buffer[slot], _padded(values, buffer.shape[1], filler, buffer.dtype))
-        history = r.history if r.history is not None else np.zeros(self._parts.vocab_size, np.int32)
+        history = r.history if r.history is not None else np.zeros(self._vocab_size, np.int32)
         write(sampler.history[slot], history)
         self._rings.masks[slot] = 0  # of another request: positions would be the same
         self._next_mask[slot] = r.pos + 1
@@ -117,13 +102,6 @@ class CardDecoder:
 
     def advance(self, form: Form, *, one_step: bool = False) -> None:
         card = self._card
-        if form == "persistent":
-            if self._ended is None or card.has_come(self._ended):
-                run_persistent(self._program, 1 if one_step else card.max_steps, stream=card)
-                self._ended = card.event()
-                # Told to end while it waits for its turn, it would end before its first token.
-                self._yielded = self._ended if one_step else None
-            return
         self._under_way = [end for end in self._under_way if not card.has_come(end)]
         if len(self._under_way) < AHEAD:
             if form == "graph" and self._is_launched:
@@ -133,10 +111,6 @@ class CardDecoder:
                 self._is_launched = True
             self._under_way.append(card.event())
 
-    def _step(self) -> None:
-        for at in range(len(self._instructions)):
-            run_once(self._program, at, at + 1, stream=self._card)
-
     def _recorded(self) -> Any:
         """The graph of one step."""
         if self._graph is None:
@@ -144,12 +118,6 @@ class CardDecoder:
                 self._step()
             self._graph = graph
         return self._graph
-
-    def make_way(self) -> None:
-        if self._ended in (None, self._yielded) or self._card.has_come(self._ended):
-            return
-        self._command(rings.YIELD)  # once a launch: the ring of commands has an end
-        self._yielded = self._ended
 
     def answers(self) -> list[Answer]:
         found, self._kept = self._kept, []
@@ -165,8 +133,8 @@ class CardDecoder:
             return None
         self._n_answers += 1
         logprob = float(np.uint32(value & 0xFFFFFFFF).view(np.float32))
-        slot, done = what >> rings.SLOT_SHIFT & 15, what >> rings.DONE_SHIFT & 15
-        return Answer(slot, what & rings.NO_TOKEN, logprob, _REASONS[done])
+        slot, done, token_id = rings.told(what)
+        return Answer(slot, token_id, logprob, _REASONS[done])
 
     def _command(self, operation: int, slot: int = 0, count: int = 0) -> None:
         at = self._n_commands % rings.N_COMMANDS
@@ -178,7 +146,7 @@ class CardDecoder:
     def cancel(self, slot: int) -> None:
         self._command(rings.CANCEL, slot)
         self.make_way()
-        run_persistent(self._program, 1, stream=self._card)  # takes the command if none was running
+        self._take_commands()
         self._wait()
         self._kept = [answer for answer in self.answers() if answer.slot != slot]
 
@@ -196,7 +164,7 @@ class CardDecoder:
         write(state.control, np.array(control, np.int64))
         write(state.arrived, np.zeros(3, np.uint64))
         write(state.n_left, np.zeros(state.n_left.shape, np.int32))
-        self._ended, self._yielded, self._under_way = None, None, []
+        self._under_way = []
 
 
 def _padded(values: Any, n: int, filler: float, dtype: Any) -> NDArray[Any]:

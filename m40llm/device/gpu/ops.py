@@ -4,21 +4,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, pairwise
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 from gguf import GGMLQuantizationType as GGMLType
 from numpy.typing import NDArray
 
-from m40llm.device.decoder import ModelParts
+from m40llm.device.decoder import ModelParts, OpsStep
 from m40llm.device.gpu import held
 from m40llm.device.gpu.cache_kernels import in_type
 from m40llm.device.gpu.card import Card
 from m40llm.device.gpu.experts import GpuExperts
+from m40llm.device.gpu.kept import converted, planes_of, stacked
 from m40llm.device.gpu.tuned import Tuned
 from m40llm.device.instructions import Instruction
 from m40llm.device.ops import Cache, MatrixData, RopeTable
-from m40llm.gguf.blocks import dequantize
 from m40llm.kernels.add_rows import add_rows
 from m40llm.kernels.attention_common import TINY_HEAD_DIMS
 from m40llm.kernels.attention_decode import partial_shape, split_count
@@ -26,7 +26,7 @@ from m40llm.kernels.choose_experts import choose_experts
 from m40llm.kernels.embedding import embedding, take_rows
 from m40llm.kernels.gemm import MAX_TILES, Workspace, gemm, workspace_floats
 from m40llm.kernels.gemv import MAX_TOKENS, gemv
-from m40llm.kernels.planes import Planes, from_blocks
+from m40llm.kernels.planes import Planes
 from m40llm.kernels.rms_norm import rms_norm, rms_norm_heads
 from m40llm.kernels.scale import add_scaled, scale
 from m40llm.kernels.softcap import softcap
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 Buffer = Any
 Bytes = NDArray[np.uint8]
+_NOT_BESIDE_PRODUCTS: Final = "its products would not be cuBLAS's"
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,18 @@ class GpuOps:
         return Tuned(self.card.about)
 
     def decoder(self, program: Sequence[Instruction], parts: ModelParts) -> "CardDecoder | str":
-        from m40llm.device.gpu.decoder import CardDecoder, why_not
+        from m40llm.device.gpu.program_decoder import ProgramDecoder, why_not
 
         if self.products is not None:
-            return "its products would not be cuBLAS's"
-        return why_not(program, parts) or CardDecoder(self.card, program, parts)
+            return _NOT_BESIDE_PRODUCTS
+        return why_not(program, parts) or ProgramDecoder(self.card, program, parts)
+
+    def ops_decoder(self, step: OpsStep) -> "CardDecoder | str":
+        from m40llm.device.gpu.ops_decoder import OpsDecoder, why_no_ops
+
+        if self.products is not None:
+            return _NOT_BESIDE_PRODUCTS
+        return why_no_ops(step) or OpsDecoder(self.card, step)
 
     def free_bytes(self) -> int:
         """For a model: less what its first matrix product will take."""
@@ -111,15 +119,15 @@ class GpuOps:
         return held.table_bytes(ggml_type, n_rows, n_cols, is_tied=is_tied)
 
     def matrix(self, ggml_type: GGMLType, n_rows: int, n_cols: int, data: Bytes) -> Planes:
-        return self.upload(_planes(MatrixData(ggml_type, n_rows, n_cols, data)))
+        return self.upload(planes_of(MatrixData(ggml_type, n_rows, n_cols, data)))
 
     def stack(self, parts: Sequence[MatrixData]) -> tuple[tuple[Planes, ...], tuple[Planes, ...]]:
         """A group for each run of parts that the card holds in one type."""
         wholes: list[Planes] = []
         each: list[Planes] = []
-        for _, run in groupby(map(_planes, parts), key=lambda planes: planes.type):
+        for _, run in groupby(map(planes_of, parts), key=lambda planes: planes.type):
             group = list(run)
-            wholes.append(self.upload(_stacked(group)))
+            wholes.append(self.upload(stacked(group)))
             ends = np.cumsum([0, *(planes.n_rows for planes in group)])
             each += [wholes[-1][slice(a, b)] for a, b in pairwise(ends)]
         return tuple(wholes), tuple(each)
@@ -137,7 +145,7 @@ class GpuOps:
 
     def table(self, ggml_type: GGMLType, n_rows: int, n_cols: int, data: Bytes) -> Table:
         kept = held.held_table(ggml_type)
-        rows = _converted(ggml_type, kept, n_rows, data).reshape(n_rows, -1)
+        rows = converted(ggml_type, kept, n_rows, data).reshape(n_rows, -1)
         return Table(kept, self.card.upload(rows))
 
     def empty(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Buffer:
@@ -269,31 +277,3 @@ class GpuOps:
 
     def add_rows(self, x: Buffer, rows: Buffer, shares: Buffer, y: Buffer) -> None:
         add_rows(x, rows, shares, y, stream=self.card)
-
-
-def _planes(matrix: MatrixData) -> Planes:
-    """On the host, in the type that the card holds."""
-    n_rows, n_cols = matrix.n_rows, matrix.n_cols
-    kept = held.held_matrix(matrix.ggml_type, n_cols)
-    data = _converted(matrix.ggml_type, kept, n_rows, matrix.data)
-    return from_blocks(kept, n_rows, n_cols, data)
-
-
-def _stacked(parts: Sequence[Planes]) -> Planes:
-    """All rows of matrices of one type and width."""
-    first = parts[0]
-    return Planes(
-        first.type,
-        first.n_cols,
-        np.concatenate([part.quants for part in parts]),
-        None if first.highs is None else np.concatenate([part.highs for part in parts]),
-        None if first.scales is None else np.concatenate([part.scales for part in parts]),
-    )
-
-
-def _converted(given: GGMLType, kept: GGMLType, n_rows: int, data: Bytes) -> Bytes:
-    """The file's bytes as the type that is kept: the same, or dequantised and rounded once."""
-    if given == kept:
-        return data
-    dtype = np.float16 if kept == GGMLType.F16 else np.float32
-    return dequantize(given, data.reshape(n_rows, -1)).astype(dtype).view(np.uint8)

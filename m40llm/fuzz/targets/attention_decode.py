@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from m40llm.fuzz.attention import Case, poisoned_cache
+from m40llm.fuzz.attention import IDLE_SHARE, Case, poisoned_cache
 from m40llm.fuzz.contents import normals
 from m40llm.fuzz.definition import target
 from m40llm.fuzz.strategies import choices, lengths, seeds, sizes
@@ -51,18 +51,20 @@ def drawn(
     form: tuple[int, int, float], seq_lens: tuple[int, ...], n_kv_heads: int, window: int,
     seed: int,
 ) -> Case:  # fmt: skip
-    """A row a sequence, its last token."""
+    """A row a sequence, its last token; some are idle."""
     head_dim, group_size, softcap = form
     rng, n_heads = np.random.default_rng(seed), n_kv_heads * group_size
     seq = rng.permutation(len(seq_lens)).astype(np.int32)
     shape = (n_kv_heads, max(seq_lens) + 3, head_dim)
     spread = rng.choice([1, 20]) if softcap else 1  # scores within the cap, and far beyond
+    pos = (np.array(seq_lens, np.int32) - 1)[seq]
+    pos[rng.random(len(seq)) < IDLE_SHARE] = -1
     return Case(
         q=normals(rng, len(seq), n_heads, head_dim, spread=spread),
         k=poisoned_cache(rng, seq_lens, *shape),
         v=poisoned_cache(rng, seq_lens, *shape),
         seq=seq,
-        pos=(np.array(seq_lens, np.int32) - 1)[seq],
+        pos=pos,
         scale=head_dim**-0.5,
         window=window,
         softcap=softcap,

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from m40llm import reference
-from m40llm.fuzz.attention import POISON
+from m40llm.fuzz.attention import IDLE_SHARE, POISON
 from m40llm.fuzz.bounds import assert_within, rope_bound
 from m40llm.fuzz.contents import integers, normals
 from m40llm.fuzz.definition import target
@@ -49,11 +49,17 @@ def rope(
 
 
 def rows_to_append(rng: Any, n_tokens: int, n_kv_heads: int, head_dim: int) -> tuple[Any, ...]:
-    """(seq, pos, q, k): whole numbers, at places that differ."""
+    """(seq, pos, q, k): whole numbers, at places that differ, but for idle rows."""
     places = rng.choice(N_SEQS * MAX_SEQ_LEN, n_tokens, replace=False)
     seq, pos = (a.astype(np.int32) for a in divmod(places, MAX_SEQ_LEN))
+    pos[rng.random(n_tokens) < IDLE_SHARE] = -1
     q = integers(rng, n_tokens, 2 * n_kv_heads, head_dim, most=8)
     return seq, pos, q, integers(rng, n_tokens, n_kv_heads, head_dim, most=8)
+
+
+def turned(x: Any, pos: Any, cos: Any, sin: Any, layout: str) -> Any:
+    """What becomes of q and k; of idle rows nothing."""
+    return np.where((pos < 0)[:, None, None], x, reference.rope(x, pos, cos, sin, layout))
 
 
 @target(
@@ -83,7 +89,7 @@ def rope_append(
     ops.rope_append(
         q_on, card.upload(k), card.upload(v), k_cache, v_cache, *rows, layout, stream=card
     )
-    turned_q, turned_k = (reference.rope(x, pos, cos, sin, layout) for x in (q, k))
+    turned_q, turned_k = (turned(x, pos, cos, sin, layout) for x in (q, k))
     np.testing.assert_array_equal(card.read(q_on), turned_q)
     expected_k = reference.append(turned_k, cache, seq, pos)
     np.testing.assert_array_equal(card.read(k_cache), expected_k)

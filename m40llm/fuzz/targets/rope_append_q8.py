@@ -8,7 +8,15 @@ from m40llm import reference
 from m40llm.fuzz.contents import blocks_of_any_size, integers
 from m40llm.fuzz.definition import target
 from m40llm.fuzz.strategies import choices, seeds, sizes
-from m40llm.fuzz.targets.rope import LAYOUTS, MAX_SEQ_LEN, N_SEQS, ROTATED, pairs, rows_to_append
+from m40llm.fuzz.targets.rope import (
+    LAYOUTS,
+    MAX_SEQ_LEN,
+    N_SEQS,
+    ROTATED,
+    pairs,
+    rows_to_append,
+    turned,
+)
 from m40llm.kernels import rope_append_q8 as kernels
 
 
@@ -37,7 +45,7 @@ def rope_append_q8(
     q_on, *caches = (card.upload(a, read_only=False) for a in (q, quants, scales, quants, scales))
     rows = map(card.upload, (seq, pos, cos, sin))
     ops.rope_append_q8(q_on, card.upload(k), card.upload(v), *caches, *rows, layout, stream=card)
-    turned_q, turned_k = (reference.rope(x, pos, cos, sin, layout) for x in (q, k))
+    turned_q, turned_k = (turned(x, pos, cos, sin, layout) for x in (q, k))
     np.testing.assert_array_equal(card.read(q_on), turned_q)
     of_k, of_v = (reference.append_q8(x, quants, scales, seq, pos) for x in (turned_k, v))
     for got, expected in zip(map(card.read, caches), (*of_k, *of_v), strict=True):

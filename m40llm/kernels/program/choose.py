@@ -9,7 +9,7 @@ CHOOSE  block s for slot s: the token, by the blocks' largest keys where the slo
 
 import math
 from functools import cache
-from typing import Any
+from typing import Any, Final
 
 from numba import cuda, float32, int32, int64, uint8, uint32, uint64
 
@@ -36,6 +36,10 @@ from m40llm.kernels.sampling import (
     draw_token,
 )
 from m40llm.kernels.views import array_at, never_inlined, part_of
+
+
+_CAPACITY: Final = 2 * N_THREADS  # of the sampler's list of tokens
+POOL_FLOATS: Final = 2 * _CAPACITY + 2 * N_BINS + 72  # of shared memory, that CHOOSE takes
 
 
 @cache
@@ -122,10 +126,9 @@ def _settle_of(n_seqs: int) -> Any:
 
 
 @cache
-def _sample_of(form: Form) -> Any:
+def _sample_of(n_seqs: int) -> Any:
     """sample(w, s, pos, pool): draw_token for slot s, kept out of line: few slots need it."""
-    capacity, n_seqs = 2 * N_THREADS, form.n_seqs
-    bins_at, scratch_at = 2 * capacity, 2 * capacity + 2 * N_BINS
+    capacity, bins_at, scratch_at = _CAPACITY, 2 * _CAPACITY, 2 * _CAPACITY + 2 * N_BINS
 
     @cuda.jit(device=True)
     def sample(w: Any, s: Any, pos: Any, pool: Any) -> Any:
@@ -152,20 +155,20 @@ def _sample_of(form: Form) -> Any:
 
 
 @cuda.jit(device=True, forceinline=True)
-def _gather_warp(key: Any, top: Any, whole: Any) -> Any:
+def gather_warp(key: Any, top: Any, whole: Any) -> Any:
     """(key, top, whole) of a warp: the largest key and logit, and sum exp(logit - top)."""
     highest = warp_max(top)
     return warp_max(key), highest, warp_sum(whole * math.exp(top - highest))
 
 
 @cache
-def choose_of(form: Form) -> Any:
+def choose_of(n_seqs: int) -> Any:
     """choose(w, slot_pos, pool): the instruction w.
 
     This code is cold each time, so that each line of it is a trip to memory: it is kept short.
     Warp 0 does all that a greedy slot needs, after a trip to memory for all of it at once.
     """
-    n_seqs, sample, settle = form.n_seqs, _sample_of(form), _settle_of(form.n_seqs)
+    sample, settle = _sample_of(n_seqs), _settle_of(n_seqs)
 
     @cuda.jit(device=True)
     def choose(w: Any, slot_pos: Any, pool: Any) -> None:
@@ -194,7 +197,7 @@ def choose_of(form: Form) -> Any:
                     n_left = array_at(w[words.N_LEFT], (n_seqs,), int32)[s]
                     control = array_at(w[words.CONTROL], (state.N_CONTROL,), int64)
                     n_answered = control[state.ANSWERED]
-                key, top, whole = _gather_warp(key, top, whole)
+                key, top, whole = gather_warp(key, top, whole)
                 if lane == 0:
                     keys[warp], tops[warp], masses[warp] = key, top, whole
                 if warp == 0:
@@ -207,7 +210,7 @@ def choose_of(form: Form) -> Any:
                 if warp == 0:
                     mine = lane % N_WARPS
                     whole = masses[mine] if lane < N_WARPS else float32(0)
-                    key, highest, whole = _gather_warp(keys[mine], tops[mine], whole)
+                    key, highest, whole = gather_warp(keys[mine], tops[mine], whole)
                     logsumexp, logit = highest + math.log(whole), logit_of(key)
                     if is_plain and logit > float32(LOWEST):
                         token = id_of(key)

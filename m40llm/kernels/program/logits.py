@@ -18,6 +18,15 @@ from m40llm.kernels.reduce import WARP_SIZE, warp_max, warp_sum
 from m40llm.kernels.views import array_at, part_of
 
 
+@cuda.jit(device=True, forceinline=True)
+def with_logit(logit: Any, row: Any, best: Any, top: Any, mass: Any) -> Any:
+    """(best, top, mass) of a thread's logits and one more: the largest key, the largest logit, and
+    sum exp(logit - top)."""
+    higher = max(top, logit)
+    mass = mass * math.exp(top - higher) + math.exp(logit - higher)
+    return max(best, key_of(logit, row)), higher, mass
+
+
 @cache
 def put_logits_of(form: Form) -> Any:
     """put_logits(w, first, second, pair, extra, n_rows, best, top, mass)
@@ -36,10 +45,7 @@ def put_logits_of(form: Form) -> Any:
             for row in range(pair.first, min(pair.first + 2, n_rows)):
                 logit = first if row == pair.first else second
                 raw[pair.s, row], left[pair.s, row] = logit, logit
-                best = max(best, key_of(logit, row))
-                higher = max(top, logit)
-                mass = mass * math.exp(top - higher) + math.exp(logit - higher)
-                top = higher
+                best, top, mass = with_logit(logit, row, best, top, mass)
         return best, top, mass
 
     return put_logits

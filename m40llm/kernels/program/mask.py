@@ -94,7 +94,7 @@ def _take(masks: Any, at: Any, end: Any, number: Any, bits: Any) -> Any:
 
 
 @cache
-def _apply_of(n_seqs: int) -> Any:
+def apply_mask_of(n_seqs: int) -> Any:
     """apply(w, s, number, first, end, pool): mask `number` of slot s to these rows -> the largest
     key that is left, -1 for none, LATE; the whole block calls."""
 
@@ -128,7 +128,7 @@ def _apply_of(n_seqs: int) -> Any:
 @cache
 def mask_of(n_seqs: int) -> Any:
     """mask(w, slot_pos, slot_masked, pool): of all slots that have masks; `w` is CHOOSE."""
-    apply = _apply_of(n_seqs)
+    apply = apply_mask_of(n_seqs)
 
     @cuda.jit(device=True)
     def mask(w: Any, slot_pos: Any, slot_masked: Any, pool: Any) -> None:

@@ -50,6 +50,7 @@ from m40llm.kernels.program.mask import mask_of
 from m40llm.kernels.program.pending import pending_of
 from m40llm.kernels.program.product import product_of
 from m40llm.kernels.program.rings import N_HOST, NOTHING_BEFORE, look_at_host
+from m40llm.kernels.program.slots import read_slots_of
 from m40llm.kernels.program.state import N_CONTROL, STEP
 from m40llm.kernels.views import array_at, part_of
 
@@ -100,25 +101,6 @@ def _products(form: Form) -> Any:
     return product
 
 
-@cache
-def _slots(n_seqs: int) -> Any:
-    """read_slots(w, slot_pos, slot_seq, slot_masked): each slot's position and sequence, and
-    whether it is at work and has masks, into shared memory."""
-
-    @cuda.jit(device=True, forceinline=True)
-    def read_slots(w: Any, slot_pos: Any, slot_seq: Any, slot_masked: Any) -> None:
-        s = int32(cuda.threadIdx.x)
-        if s < n_seqs:
-            pos = load_volatile(array_at(w[words.ROW_POS], (n_seqs,), int32), s)
-            seq = load_volatile(array_at(w[words.SEQ], (n_seqs,), int32), s)
-            masked = load_volatile(array_at(w[words.MASKED], (n_seqs,), int32), s)
-            slot_pos[s], slot_seq[s] = pos, seq
-            slot_masked[s] = masked if pos >= 0 else int32(0)
-        cuda.syncthreads()
-
-    return read_slots
-
-
 @cuda.jit(device=True, forceinline=True)
 def _is_to_go(go: Any, epoch: Any, said: Any) -> Any:
     """Whether block 0 has said that this step is to be made, once it has; all blocks wait here.
@@ -139,8 +121,8 @@ def _is_to_go(go: Any, epoch: Any, said: Any) -> Any:
 def _compile(form: Form) -> Kernel:
     n_words, n_seqs = words.N_WORDS, form.n_seqs
     n_held, n_squares, n_pool = N_HELD * n_words, n_seqs * N_WARPS, form.pool_floats
-    embed, attention, choose = embed_of(form), attend_of(form), choose_of(form)
-    product, read_slots, mask = _products(form), _slots(n_seqs), mask_of(n_seqs)
+    embed, attention, choose = embed_of(form), attend_of(form), choose_of(form.n_seqs)
+    product, read_slots, mask = _products(form), read_slots_of(n_seqs), mask_of(n_seqs)
     add_normed, has_post_norms = add_normed_of(form), form.has_post_norms
     _, finish_pending = pending_of(form)
 

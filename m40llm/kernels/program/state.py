@@ -6,7 +6,7 @@ number that its reader waits for. 8-byte stores are whole, so no fence is needed
 be neither torn, lost nor read twice. Numbers count from 1 and wrap at 2^31.
 
     command   number << 32 | operation << 8 | slot        number << 32 | count
-    answer    number << 32 | done << 28 | slot << 24 | token     number << 32 | bits of the logprob
+    answer    number << 32 | done << 29 | slot << 22 | token     number << 32 | bits of the logprob
 
 The kernel never waits for the host: where the ring of answers has no room left it ends, to be
 launched again when the host has read. Masks, which are no ring, have a file of their own: mask.py.
@@ -30,15 +30,22 @@ GOES_ON, STOP_TOKEN, LENGTH, CONTEXT, CANCELLED, DAMAGED = range(6)
 N_COMMANDS: Final = 64
 N_ANSWERS: Final = 1024
 MAX_STOP_IDS: Final = 16
-NO_TOKEN: Final = (1 << 24) - 1
 NUMBER_MASK: Final = 0x7FFFFFFF  # of sequence numbers
-TOKEN_BITS: Final = 24
-SLOT_SHIFT: Final = 24
-DONE_SHIFT: Final = 28
+TOKEN_BITS: Final = 22  # a vocabulary has no more: see kernels/argmax.py
+SLOT_BITS: Final = 7
+SLOT_SHIFT: Final = TOKEN_BITS
+DONE_SHIFT: Final = TOKEN_BITS + SLOT_BITS
+NO_TOKEN: Final = (1 << TOKEN_BITS) - 1
 
 # Entries of `control`, int64 on the device.
 COMMANDS_DONE, ANSWERED, STEP, IS_STOPPED = range(4)  # STEP: steps begun, ever; see exchange.py
 N_CONTROL: Final = 4
+
+
+def told(what: int) -> tuple[int, int, int]:
+    """(slot, done, token) of an answer's first word; no token is NO_TOKEN."""
+    slot = what >> SLOT_SHIFT & (1 << SLOT_BITS) - 1
+    return slot, what >> DONE_SHIFT & 7, what & NO_TOKEN
 
 
 @dataclass(frozen=True)
