@@ -85,7 +85,7 @@ class Transformer:
         return self.ops.ops_decoder(step)
 
     def _why_no_ops(self) -> str:
-        """Why a step of the ops, a row of each sequence, needs the host; empty where it does not."""
+        """Why a step of the ops, a row a sequence, needs the host; empty where it does not."""
         n_rows, hp, ws = self.kv.n_seqs, self.hp, self.workspace
         if n_rows > min(ws.max_tokens, ws.max_logits):
             return f"the workspace has no room for a row of each of {n_rows} sequences"

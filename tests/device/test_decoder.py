@@ -12,7 +12,6 @@ from m40llm.device.gpu.ops import GpuOps
 from m40llm.engine.decode_step import decode
 from m40llm.testing.tiny_shape import TINY_SHAPE
 
-
 PROGRAM, OPS = 4, 5  # slots: of a decode program, and of the model's ops recorded
 KINDS: list[tuple[int, Form]] = [
     *((PROGRAM, form) for form in FORMS),

@@ -54,8 +54,8 @@ class CardDecoder(ABC):
     def _take_commands(self) -> None:
         """Enqueues what takes those that are in the ring, if nothing that runs does."""
 
-    def make_way(self) -> None:
-        """Steps that are enqueued one by one are in nobody's way."""
+    @abstractmethod
+    def make_way(self) -> None: ...
 
     def why_not(self, form: Form) -> str:
         return ""

@@ -40,6 +40,9 @@ class OpsDecoder(CardDecoder):
     def why_not(self, form: Form) -> str:
         return NOT_PERSISTENT if form == "persistent" else ""
 
+    def make_way(self) -> None:
+        """Steps that are enqueued one by one are in nobody's way."""
+
     def _step(self) -> None:
         begin_step(self._ends, stream=self._card)
         self._ops.run(self._state.token_ids, self._state.seq, self._state.row_pos)

@@ -37,7 +37,6 @@ from m40llm.kernels.sampling import (
 )
 from m40llm.kernels.views import array_at, never_inlined, part_of
 
-
 _CAPACITY: Final = 2 * N_THREADS  # of the sampler's list of tokens
 POOL_FLOATS: Final = 2 * _CAPACITY + 2 * N_BINS + 72  # of shared memory, that CHOOSE takes
 
