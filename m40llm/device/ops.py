@@ -6,6 +6,7 @@ to `out`. Integers that say which row is what (`token_ids`, `seq`, `pos`, `rows`
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -172,6 +173,15 @@ class Ops(Sizes, Protocol):
 
     def copy(self, source: Buffer, *, out: Buffer) -> None:
         """out = source, on the device; same shape and type, and no memory of both"""
+        ...
+
+    def beside(self) -> AbstractContextManager[None]:
+        """Products inside may run beside those that follow, up to `join`: neither writes what the
+        other one reads or writes."""
+        ...
+
+    def join(self) -> None:
+        """What follows comes after all that was enqueued."""
         ...
 
     def embedding(self, table: Matrix, token_ids: Buffer, *, out: Buffer) -> None:

@@ -33,7 +33,7 @@ QUANTS: Final = {  # instructions more than F16's, for eight weights
     GGMLType.Q2_K: 63, GGMLType.Q3_K: 93, GGMLType.Q4_K: 55, GGMLType.Q5_K: 70, GGMLType.Q6_K: 72,
     GGMLType.IQ4_NL: 45, GGMLType.IQ4_XS: 56, GGMLType.MXFP4: 44,
 }  # fmt: skip
-SPLITS: Final = (1, 2, 3, 4, 6, 8, 12, 16)
+SPLITS: Final = tuple(range(1, 17))
 TAIL_SPLITS: Final = 6  # with 5 some products are 0.5 % faster, others 2.5 % slower (H100)
 FEW_TOKENS: Final = 128  # up to here tiles of groups were timed
 MIN_STEPS: Final = 3  # of a group of threads: with fewer, its start and its end are all there is

@@ -201,9 +201,11 @@ class Transformer:
     def _attention_block(self, layer: int, w: LayerWeights, ws: Rows, single_rows: bool) -> None:
         ops, k_cache, v_cache = self.ops, self.kv.k[layer], self.kv.v[layer]
         x = self._normed(ws, w.attn_norm)  # [t, n_embd]
+        with ops.beside():
+            self._product(layer, "attn_k", x, ws.k)  # [t, kv_dim]
+            self._product(layer, "attn_v", x, ws.v)  # [t, kv_dim]
         self._product(layer, "attn_q", x, ws.q)  # [t, q_dim]
-        self._product(layer, "attn_k", x, ws.k)  # [t, kv_dim]
-        self._product(layer, "attn_v", x, ws.v)  # [t, kv_dim]
+        ops.join()
         if self.arch.qk_norm != "none":
             is_row = self.arch.qk_norm == "row"
             q, k = (ws.q, ws.k) if is_row else (ws.q_heads, ws.k_heads)
@@ -231,8 +233,10 @@ class Transformer:
         if w.experts is not None:
             add_experts(ops, w.experts, ws, x, self.hp)
             return
+        with ops.beside():
+            self._product(layer, "ffn_up", x, ws.up)  # [t, n_ff]
         self._product(layer, "ffn_gate", x, ws.gate)  # [t, n_ff]
-        self._product(layer, "ffn_up", x, ws.up)  # [t, n_ff]
+        ops.join()
         gated = ops.geglu if self.arch.activation == "gelu" else ops.swiglu
         gated(ws.gate, ws.up, out=ws.gate)  # in place
         self._add(layer, "ffn_down", ws, ws.gate, w.post_ffw_norm)

@@ -5,6 +5,7 @@ The same layers run in FP64 throughout, cache included unless it is Q8_0, on wei
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,12 @@ class ReferenceOps:
 
     def prepare(self, progress: Any = None, *, has_q8_cache: bool = False) -> None:
         """Nothing to compile."""
+
+    def beside(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def join(self) -> None:
+        """There is one order."""
 
     def recover(self) -> None:
         """No op keeps a state of its own."""

@@ -3,6 +3,7 @@ or in Q8_0."""
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,12 @@ class CpuOps:
 
     def prepare(self, progress: Progress | None = None, *, has_q8_cache: bool = False) -> None:
         prepare(progress, has_q8_cache=has_q8_cache)
+
+    def beside(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def join(self) -> None:
+        """There is one order."""
 
     def recover(self) -> None:
         """No op keeps a state of its own."""

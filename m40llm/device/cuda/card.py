@@ -8,7 +8,7 @@ import ctypes
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Final
 
 import numpy as np
@@ -102,7 +102,7 @@ class CudaCard:
                 *_three(grid),
                 *_three(block),
                 shared_bytes,
-                self._stream,
+                self._stream if self._graph is None else self._graph.stream,
                 function.pointers_address,
                 0,
             )
@@ -195,6 +195,13 @@ class CudaCard:
             finally:
                 self._graph = None
                 graph.end()
+
+    def beside(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._graph is None else self._graph.beside()
+
+    def join(self) -> None:
+        if self._graph is not None:
+            self._graph.join()
 
     def _bind(self) -> None:
         """The card's context belongs to a thread: make it this one's at its first call."""

@@ -1,7 +1,7 @@
 """The emulator as a card: the same launch wrappers run here and on a GPU."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,12 @@ class EmulatedCard:
             yield _Recording(self, self._recorded)
         finally:
             self._recorded = None
+
+    def beside(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def join(self) -> None:
+        """There is one order."""
 
     def alloc(self, shape: tuple[int, ...], dtype: Any) -> Buffer:
         return self.emulator.alloc(shape, dtype)

@@ -56,6 +56,15 @@ class Card(Launcher, Protocol):
         """Launches inside are recorded, not run: replay() of what it gives runs them all."""
         ...
 
+    def beside(self) -> AbstractContextManager[None]:
+        """In what is recorded, launches inside run beside those that follow, up to `join`: both
+        must leave alone what the other one writes. Elsewhere they have their turn."""
+        ...
+
+    def join(self) -> None:
+        """What follows comes after all that was launched."""
+        ...
+
     def free_bytes(self) -> int:
         """Memory that is left."""
         ...

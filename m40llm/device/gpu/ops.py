@@ -1,6 +1,7 @@
 """The ops of a GPU, real or emulated: each is one launch of the kernel of its name, or two."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, pairwise
@@ -73,7 +74,8 @@ class GpuOps:
         self.name = card.name
         self.experts = GpuExperts(card) if products is None else None
         self._workspaces: dict[tuple[int, ...], tuple[Buffer, Buffer]] = {}
-        self._shared_sums: Workspace | None = None
+        self._shared_sums: dict[bool, Workspace] = {}  # of launches beside others, and of the rest
+        self._is_beside = False
 
     @cached_property
     def tuned(self) -> Tuned:
@@ -96,15 +98,14 @@ class GpuOps:
 
     def free_bytes(self) -> int:
         """For a model: less what its first matrix product will take."""
-        is_taken = self.products is not None or self._shared_sums is not None
+        is_taken = self.products is not None or bool(self._shared_sums)
         shared = 0 if is_taken else 4 * workspace_floats(self.card.n_sms)
         return max(self.card.free_bytes() - shared, 0)
 
     def recover(self) -> None:
         """Counts again from zero what a launch that was broken off had counted."""
         counters = [arrived for _, arrived in self._workspaces.values()]
-        if self._shared_sums is not None:
-            counters.append(self._shared_sums.arrived)
+        counters += [workspace.arrived for workspace in self._shared_sums.values()]
         for arrived in counters:
             self.write(arrived, np.zeros(arrived.shape, np.int32))
 
@@ -191,12 +192,24 @@ class GpuOps:
 
     def gemm_workspace(self) -> Workspace:
         """What blocks that share a tile need, made at the first call."""
-        if self._shared_sums is None:
+        if self._is_beside not in self._shared_sums:
             sums = self.empty((workspace_floats(self.card.n_sms),))
             arrived = self.empty((MAX_TILES,), np.int32)
             self.write(arrived, np.zeros(MAX_TILES, np.int32))
-            self._shared_sums = Workspace(sums, arrived)
-        return self._shared_sums
+            self._shared_sums[self._is_beside] = Workspace(sums, arrived)
+        return self._shared_sums[self._is_beside]
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        self._is_beside = True
+        try:
+            with self.card.beside():
+                yield
+        finally:
+            self._is_beside = False
+
+    def join(self) -> None:
+        self.card.join()
 
     def rope_append(
         self,

@@ -12,7 +12,7 @@ from m40llm.device.gpu.card import Card
 from m40llm.device.gpu.decode import state_words
 from m40llm.device.gpu.decode_state import new_state
 from m40llm.device.gpu.decoder import MAX_BIAS, CardDecoder
-from m40llm.kernels.program.ends import MAX_SLOTS, StepEnds, begin_step, end_step
+from m40llm.kernels.program.ends import MAX_SLOTS, N_BLOCKS, StepEnds, begin_step, end_step
 
 NOT_PERSISTENT: Final = "its steps are many launches: expected 'eager' or 'graph'"
 
@@ -30,8 +30,7 @@ class OpsDecoder(CardDecoder):
 
     def __init__(self, card: Card, step: OpsStep) -> None:
         n_seqs, vocab_size = (int(n) for n in step.logits.shape)
-        n_blocks = StepEnds(None, n_seqs).n_blocks
-        state = new_state(card, n_seqs, vocab_size, n_blocks, MAX_BIAS, raw=step.logits)
+        state = new_state(card, n_seqs, vocab_size, N_BLOCKS, MAX_BIAS, raw=step.logits)
         super().__init__(card, *state)
         self._ops = step
         code = card.upload(state_words(self._state, step.max_seq_len)[None])

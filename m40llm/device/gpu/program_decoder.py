@@ -43,6 +43,7 @@ class ProgramDecoder(CardDecoder):
         partial = new_partial(card, form, n_blocks)
         sizes = form.n_seqs, parts.vocab_size, n_blocks, MAX_BIAS
         super().__init__(card, *new_state(card, *sizes, partial=partial))
+        self._parts = parts  # what the instructions point to
         self._instructions = bind(card, program, parts)
         self._setting = Setting(
             *(form, self._state, parts.table.rows, parts.norm_eps, parts.scale, parts.k.shape[3]),

@@ -1,13 +1,14 @@
-"""The two ends of a decode step whose middle is a model's own ops, one launch each.
+"""The two ends of a decode step whose middle is a model's own ops.
 
 begin_step   takes the host's commands, and says which slots have a row in this step: `row_pos`
-end_step     chooses each slot's token from its logits, tells the host, and prepares the next step
+end_step     chooses each slot's token from its logits, tells the host, and prepares the next step:
+             two launches, of which the first surveys the logits, many blocks a slot
 
 code      int64[1, N_WORDS]: the words that say where DecodeState's buffers are (words.py); RAW is
           where the ops put the logits
 state     as a decode program's: rings, sampler and masks are the same (state.py, mask.py)
 row_pos   a slot's position, or -1 for one that is idle: the ops append nothing for such a row
-grid      begin_step: one block; end_step: a block a slot, at least N_WARPS; 512 threads
+grid      begin_step: one block; survey: 8 a slot; end_step: a block a slot; 512 threads
 results   the same whatever else is at work: each block looks at its own slot's logits
 bytes     12 * vocab_size a slot that is at work: its logits are read once and kept for the sampler
 """
@@ -21,6 +22,7 @@ from numba import cuda, float32, int32, int64, uint32
 
 from m40llm.errors import KernelContractError
 from m40llm.kernels.contract import Kernel, Launcher, check_array
+from m40llm.kernels.intrinsics import load_volatile
 from m40llm.kernels.program import words
 from m40llm.kernels.program.choose import POOL_FLOATS, choose_of, gather_warp
 from m40llm.kernels.program.epilogue import LOWEST
@@ -32,6 +34,8 @@ from m40llm.kernels.program.slots import read_slots_of
 from m40llm.kernels.views import array_at
 
 MAX_SLOTS: Final = 64  # the ring of commands has an entry for each
+SURVEY_BLOCKS: Final = 8  # a slot
+N_BLOCKS: Final = SURVEY_BLOCKS * N_WARPS  # DecodeState.best and .mass have a share of each warp
 
 
 @dataclass(frozen=True)
@@ -44,11 +48,6 @@ class StepEnds:
 
     code: Any
     n_seqs: int
-
-    @property
-    def n_blocks(self) -> int:
-        """Of end_step: DecodeState.best and .mass are of so many."""
-        return max(self.n_seqs, N_WARPS)
 
 
 @cache
@@ -73,34 +72,34 @@ def _compile_begin(n_seqs: int) -> Kernel:
 
 
 @cache
-def _survey_of(n_seqs: int) -> Any:
-    """survey(w, s, n_blocks): slot s's logits, kept for the sampler; of each warp's share the
-    largest key and mass, where CHOOSE looks for those of blocks."""
-
-    @cuda.jit(device=True, forceinline=True)
-    def survey(w: Any, s: Any, n_blocks: Any) -> None:
+def _compile_survey(n_seqs: int) -> Kernel:
+    def survey_logits(code: Any) -> None:
+        """A slot's logits, kept for the sampler; of each warp's share the largest key and mass,
+        where CHOOSE looks for those of blocks."""
+        w, share, s = code[0], int32(cuda.blockIdx.x), int32(cuda.blockIdx.y)
+        if load_volatile(array_at(w[words.ROW_POS], (n_seqs,), int32), s) < 0:
+            return
         n_rows, thread = int32(w[words.VOCAB_SIZE]), int32(cuda.threadIdx.x)
         raw = array_at(w[words.RAW], (n_seqs, n_rows), float32)
         left = array_at(w[words.LOGITS_LEFT], (n_seqs, n_rows), float32)
         best, top, mass = int64(-1), float32(LOWEST), float32(0)
-        for row in range(thread, n_rows, N_THREADS):
+        for row in range(share * N_THREADS + thread, n_rows, SURVEY_BLOCKS * N_THREADS):
             logit = raw[s, row]
             left[s, row] = logit
             best, top, mass = with_logit(logit, row, best, top, mass)
         best, top, mass = gather_warp(best, top, mass)
         if thread & 31 == 0:
-            warp = thread >> 5
-            array_at(w[words.BEST], (n_seqs, n_blocks), int64)[s, warp] = best
-            of_slot = array_at(w[words.MASS], (n_seqs, n_blocks, 2), float32)
+            warp = share * N_WARPS + (thread >> 5)
+            array_at(w[words.BEST], (n_seqs, N_BLOCKS), int64)[s, warp] = best
+            of_slot = array_at(w[words.MASS], (n_seqs, N_BLOCKS, 2), float32)
             of_slot[s, warp, 0], of_slot[s, warp, 1] = top, mass
-        cuda.syncthreads()
 
-    return survey
+    return Kernel(survey_logits, registers=REGISTERS)
 
 
 @cache
 def _compile_end(n_seqs: int) -> Kernel:
-    read_slots, survey = read_slots_of(n_seqs), _survey_of(n_seqs)
+    read_slots = read_slots_of(n_seqs)
     apply_mask, choose = apply_mask_of(n_seqs), choose_of(n_seqs)
 
     def end_step(code: Any) -> None:
@@ -108,18 +107,16 @@ def _compile_end(n_seqs: int) -> Kernel:
         slot_pos = cuda.shared.array(n_seqs, int32)
         slot_seq = cuda.shared.array(n_seqs, int32)
         slot_masked = cuda.shared.array(n_seqs, int32)
-        w, s, n_blocks = code[0], int32(cuda.blockIdx.x), int32(cuda.gridDim.x)
+        w, s = code[0], int32(cuda.blockIdx.x)
         if s >= n_seqs:
             return
         read_slots(w, slot_pos, slot_seq, slot_masked)
-        if slot_pos[s] < 0:
-            return
-        survey(w, s, n_blocks)
         if slot_masked[s] != 0:
             number, n_rows = uint32(slot_pos[s] + 1), int32(w[words.VOCAB_SIZE])
             key = apply_mask(w, s, number, int32(0), n_rows, pool)
-            if cuda.threadIdx.x < N_WARPS:
-                array_at(w[words.BEST], (n_seqs, n_blocks), int64)[s, cuda.threadIdx.x] = key
+            best = array_at(w[words.BEST], (n_seqs, N_BLOCKS), int64)
+            for share in range(cuda.threadIdx.x, N_BLOCKS, N_THREADS):
+                best[s, share] = key
             cuda.syncthreads()
         choose(w, slot_pos, pool)
 
@@ -135,7 +132,10 @@ def begin_step(ends: StepEnds, *, stream: Launcher) -> None:
 def end_step(ends: StepEnds, *, stream: Launcher) -> None:
     """From logits to answers."""
     _check(ends)
-    stream.launch(_compile_end(ends.n_seqs), ends.n_blocks, N_THREADS, ends.code)
+    grid = (SURVEY_BLOCKS, ends.n_seqs)
+    stream.launch(_compile_survey(ends.n_seqs), grid, N_THREADS, ends.code)
+    # CHOOSE takes as many shares as there are blocks, of which only those of slots have work.
+    stream.launch(_compile_end(ends.n_seqs), N_BLOCKS, N_THREADS, ends.code)
 
 
 def _check(ends: StepEnds) -> None:
