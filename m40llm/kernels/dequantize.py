@@ -1,13 +1,16 @@
 """Eight weights of a row at a time, from planes or dense: bit for bit as gguf.quants has them.
 
-    raw, weights = cuda.local.array(8, uint32), cuda.local.array(8, float32)
-    row_at = row_start(type)(quants, row)                   where the row begins; once for a row
-    fetch(type)(quants, highs, scales, row, row_at, col, n_cols, raw)   loads, to be issued early
-    convert(type)(raw, col, weights)                        W[row, col : col + 8]
+    raw, words = cuda.local.array(8, uint32), cuda.local.array(4, uint32)
+    row_at = row_start(type)(quants, row)                       where the row begins; once for a row
+    fetch(type)(quants, highs, row, row_at, col, n_cols, raw)   loads, to be issued early
+    fetch_scales(type)(scales, row, col, words)                 and those of 16 columns' scale
+    scale, minimum = decode_scales(type)(words, col)            of the same
+    convert(type)(raw, scale, minimum, col, weights)            W[row, col : col + 8], float32[8]
 
-col is a multiple of 8 and below n_cols, the columns of the matrix. F32 may end after four: the
-others are then 0. A quant becomes a float by its place in the mantissa of 2^23 + quant, exactly.
-The one rounding is that of adding the minimum, as in gguf.quants.
+col is a multiple of 8 and below n_cols, the columns of the matrix; columns from one multiple of 16
+to the next have the same scale. F32 may end after four: the others are then 0. A quant becomes a
+float by its place in the mantissa of 2^23 + quant, exactly. The one rounding is that of adding the
+minimum, as in gguf.quants.
 """
 
 from functools import cache
@@ -16,13 +19,14 @@ from typing import Any, Final
 from gguf import GGMLQuantizationType as GGMLType
 from numba import cuda, float32, int64, uint32, uint64
 
-from m40llm.kernels.bits import half2_to_float2, uint_as_float
+from m40llm.kernels.bits import half2_to_float2, permute_bytes, uint_as_float
 from m40llm.kernels.intrinsics import load_uint2_readonly, load_uint4_readonly, load_uint_readonly
 from m40llm.kernels.layouts import DENSE, LAYOUTS, VALUES_OF
 from m40llm.kernels.scales import BIAS, SCALES
 from m40llm.kernels.tables import look_up
 
 _EXPONENT: Final = 0x4B000000  # of 2^23, where the last bit of the mantissa is worth 1
+_LAST_BYTE: Final = 0x7440  # selects: a byte of the quants below the exponent's three
 
 
 @cache
@@ -40,7 +44,7 @@ def row_start(type: GGMLType) -> Any:
 
 @cuda.jit(device=True, forceinline=True)
 def _fetch_f16(
-    quants: Any, highs: Any, scales: Any, row: Any, row_at: Any, col: Any, n_cols: Any, raw: Any
+    quants: Any, highs: Any, row: Any, row_at: Any, col: Any, n_cols: Any, raw: Any
 ) -> None:
     at = uint32(row_at + (uint32(col) >> uint32(3)))
     raw[0], raw[1], raw[2], raw[3] = load_uint4_readonly(quants, int64(at) * 4)
@@ -48,7 +52,7 @@ def _fetch_f16(
 
 @cuda.jit(device=True, forceinline=True)
 def _fetch_f32(
-    quants: Any, highs: Any, scales: Any, row: Any, row_at: Any, col: Any, n_cols: Any, raw: Any
+    quants: Any, highs: Any, row: Any, row_at: Any, col: Any, n_cols: Any, raw: Any
 ) -> None:
     at = int64(uint32(row_at + (uint32(col) >> uint32(2)))) * 4
     raw[0], raw[1], raw[2], raw[3] = load_uint4_readonly(quants, at)
@@ -59,16 +63,16 @@ def _fetch_f32(
 
 @cache
 def fetch(type: GGMLType) -> Any:
-    """The device function that loads what eight weights are made of."""
+    """The device function that loads what eight weights are made of, but for their scale."""
     if type in DENSE:
         return _fetch_f32 if type == GGMLType.F32 else _fetch_f16
-    layout, fetch_scales, is_of_values = LAYOUTS[type], SCALES[type].fetch, type in VALUES_OF
+    layout, is_of_values = LAYOUTS[type], type in VALUES_OF
     unit_words, n_highs = layout.unit_words, layout.high_bits
 
     @cuda.jit(device=True, forceinline=True)
     def fetch_quants(
-        quants: Any, highs: Any, scales: Any, row: Any, row_at: Any, col: Any, n_cols: Any, raw: Any
-    ) -> None:  # fmt: skip
+        quants: Any, highs: Any, row: Any, row_at: Any, col: Any, n_cols: Any, raw: Any
+    ) -> None:
         unit = uint32(uint32(col) >> uint32(5))
         word = uint32(uint32(col) >> uint32(2)) & uint32(unit_words - 1)
         if is_of_values:
@@ -79,19 +83,43 @@ def fetch(type: GGMLType) -> Any:
         if n_highs > 0:
             high = unit * n_highs + (word >> 1) * (n_highs - 1)
             raw[2] = highs[uint64(row), uint32(high)]
-        raw[4], raw[5], raw[6], raw[7] = fetch_scales(scales, row, unit)
 
     return fetch_quants
 
 
+@cache
+def fetch_scales(type: GGMLType) -> Any:
+    """The device function that loads what a scale is made of."""
+    fetch_words = SCALES[type].fetch
+
+    @cuda.jit(device=True, forceinline=True)
+    def fetch_of_column(scales: Any, row: Any, col: Any, words: Any) -> None:
+        unit = uint32(uint32(col) >> uint32(5))
+        words[0], words[1], words[2], words[3] = fetch_words(scales, row, unit)
+
+    return fetch_of_column
+
+
+@cache
+def decode_scales(type: GGMLType) -> Any:
+    """The device function that makes a scale and a minimum of it."""
+    decode = SCALES[type].decode
+
+    @cuda.jit(device=True, forceinline=True)
+    def decode_words(words: Any, col: Any) -> Any:
+        return decode(words[0], words[1], words[2], words[3], col >> 5, (col >> 4) & 1)
+
+    return decode_words
+
+
 @cuda.jit(device=True, forceinline=True)
-def _convert_f16(raw: Any, col: Any, weights: Any) -> None:
+def _convert_f16(raw: Any, scale: Any, minimum: Any, col: Any, weights: Any) -> None:
     for pair in range(4):
         weights[2 * pair], weights[2 * pair + 1] = half2_to_float2(raw[pair])
 
 
 @cuda.jit(device=True, forceinline=True)
-def _convert_f32(raw: Any, col: Any, weights: Any) -> None:
+def _convert_f32(raw: Any, scale: Any, minimum: Any, col: Any, weights: Any) -> None:
     for k in range(8):
         weights[k] = uint_as_float(raw[k])
 
@@ -133,17 +161,16 @@ def convert(type: GGMLType) -> Any:
     """The device function that makes eight floats of it."""
     if type in DENSE:
         return _convert_f32 if type == GGMLType.F32 else _convert_f16
-    (_, decode, has_minimum), four_quants = SCALES[type], _four_quants(type)
+    has_minimum, four_quants = SCALES[type].has_minimum, _four_quants(type)
     zero = 2.0**23 + BIAS.get(type, 0)
 
     @cuda.jit(device=True, forceinline=True)
-    def convert_quants(raw: Any, col: Any, weights: Any) -> None:
-        scale, minimum = decode(raw[4], raw[5], raw[6], raw[7], col >> 5, (col >> 4) & 1)
+    def convert_quants(raw: Any, scale: Any, minimum: Any, col: Any, weights: Any) -> None:
         for w in range(2):
             quants = four_quants(raw, (uint32(col) >> uint32(2)) & uint32(7), w)
             for k in range(4):
-                byte = uint32(quants >> uint32(8 * k)) & uint32(255)
-                quant = uint_as_float(uint32(byte | uint32(_EXPONENT))) - float32(zero)
+                bits = permute_bytes(quants, uint32(_EXPONENT), uint32(_LAST_BYTE + k))
+                quant = uint_as_float(bits) - float32(zero)
                 weight = scale * quant
                 weights[4 * w + k] = weight + minimum if has_minimum else weight
 

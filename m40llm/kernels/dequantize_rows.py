@@ -17,7 +17,7 @@ from numba import cuda, float32, int64, uint32
 
 from m40llm.errors import KernelContractError
 from m40llm.kernels.contract import Kernel, Launcher, ceil_div, check_array
-from m40llm.kernels.dequantize import convert, fetch, row_start
+from m40llm.kernels.dequantize import convert, decode_scales, fetch, fetch_scales, row_start
 from m40llm.kernels.intrinsics import store_float4
 from m40llm.kernels.planes import Planes, check_planes
 
@@ -29,18 +29,20 @@ MAX_REGISTERS: Final = 32
 @cache
 def _compile(type: GGMLType) -> Kernel:
     fetch_eight, convert_eight = fetch(type), convert(type)
-    find_start = row_start(type)
+    fetch_words, decode_words, find_start = fetch_scales(type), decode_scales(type), row_start(type)
 
     def dequantize_rows(quants: Any, highs: Any, scales: Any, first_row: Any, out: Any) -> None:
-        raw = cuda.local.array(PER_THREAD, uint32)
+        raw, words = cuda.local.array(PER_THREAD, uint32), cuda.local.array(4, uint32)
         w = cuda.local.array(PER_THREAD, float32)
         row, n_cols = int64(cuda.blockIdx.x), out.shape[1]
         col = (cuda.blockIdx.y * cuda.blockDim.x + cuda.threadIdx.x) * PER_THREAD
         if col < n_cols:
             of_w = first_row + row
             row_at = find_start(quants, of_w)
-            fetch_eight(quants, highs, scales, of_w, row_at, col, n_cols, raw)
-            convert_eight(raw, col, w)
+            fetch_eight(quants, highs, of_w, row_at, col, n_cols, raw)
+            fetch_words(scales, of_w, col, words)
+            scale, minimum = decode_words(words, col)
+            convert_eight(raw, scale, minimum, col, w)
             at = row * n_cols + col
             store_float4(out, at, w[0], w[1], w[2], w[3])
             if col + 4 < n_cols:

@@ -13,7 +13,7 @@ shared   2 buffers of 16 columns of both tiles (gemm_tiles.py): 32 KiB for 128 x
 sm_52    registers at most 128, 16 warps on an SM (25 %); 168 (12 warps) for tiles of groups and of
          few threads and for types with high bits of quants, 208 (8 warps) for both together
          FFMA share of the loop, all else in it counted: F16 128 x 128 90.0 %, 64 x 128 88 %,
-         64 x 64 87 %, 32 x 64 84 %, 16 x 128 79 %; 128 x 128 of Q8_0 87 %, Q4_0 87 %, Q4_K 86 %
+         64 x 64 87 %, 32 x 64 84 %, 16 x 128 79 %; 128 x 128 of Q8_0 88 %, Q4_0 88 %, Q4_K 87 %
 
 While a block multiplies one step of 16 columns from shared memory, 8 x 8 sums a thread, its loads
 of the next are under way; weights are dequantised on the way into shared memory. The columns that

@@ -28,10 +28,14 @@ TILES: Final = {  # instructions of a warp a step (F16)
     Tile(32, 64, 4): 1217,
     Tile(16, 128, 4): 1288,
 }
-QUANTS: Final = {  # instructions more than F16's, for eight weights
-    GGMLType.Q8_0: 32, GGMLType.Q4_0: 40, GGMLType.Q4_1: 41, GGMLType.Q5_0: 56, GGMLType.Q5_1: 56,
-    GGMLType.Q2_K: 63, GGMLType.Q3_K: 93, GGMLType.Q4_K: 55, GGMLType.Q5_K: 70, GGMLType.Q6_K: 72,
-    GGMLType.IQ4_NL: 45, GGMLType.IQ4_XS: 56, GGMLType.MXFP4: 44,
+# Instructions more than F16's, for eight weights: where a thread has half of a row's step, and where
+# it has both halves, of one scale.
+QUANTS: Final = {
+    GGMLType.Q8_0: (25, 20), GGMLType.Q4_0: (32, 25), GGMLType.Q4_1: (32, 25),
+    GGMLType.Q5_0: (52, 41), GGMLType.Q5_1: (53, 42), GGMLType.Q2_K: (54, 34),
+    GGMLType.Q3_K: (86, 53), GGMLType.Q4_K: (47, 32), GGMLType.Q5_K: (67, 47),
+    GGMLType.Q6_K: (65, 44), GGMLType.IQ4_NL: (40, 32), GGMLType.IQ4_XS: (49, 37),
+    GGMLType.MXFP4: (39, 32),
 }  # fmt: skip
 SPLITS: Final = tuple(range(1, 17))
 TAIL_SPLITS: Final = 6  # with 5 some products are 0.5 % faster, others 2.5 % slower (H100)
@@ -105,7 +109,8 @@ def cycles(
     slots = rounds * resident * n_warps / _share_of_slots(resident * n_warps)
     if rest:
         slots += rest * n_warps / _share_of_slots(rest * n_warps)
-    busiest = slots * steps * (TILES[tile] + QUANTS.get(type, 0) * tile.w_eights) / 4
+    quants = QUANTS.get(type, (0, 0))[tile.w_halves - 1] * tile.w_eights
+    busiest = slots * steps * (TILES[tile] + quants) / 4
     if n_splits == 1:
         return busiest
     n_floats = n_blocks * tile.n_outputs

@@ -14,10 +14,11 @@ from gguf import GGMLQuantizationType as GGMLType
 from numba import cuda, float32, int32, int64, uint32
 
 from m40llm.kernels.bits import half2_to_float2
-from m40llm.kernels.dequantize import convert, fetch, row_start
+from m40llm.kernels.dequantize import convert, decode_scales, fetch, fetch_scales, row_start
 from m40llm.kernels.gemm_tiles import Tile
 from m40llm.kernels.hints import pinned
 from m40llm.kernels.intrinsics import load_float4_readonly, load_uint2_readonly, store_float_shared
+from m40llm.kernels.layouts import DENSE
 
 
 @cache
@@ -64,20 +65,29 @@ def load_x_of(tile: Tile, is_half: bool) -> Any:
     return load_x
 
 
+@cuda.jit(device=True, forceinline=True)
+def half_at(col: Any, half: Any) -> Any:
+    """The column where a half of 16 begins."""
+    return uint32(uint32(col) + uint32(8 * half))
+
+
 @cache
 def w_rows_of(type: GGMLType, tile: Tile) -> Any:
     """find_w_rows(quants, first_row, n_rows, n_cols, t, rows, rows_at) -> the first of the thread's
     columns of a step: its rows and where they begin. Those beyond the last are the last one."""
-    n_eights, apart, start = tile.w_eights, tile.group_threads // 2, row_start(type)
+    n_mine, halves, start = tile.w_rows, tile.w_halves, row_start(type)
+    apart, shift = tile.group_threads * halves // 2, 2 - halves  # threads of a row: 2^shift
 
     @cuda.jit(device=True, forceinline=True)
     def find_w_rows(
         quants: Any, first_row: Any, n_rows: Any, n_cols: Any, t: Any, rows: Any, rows_at: Any
     ) -> Any:
-        for i in range(n_eights):
-            row = int32(first_row + int32((t >> uint32(1)) + uint32(i * apart)))
+        for i in range(n_mine):
+            row = int32(first_row + int32((t >> uint32(shift)) + uint32(i * apart)))
             rows[i] = min(row, int32(n_rows - 1))
             rows_at[i] = pinned(start(quants, rows[i]))
+        if halves == 2:
+            return int32(0)
         mine = int32(uint32(t & uint32(1)) * uint32(8))
         mine = min(mine, int32(int32(n_cols - 4) & ~7))  # what is loaded in vain is inside
         return pinned(mine)
@@ -87,25 +97,40 @@ def w_rows_of(type: GGMLType, tile: Tile) -> Any:
 
 @cache
 def load_w_of(type: GGMLType, tile: Tile) -> Any:
-    """load_w(quants, highs, scales, rows, rows_at, t, col, n_here, n_cols, raw): what the thread's
-    eights of weights, from its column on, are made of, raw[i]; nothing beyond n_here of the step.
-    See w_rows_of."""
-    fetch_weights, n_eights = fetch(type), tile.w_eights
+    """load_w(quants, highs, scales, rows, rows_at, t, col, n_here, n_cols, raw, words): what the
+    thread's eights of weights, from its column on, are made of, raw[i], and the scales of its rows,
+    words[i]; nothing beyond n_here of the step. See w_rows_of."""
+    fetch_weights, fetch_words, n_mine, halves = (
+        fetch(type), fetch_scales(type), tile.w_rows, tile.w_halves
+    )  # fmt: skip
+    is_dense = type in DENSE
 
     @cuda.jit(device=True, forceinline=True)
     def load_w(
         quants: Any, highs: Any, scales: Any, rows: Any, rows_at: Any, t: Any, col: Any,
-        n_here: Any, n_cols: Any, raw: Any,
+        n_here: Any, n_cols: Any, raw: Any, words: Any,
     ) -> None:  # fmt: skip
-        mine = int32(uint32(t & uint32(1)) * uint32(8))
-        one = cuda.local.array(8, uint32)
-        for i in range(n_eights):
-            for k in range(8):
-                one[k] = uint32(0)
+        mine = int32(0)
+        if halves == 1:
+            mine = int32(uint32(t & uint32(1)) * uint32(8))
+        one, of_row = cuda.local.array(8, uint32), cuda.local.array(4, uint32)
+        for i in range(n_mine):
+            for k in range(4):
+                of_row[k] = uint32(0)
             if mine < n_here:
-                fetch_weights(quants, highs, scales, rows[i], rows_at[i], col, n_cols, one)
-            for k in range(8):
-                raw[i, k] = one[k]
+                fetch_words(scales, rows[i], col, of_row)
+            for k in range(4):
+                words[i, k] = of_row[k]
+            for half in range(halves):
+                for k in range(8):
+                    one[k] = uint32(0)
+                if mine + 8 * half < n_here:
+                    at = half_at(col, half)
+                    if is_dense and halves == 2:  # what is loaded in vain is inside
+                        at = min(at, uint32(int32(n_cols - 4) & ~7))
+                    fetch_weights(quants, highs, rows[i], rows_at[i], at, n_cols, one)
+                for k in range(8):
+                    raw[i * halves + half, k] = one[k]
 
     return load_w
 
@@ -114,12 +139,14 @@ def load_w_of(type: GGMLType, tile: Tile) -> Any:
 def puts_of(tile: Tile) -> Any:
     """find_puts(t) -> (x_put, w_put): where in a buffer a thread's first elements go, in bytes."""
     x_quad, w_eight = tile.x_columns.offset(4), tile.w_columns.offset(8)
-    w_begin = tile.w_begin
+    w_begin, halves = tile.w_begin, tile.w_halves
 
     @cuda.jit(device=True, forceinline=True)
     def find_puts(t: Any) -> Any:
         x_put = (t & uint32(3)) * uint32(x_quad) + (t >> uint32(2)) * uint32(4)
-        w_put = (t & uint32(1)) * uint32(w_eight) + (t >> uint32(1)) * uint32(4)
+        w_put = t * uint32(4)
+        if halves == 1:
+            w_put = (t & uint32(1)) * uint32(w_eight) + (t >> uint32(1)) * uint32(4)
         return int32(x_put), int32(w_put + uint32(w_begin))
 
     return find_puts
@@ -127,25 +154,35 @@ def puts_of(tile: Tile) -> Any:
 
 @cache
 def store_tiles_of(type: GGMLType, tile: Tile) -> Any:
-    """store_tiles(quads, raw, col, pool, x_put, w_put): what was loaded, into shared memory, where
-    pool counts bytes. col: of the thread's weights."""
-    n_quads, n_eights = tile.x_quads, tile.w_eights
+    """store_tiles(quads, raw, words, col, pool, x_put, w_put): what was loaded, into shared memory,
+    where pool counts bytes. col: of the thread's weights."""
+    n_quads, n_mine, halves = tile.x_quads, tile.w_rows, tile.w_halves
     x_pitch, w_pitch = tile.x_columns.pitch, tile.w_columns.pitch
-    x_apart, w_apart = tile.group_threads, 2 * tile.group_threads
-    convert_weights = convert(type)
+    x_apart, w_apart = tile.group_threads, 2 * tile.group_threads * tile.w_halves
+    w_eight = tile.w_columns.offset(8)
+    convert_weights, decode_words = convert(type), decode_scales(type)
 
     @cuda.jit(device=True, forceinline=True)
-    def store_tiles(quads: Any, raw: Any, col: Any, pool: Any, x_put: Any, w_put: Any) -> None:
+    def store_tiles(
+        quads: Any, raw: Any, words: Any, col: Any, pool: Any, x_put: Any, w_put: Any
+    ) -> None:
         weights, one = cuda.local.array(8, float32), cuda.local.array(8, uint32)
+        of_row = cuda.local.array(4, uint32)
         x_first, w_first = int64(x_put), int64(w_put)
         for i in range(n_quads):
             for k in range(4):
                 store_float_shared(pool, x_first + (k * x_pitch + i * x_apart), quads[i, k])
-        for i in range(n_eights):
-            for k in range(8):
-                one[k] = raw[i, k]
-            convert_weights(one, int32(col), weights)
-            for k in range(8):
-                store_float_shared(pool, w_first + (k * w_pitch + i * w_apart), weights[k])
+        for i in range(n_mine):
+            for k in range(4):
+                of_row[k] = words[i, k]
+            scale, minimum = decode_words(of_row, int32(col))
+            for half in range(halves):
+                for k in range(8):
+                    one[k] = raw[i * halves + half, k]
+                at = int32(half_at(uint32(col), half)) if halves == 2 else int32(col)
+                convert_weights(one, scale, minimum, at, weights)
+                for k in range(8):
+                    put = k * w_pitch + i * w_apart + half * w_eight
+                    store_float_shared(pool, w_first + put, weights[k])
 
     return store_tiles

@@ -59,6 +59,7 @@ def add_steps_of(type: GGMLType, tile: Tile, x_is_half: bool) -> Any:
     col_shift = 1 if x_is_half else 2
     col_bytes = 1 << col_shift
     n_quads, n_eights, w_begin = tile.x_quads, tile.w_eights, tile.w_begin
+    n_rows_mine = tile.w_rows
     find_x_rows, load_x = x_rows_of(tile, x_is_half), load_x_of(tile, x_is_half)
     find_w_rows, load_w = w_rows_of(type, tile), load_w_of(type, tile)
     find_puts, store_tiles = puts_of(tile), store_tiles_of(type, tile)
@@ -73,9 +74,10 @@ def add_steps_of(type: GGMLType, tile: Tile, x_is_half: bool) -> Any:
         x_column, w_column = cuda.local.array(8, float32), cuda.local.array(8, float32)
         quads = cuda.local.array((n_quads, 4), float32)
         raw = cuda.local.array((n_eights, 8), uint32)
+        words = cuda.local.array((n_rows_mine, 4), uint32)
         x_rows_at = cuda.local.array(n_quads, uint32)
-        rows = cuda.local.array(n_eights, int32)
-        rows_at = cuda.local.array(n_eights, uint32)
+        rows = cuda.local.array(n_rows_mine, int32)
+        rows_at = cuda.local.array(n_rows_mine, uint32)
         n_cols, x_bytes = int32(x.shape[1]), as_bytes(x)
         find_x_rows(part.first_token, n_tokens, n_cols, t, x_rows_at)
         first_col = find_w_rows(quants, part.first_row, n_rows, n_cols, t, rows, rows_at)
@@ -87,13 +89,13 @@ def add_steps_of(type: GGMLType, tile: Tile, x_is_half: bool) -> Any:
             n_here, col = int32(BK), int32(n_first + int32(BK * int32(step - 1)))
         load_x(x_bytes, x_rows_at, t, int32(col << col_shift), n_here, quads)
         w_col = uint32(col + first_col)
-        load_w(quants, highs, scales, rows, rows_at, t, w_col, n_here, n_cols, raw)
+        load_w(quants, highs, scales, rows, rows_at, t, w_col, n_here, n_cols, raw, words)
         first = int32(group * group_bytes)
         x_at = int32(first + int32(4 * token_at))
         w_at = int32(first + w_begin + int32(4 * row_at))
         x_put, w_put = find_puts(t)
         x_put, w_put = int32(x_put + first), int32(w_put + first)
-        store_tiles(quads, raw, w_col, pool, x_put, w_put)
+        store_tiles(quads, raw, words, w_col, pool, x_put, w_put)
         sync()
         other = int32(buffer_bytes)  # from the buffer that is multiplied to the one that is filled
         if n_buffers == 2:
@@ -108,23 +110,23 @@ def add_steps_of(type: GGMLType, tile: Tile, x_is_half: bool) -> Any:
             load_at = min(now, last)
             load_x(x_bytes, x_rows_at, t, load_at, BK, quads)
             w_col = uint32(uint32(load_at + w_first) >> uint32(col_shift))
-            load_w(quants, highs, scales, rows, rows_at, t, w_col, BK, n_cols, raw)
+            load_w(quants, highs, scales, rows, rows_at, t, w_col, BK, n_cols, raw, words)
             x_mine, w_mine = int64(x_at), int64(w_at)
             load_column(pool, x_mine, w_mine, x_column, w_column)
             multiply(pool, x_mine, w_mine, acc, x_column, w_column, 0)
             multiply(pool, x_mine, w_mine, acc, x_column, w_column, 1)
             if is_early:
-                store_tiles(quads, raw, w_col, pool, x_put, w_put)
+                store_tiles(quads, raw, words, w_col, pool, x_put, w_put)
             multiply(pool, x_mine, w_mine, acc, x_column, w_column, 2)
             if n_buffers == 2 and not is_early:
-                store_tiles(quads, raw, w_col, pool, x_put, w_put)
+                store_tiles(quads, raw, words, w_col, pool, x_put, w_put)
             if n_buffers == 2:
                 x_at, w_at = int32(x_at + other), int32(w_at + other)
                 x_put, w_put, other = int32(x_put - other), int32(w_put - other), int32(-other)
             multiply(pool, x_mine, w_mine, acc, x_column, w_column, 3)
             if n_buffers == 1:
                 sync()
-                store_tiles(quads, raw, w_col, pool, x_put, w_put)
+                store_tiles(quads, raw, words, w_col, pool, x_put, w_put)
             sync()
 
     return add_steps
