@@ -88,6 +88,54 @@ def fetch(type: GGMLType) -> Any:
 
 
 @cache
+def fetch_both(type: GGMLType) -> Any:
+    """The device function that loads, for a quantised type, what the two eights of 16 columns are
+    made of: fetch_both(quants, highs, row, row_at, col, raw), col a multiple of 16."""
+    layout, is_of_values = LAYOUTS[type], type in VALUES_OF
+    unit_words, n_highs = layout.unit_words, layout.high_bits
+
+    @cuda.jit(device=True, forceinline=True)
+    def fetch_quants(quants: Any, highs: Any, row: Any, row_at: Any, col: Any, raw: Any) -> None:
+        unit, half = uint32(uint32(col) >> uint32(5)), uint32(uint32(col) >> uint32(4)) & uint32(1)
+        if is_of_values:
+            at = uint32(row_at + (uint32(col) >> uint32(3)))
+            raw[0], raw[1] = load_uint2_readonly(quants, int64(at))
+        elif unit_words == 2:
+            raw[0], raw[1] = load_uint2_readonly(quants, int64(uint32(row_at + unit)) * 2)
+        else:
+            at = uint32(row_at + unit * uint32(unit_words // 2))
+            if unit_words == 8:
+                at = uint32(at + half * uint32(2))
+            raw[0], raw[1], raw[2], raw[3] = load_uint4_readonly(quants, int64(at) * 2)
+        if n_highs == 1:
+            raw[4] = highs[uint64(row), unit]
+        if n_highs == 2:
+            raw[4], raw[5] = highs[uint64(row), unit * 2], highs[uint64(row), unit * 2 + 1]
+
+    return fetch_quants
+
+
+@cache
+def pick_half(type: GGMLType) -> Any:
+    """pick(raw, half, one): of what fetch_both has loaded, what fetch would."""
+    is_of_values, has_two_words = type in VALUES_OF, LAYOUTS[type].unit_words == 2
+    n_highs = LAYOUTS[type].high_bits
+
+    @cuda.jit(device=True, forceinline=True)
+    def pick(raw: Any, half: Any, one: Any) -> None:
+        if is_of_values:
+            one[0] = raw[half]
+        elif has_two_words:
+            one[0], one[1] = raw[0], raw[1]
+        else:
+            one[0], one[1] = raw[2 * half], raw[2 * half + 1]
+        if n_highs > 0:
+            one[2] = raw[4 + half * (n_highs - 1)]
+
+    return pick
+
+
+@cache
 def fetch_scales(type: GGMLType) -> Any:
     """The device function that loads what a scale is made of."""
     fetch_words = SCALES[type].fetch

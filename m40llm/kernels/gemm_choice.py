@@ -28,8 +28,7 @@ TILES: Final = {  # instructions of a warp a step (F16)
     Tile(32, 64, 4): 1217,
     Tile(16, 128, 4): 1288,
 }
-# Instructions more than F16's, for eight weights: where a thread has half of a row's step, and where
-# it has both halves, of one scale.
+# Instructions more than F16's, for eight weights: alone, and beside another eight of one scale.
 QUANTS: Final = {
     GGMLType.Q8_0: (25, 20), GGMLType.Q4_0: (32, 25), GGMLType.Q4_1: (32, 25),
     GGMLType.Q5_0: (52, 41), GGMLType.Q5_1: (53, 42), GGMLType.Q2_K: (54, 34),
@@ -109,7 +108,7 @@ def cycles(
     slots = rounds * resident * n_warps / _share_of_slots(resident * n_warps)
     if rest:
         slots += rest * n_warps / _share_of_slots(rest * n_warps)
-    quants = QUANTS.get(type, (0, 0))[tile.w_halves - 1] * tile.w_eights
+    quants = QUANTS.get(type, (0, 0))[tile.w_eights > 1] * tile.w_eights
     busiest = slots * steps * (TILES[tile] + quants) / 4
     if n_splits == 1:
         return busiest

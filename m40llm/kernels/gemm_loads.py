@@ -14,7 +14,15 @@ from gguf import GGMLQuantizationType as GGMLType
 from numba import cuda, float32, int32, int64, uint32
 
 from m40llm.kernels.bits import half2_to_float2
-from m40llm.kernels.dequantize import convert, decode_scales, fetch, fetch_scales, row_start
+from m40llm.kernels.dequantize import (
+    convert,
+    decode_scales,
+    fetch,
+    fetch_both,
+    fetch_scales,
+    pick_half,
+    row_start,
+)
 from m40llm.kernels.gemm_tiles import Tile
 from m40llm.kernels.hints import pinned
 from m40llm.kernels.intrinsics import load_float4_readonly, load_uint2_readonly, store_float_shared
@@ -65,24 +73,23 @@ def load_x_of(tile: Tile, is_half: bool) -> Any:
     return load_x
 
 
-@cuda.jit(device=True, forceinline=True)
-def half_at(col: Any, half: Any) -> Any:
-    """The column where a half of 16 begins."""
-    return uint32(uint32(col) + uint32(8 * half))
+def halves_of(type: GGMLType, tile: Tile) -> int:
+    """Eights of a row that a thread loads: 2, which have one scale, where it loads so many."""
+    return 2 if tile.w_eights > 1 and type not in DENSE else 1
 
 
 @cache
 def w_rows_of(type: GGMLType, tile: Tile) -> Any:
     """find_w_rows(quants, first_row, n_rows, n_cols, t, rows, rows_at) -> the first of the thread's
     columns of a step: its rows and where they begin. Those beyond the last are the last one."""
-    n_mine, halves, start = tile.w_rows, tile.w_halves, row_start(type)
+    halves, start = halves_of(type, tile), row_start(type)
     apart, shift = tile.group_threads * halves // 2, 2 - halves  # threads of a row: 2^shift
 
     @cuda.jit(device=True, forceinline=True)
     def find_w_rows(
         quants: Any, first_row: Any, n_rows: Any, n_cols: Any, t: Any, rows: Any, rows_at: Any
     ) -> Any:
-        for i in range(n_mine):
+        for i in range(rows.size):
             row = int32(first_row + int32((t >> uint32(shift)) + uint32(i * apart)))
             rows[i] = min(row, int32(n_rows - 1))
             rows_at[i] = pinned(start(quants, rows[i]))
@@ -98,12 +105,12 @@ def w_rows_of(type: GGMLType, tile: Tile) -> Any:
 @cache
 def load_w_of(type: GGMLType, tile: Tile) -> Any:
     """load_w(quants, highs, scales, rows, rows_at, t, col, n_here, n_cols, raw, words): what the
-    thread's eights of weights, from its column on, are made of, raw[i], and the scales of its rows,
-    words[i]; nothing beyond n_here of the step. See w_rows_of."""
-    fetch_weights, fetch_words, n_mine, halves = (
-        fetch(type), fetch_scales(type), tile.w_rows, tile.w_halves
-    )  # fmt: skip
-    is_dense = type in DENSE
+    thread's weights of a row, from its column on, are made of, raw[i], and their scale, words[i];
+    nothing beyond n_here of the step, of which quantised types have all. See w_rows_of."""
+    halves = halves_of(type, tile)
+    n_rows_mine = tile.w_eights // halves
+    fetch_one, fetch_words = fetch(type), fetch_scales(type)
+    fetch_two = fetch_both(type) if halves == 2 else fetch_one
 
     @cuda.jit(device=True, forceinline=True)
     def load_w(
@@ -114,32 +121,28 @@ def load_w_of(type: GGMLType, tile: Tile) -> Any:
         if halves == 1:
             mine = int32(uint32(t & uint32(1)) * uint32(8))
         one, of_row = cuda.local.array(8, uint32), cuda.local.array(4, uint32)
-        for i in range(n_mine):
-            for k in range(4):
-                of_row[k] = uint32(0)
+        for i in range(n_rows_mine):
+            for k in range(8):
+                one[k], of_row[k & 3] = uint32(0), uint32(0)
             if mine < n_here:
+                if halves == 2:
+                    fetch_two(quants, highs, rows[i], rows_at[i], col, one)
+                else:
+                    fetch_one(quants, highs, rows[i], rows_at[i], col, n_cols, one)
                 fetch_words(scales, rows[i], col, of_row)
+            for k in range(8):
+                raw[i, k] = one[k]
             for k in range(4):
                 words[i, k] = of_row[k]
-            for half in range(halves):
-                for k in range(8):
-                    one[k] = uint32(0)
-                if mine + 8 * half < n_here:
-                    at = half_at(col, half)
-                    if is_dense and halves == 2:  # what is loaded in vain is inside
-                        at = min(at, uint32(int32(n_cols - 4) & ~7))
-                    fetch_weights(quants, highs, rows[i], rows_at[i], at, n_cols, one)
-                for k in range(8):
-                    raw[i * halves + half, k] = one[k]
 
     return load_w
 
 
 @cache
-def puts_of(tile: Tile) -> Any:
+def puts_of(type: GGMLType, tile: Tile) -> Any:
     """find_puts(t) -> (x_put, w_put): where in a buffer a thread's first elements go, in bytes."""
     x_quad, w_eight = tile.x_columns.offset(4), tile.w_columns.offset(8)
-    w_begin, halves = tile.w_begin, tile.w_halves
+    w_begin, halves = tile.w_begin, halves_of(type, tile)
 
     @cuda.jit(device=True, forceinline=True)
     def find_puts(t: Any) -> Any:
@@ -156,31 +159,37 @@ def puts_of(tile: Tile) -> Any:
 def store_tiles_of(type: GGMLType, tile: Tile) -> Any:
     """store_tiles(quads, raw, words, col, pool, x_put, w_put): what was loaded, into shared memory,
     where pool counts bytes. col: of the thread's weights."""
-    n_quads, n_mine, halves = tile.x_quads, tile.w_rows, tile.w_halves
+    n_quads, halves = tile.x_quads, halves_of(type, tile)
+    n_rows_mine = tile.w_eights // halves
     x_pitch, w_pitch = tile.x_columns.pitch, tile.w_columns.pitch
-    x_apart, w_apart = tile.group_threads, 2 * tile.group_threads * tile.w_halves
+    x_apart, w_apart = tile.group_threads, 2 * tile.group_threads * halves
     w_eight = tile.w_columns.offset(8)
     convert_weights, decode_words = convert(type), decode_scales(type)
+    pick = pick_half(type) if halves == 2 else convert_weights
 
     @cuda.jit(device=True, forceinline=True)
     def store_tiles(
         quads: Any, raw: Any, words: Any, col: Any, pool: Any, x_put: Any, w_put: Any
     ) -> None:
         weights, one = cuda.local.array(8, float32), cuda.local.array(8, uint32)
-        of_row = cuda.local.array(4, uint32)
+        both, of_row = cuda.local.array(8, uint32), cuda.local.array(4, uint32)
         x_first, w_first = int64(x_put), int64(w_put)
         for i in range(n_quads):
             for k in range(4):
                 store_float_shared(pool, x_first + (k * x_pitch + i * x_apart), quads[i, k])
-        for i in range(n_mine):
+        for i in range(n_rows_mine):
             for k in range(4):
                 of_row[k] = words[i, k]
+            for k in range(8):
+                both[k] = raw[i, k]
             scale, minimum = decode_words(of_row, int32(col))
             for half in range(halves):
-                for k in range(8):
-                    one[k] = raw[i * halves + half, k]
-                at = int32(half_at(uint32(col), half)) if halves == 2 else int32(col)
-                convert_weights(one, scale, minimum, at, weights)
+                if halves == 2:
+                    pick(both, half, one)
+                    at = int32(uint32(col) + uint32(8 * half))
+                    convert_weights(one, scale, minimum, at, weights)
+                else:
+                    convert_weights(both, scale, minimum, int32(col), weights)
                 for k in range(8):
                     put = k * w_pitch + i * w_apart + half * w_eight
                     store_float_shared(pool, w_first + put, weights[k])

@@ -12,6 +12,7 @@ from gguf import GGMLQuantizationType as GGMLType
 from numba import cuda, float32, int32, int64, uint32
 
 from m40llm.kernels.gemm_loads import (
+    halves_of,
     load_w_of,
     load_x_of,
     puts_of,
@@ -58,11 +59,11 @@ def add_steps_of(type: GGMLType, tile: Tile, x_is_half: bool) -> Any:
     is_early = tile.group_threads > 128  # so many warps make half a step of it
     col_shift = 1 if x_is_half else 2
     col_bytes = 1 << col_shift
-    n_quads, n_eights, w_begin = tile.x_quads, tile.w_eights, tile.w_begin
-    n_rows_mine = tile.w_rows
+    n_quads, w_begin = tile.x_quads, tile.w_begin
+    n_rows_mine = tile.w_eights // halves_of(type, tile)
     find_x_rows, load_x = x_rows_of(tile, x_is_half), load_x_of(tile, x_is_half)
     find_w_rows, load_w = w_rows_of(type, tile), load_w_of(type, tile)
-    find_puts, store_tiles = puts_of(tile), store_tiles_of(type, tile)
+    find_puts, store_tiles = puts_of(type, tile), store_tiles_of(type, tile)
     load_column, multiply = load_column_of(tile), multiply_of(tile)
     steps, sync, buffer_bytes = steps_of(n_groups), sync_of(tile), tile.buffer_bytes
 
@@ -73,7 +74,7 @@ def add_steps_of(type: GGMLType, tile: Tile, x_is_half: bool) -> Any:
     ) -> None:  # fmt: skip
         x_column, w_column = cuda.local.array(8, float32), cuda.local.array(8, float32)
         quads = cuda.local.array((n_quads, 4), float32)
-        raw = cuda.local.array((n_eights, 8), uint32)
+        raw = cuda.local.array((n_rows_mine, 8), uint32)
         words = cuda.local.array((n_rows_mine, 4), uint32)
         x_rows_at = cuda.local.array(n_quads, uint32)
         rows = cuda.local.array(n_rows_mine, int32)

@@ -63,16 +63,6 @@ class Tile:
         """Eights of weights that it loads."""
         return 2 * self.n_rows // self.group_threads
 
-    @property
-    def w_halves(self) -> int:
-        """Of a row's 16 columns of a step: 2 where a thread loads both, which have one scale."""
-        return 2 if self.w_eights > 1 else 1
-
-    @property
-    def w_rows(self) -> int:
-        """Of which a thread loads weights."""
-        return self.w_eights // self.w_halves
-
     def grid(self, n_tokens: int, n_rows: int) -> tuple[int, int]:
         """Tiles of an out of this size: along its rows, along its tokens."""
         return ceil_div(n_rows, self.n_rows), ceil_div(n_tokens, self.n_tokens)
