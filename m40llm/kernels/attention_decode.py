@@ -49,7 +49,13 @@ from m40llm.kernels.attention_common import (
     score_factors,
     window_keys,
 )
-from m40llm.kernels.attention_keys import attend_over, head_tile, lanes_per_key, query_loader
+from m40llm.kernels.attention_keys import (
+    attend_over,
+    head_tile,
+    keys_a_pass,
+    lanes_per_key,
+    query_loader,
+)
 from m40llm.kernels.attention_merge import (
     MAX_SPLITS,
     N_THREADS,
@@ -99,6 +105,7 @@ def _attend_row(head_dim: int, n_heads: int, has_softcap: bool, is_q8: bool) -> 
     merge_warp_sums = merge_warps(head_dim, n_heads, n_lanes)
     merge_split_sums = merge_splits(head_dim)
     load_query = query_loader(head_dim, n_heads)
+    unit = min(keys_a_pass(head_dim), MIN_SPLIT_KEYS)  # a block takes whole passes
     n_shared, n_weights = merge_floats(head_dim, n_heads), N_WARPS * MAX_SPLITS
 
     @cuda.jit(device=True, forceinline=True)
@@ -127,7 +134,7 @@ def _attend_row(head_dim: int, n_heads: int, has_softcap: bool, is_q8: bool) -> 
             return
         begin = max(end - window, 0)
         split_keys = (end - begin + cuda.gridDim.x - 1) // cuda.gridDim.x
-        split_keys = (split_keys + MIN_SPLIT_KEYS - 1) // MIN_SPLIT_KEYS * MIN_SPLIT_KEYS
+        split_keys = (max(split_keys, MIN_SPLIT_KEYS) + unit - 1) // unit * unit
         n_splits = (end - begin + split_keys - 1) // split_keys  # those that have keys
         if split >= n_splits:
             return

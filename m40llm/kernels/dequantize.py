@@ -89,13 +89,12 @@ def fetch(type: GGMLType) -> Any:
 
 @cache
 def fetch_both(type: GGMLType) -> Any:
-    """The device function that loads, for a quantised type, what the two eights of 16 columns are
-    made of: fetch_both(quants, highs, row, row_at, col, raw), col a multiple of 16."""
-    layout, is_of_values = LAYOUTS[type], type in VALUES_OF
-    unit_words, n_highs = layout.unit_words, layout.high_bits
+    """fetch_both(quants, row_at, col, raw): what the two eights of 16 columns are made of, in one
+    load, of a quantised type without high bits; col is a multiple of 16."""
+    unit_words, is_of_values = LAYOUTS[type].unit_words, type in VALUES_OF
 
     @cuda.jit(device=True, forceinline=True)
-    def fetch_quants(quants: Any, highs: Any, row: Any, row_at: Any, col: Any, raw: Any) -> None:
+    def fetch_quants(quants: Any, row_at: Any, col: Any, raw: Any) -> None:
         unit, half = uint32(uint32(col) >> uint32(5)), uint32(uint32(col) >> uint32(4)) & uint32(1)
         if is_of_values:
             at = uint32(row_at + (uint32(col) >> uint32(3)))
@@ -107,10 +106,6 @@ def fetch_both(type: GGMLType) -> Any:
             if unit_words == 8:
                 at = uint32(at + half * uint32(2))
             raw[0], raw[1], raw[2], raw[3] = load_uint4_readonly(quants, int64(at) * 2)
-        if n_highs == 1:
-            raw[4] = highs[uint64(row), unit]
-        if n_highs == 2:
-            raw[4], raw[5] = highs[uint64(row), unit * 2], highs[uint64(row), unit * 2 + 1]
 
     return fetch_quants
 
@@ -119,7 +114,6 @@ def fetch_both(type: GGMLType) -> Any:
 def pick_half(type: GGMLType) -> Any:
     """pick(raw, half, one): of what fetch_both has loaded, what fetch would."""
     is_of_values, has_two_words = type in VALUES_OF, LAYOUTS[type].unit_words == 2
-    n_highs = LAYOUTS[type].high_bits
 
     @cuda.jit(device=True, forceinline=True)
     def pick(raw: Any, half: Any, one: Any) -> None:
@@ -129,8 +123,6 @@ def pick_half(type: GGMLType) -> Any:
             one[0], one[1] = raw[0], raw[1]
         else:
             one[0], one[1] = raw[2 * half], raw[2 * half + 1]
-        if n_highs > 0:
-            one[2] = raw[4 + half * (n_highs - 1)]
 
     return pick
 

@@ -28,7 +28,7 @@ TILES: Final = {  # instructions of a warp a step (F16)
     Tile(32, 64, 4): 1217,
     Tile(16, 128, 4): 1288,
 }
-# Instructions more than F16's, for eight weights: alone, and beside another eight of one scale.
+# Instructions more than F16's, for eight weights: alone, and beside others in one thread.
 QUANTS: Final = {
     GGMLType.Q8_0: (25, 20), GGMLType.Q4_0: (32, 25), GGMLType.Q4_1: (32, 25),
     GGMLType.Q5_0: (52, 41), GGMLType.Q5_1: (53, 42), GGMLType.Q2_K: (54, 34),

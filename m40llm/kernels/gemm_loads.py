@@ -27,6 +27,7 @@ from m40llm.kernels.gemm_tiles import Tile
 from m40llm.kernels.hints import pinned
 from m40llm.kernels.intrinsics import load_float4_readonly, load_uint2_readonly, store_float_shared
 from m40llm.kernels.layouts import DENSE
+from m40llm.kernels.unpack import LANES
 
 
 @cache
@@ -74,8 +75,10 @@ def load_x_of(tile: Tile, is_half: bool) -> Any:
 
 
 def halves_of(type: GGMLType, tile: Tile) -> int:
-    """Eights of a row that a thread loads: 2, which have one scale, where it loads so many."""
-    return 2 if tile.w_eights > 1 and type not in DENSE else 1
+    """Eights of a row that a thread loads: 2, which have one scale, where that is faster (H100):
+    with high bits it is not, nor where each warp has a buffer of its own."""
+    is_plain = type not in DENSE and not LANES[type].n_highs
+    return 2 if is_plain and tile.w_eights > 1 and tile.n_groups == 1 else 1
 
 
 @cache
@@ -126,7 +129,7 @@ def load_w_of(type: GGMLType, tile: Tile) -> Any:
                 one[k], of_row[k & 3] = uint32(0), uint32(0)
             if mine < n_here:
                 if halves == 2:
-                    fetch_two(quants, highs, rows[i], rows_at[i], col, one)
+                    fetch_two(quants, rows_at[i], col, one)
                 else:
                     fetch_one(quants, highs, rows[i], rows_at[i], col, n_cols, one)
                 fetch_words(scales, rows[i], col, of_row)
