@@ -16,10 +16,11 @@ from typing import Any, Final
 from gguf import GGMLQuantizationType as GGMLType
 from numba import cuda, float32, int64, uint32, uint64
 
+from m40llm.kernels import e2m1
 from m40llm.kernels.bits import half2_to_float2, uint_as_float
 from m40llm.kernels.intrinsics import load_uint2_readonly, load_uint4_readonly, load_uint_readonly
 from m40llm.kernels.layouts import DENSE, LAYOUTS, VALUES_OF
-from m40llm.kernels.scales import BIAS, SCALES
+from m40llm.kernels.scales import BIAS, SCALES, power_of_two
 from m40llm.kernels.tables import look_up
 
 _EXPONENT: Final = 0x4B000000  # of 2^23, where the last bit of the mantissa is worth 1
@@ -64,13 +65,14 @@ def fetch(type: GGMLType) -> Any:
         return _fetch_f32 if type == GGMLType.F32 else _fetch_f16
     layout, fetch_scales, is_of_values = LAYOUTS[type], SCALES[type].fetch, type in VALUES_OF
     unit_words, n_highs = layout.unit_words, layout.high_bits
+    word_shift = 3 if type == GGMLType.MXFP4 else 2
 
     @cuda.jit(device=True, forceinline=True)
     def fetch_quants(
         quants: Any, highs: Any, scales: Any, row: Any, row_at: Any, col: Any, n_cols: Any, raw: Any
     ) -> None:  # fmt: skip
         unit = uint32(uint32(col) >> uint32(5))
-        word = uint32(uint32(col) >> uint32(2)) & uint32(unit_words - 1)
+        word = uint32(uint32(col) >> uint32(word_shift)) & uint32(unit_words - 1)
         if is_of_values:
             raw[0] = load_uint_readonly(quants, int64(row_at + (uint32(col) >> uint32(3))))
         else:
@@ -128,11 +130,21 @@ def _four_quants(type: GGMLType) -> Any:
     return quants
 
 
+@cuda.jit(device=True, forceinline=True)
+def _convert_mxfp4(raw: Any, col: Any, weights: Any) -> None:
+    scale = power_of_two(raw[4])
+    e2m1.eight_floats(raw[0], raw[1], (uint32(col) >> uint32(3)) & uint32(1), weights)
+    for k in range(8):
+        weights[k] = e2m1.scaled(weights[k], scale)
+
+
 @cache
 def convert(type: GGMLType) -> Any:
     """The device function that makes eight floats of it."""
     if type in DENSE:
         return _convert_f32 if type == GGMLType.F32 else _convert_f16
+    if type == GGMLType.MXFP4:
+        return _convert_mxfp4
     (_, decode, has_minimum), four_quants = SCALES[type], _four_quants(type)
     zero = 2.0**23 + BIAS.get(type, 0)
 

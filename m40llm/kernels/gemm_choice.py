@@ -31,7 +31,7 @@ TILES: Final = {  # instructions of a warp a step (F16)
 QUANTS: Final = {  # instructions more than F16's, for eight weights
     GGMLType.Q8_0: 32, GGMLType.Q4_0: 40, GGMLType.Q4_1: 41, GGMLType.Q5_0: 56, GGMLType.Q5_1: 56,
     GGMLType.Q2_K: 63, GGMLType.Q3_K: 93, GGMLType.Q4_K: 55, GGMLType.Q5_K: 70, GGMLType.Q6_K: 72,
-    GGMLType.IQ4_NL: 45, GGMLType.IQ4_XS: 56, GGMLType.MXFP4: 44,
+    GGMLType.IQ4_NL: 40, GGMLType.IQ4_XS: 51, GGMLType.MXFP4: 37,
 }  # fmt: skip
 SPLITS: Final = (1, 2, 3, 4, 6, 8, 12, 16)
 TAIL_SPLITS: Final = 6  # with 5 some products are 0.5 % faster, others 2.5 % slower (H100)
