@@ -6,7 +6,8 @@
     convert(type)(raw, col, weights)                        W[row, col : col + 8]
 
 col is a multiple of 8 and below n_cols, the columns of the matrix. F32 may end after four: the
-others are then 0. A quant becomes a float by its place in the mantissa of 2^23 + quant, exactly.
+others are then 0. A quant becomes a float by its place in the mantissa of 2^23 + quant, exactly
+(MXFP4's as e2m1.py says).
 The one rounding is that of adding the minimum, as in gguf.quants.
 """
 

@@ -3,11 +3,12 @@
     bytes = look_up(type)(selectors)    byte k: the value of nibble k of the low 16 bits, plus BIAS
 
 The table is four words of bytes: values of even numbers, and of odd ones. A selector is a number
-whose lowest bit has become its highest (`selectors_of`, for the plane of quants). A permutation of
-bytes by the selectors takes the even values; where the highest bit is set it gives the sign of such
-a byte eight times over. Another one, by the selectors with that bit changed, takes the odd values.
-Of both together, by exclusive or, an even value is itself, since the odd ones are kept without
-a sign: they are kept changed by what they meet, the sign of the even value beside them.
+whose lowest bit has become its highest (`selectors_of`, for the plane of quants). One permutation
+of bytes takes the even values by the selectors, another the odd ones by the selectors with that bit
+changed. Where the highest bit is set a permutation gives the highest bit of the byte instead, eight
+times over: of a number one of the two gives its value, the other 0 or 255, and their exclusive or
+is the value plus BIAS. For that the odd bytes are stored with a highest bit of 0, so that an even
+one meets 0, and inverted where they meet 255, which is where the even one before has a 1 there.
 """
 
 from functools import cache
@@ -25,14 +26,14 @@ from m40llm.kernels.scales import BIAS
 
 def selectors_of(numbers: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Two nibbles a byte, each turned right by a bit."""
-    high, low = np.uint8(0x77), np.uint8(0x88)
-    return numbers >> np.uint8(1) & high | numbers << np.uint8(3) & low
+    upper, lowest = np.uint8(0x77), np.uint8(0x88)
+    return numbers >> np.uint8(1) & upper | numbers << np.uint8(3) & lowest
 
 
 def numbers_of(selectors: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The inverse."""
-    high, low = np.uint8(0xEE), np.uint8(0x11)
-    return selectors << np.uint8(1) & high | selectors >> np.uint8(3) & low
+    upper, lowest = np.uint8(0xEE), np.uint8(0x11)
+    return selectors << np.uint8(1) & upper | selectors >> np.uint8(3) & lowest
 
 
 def _words(type: GGMLType) -> list[int]:

@@ -12,6 +12,7 @@ flushes subnormals to zero.
 `group` says which four of a lane's run of quants (8 groups in 32 weights, 4 in the 16 of Q8_0, 2
 in the 8 of F16, 1 in the 4 of F32); a..d are words of quants from the group's first one on
 (Lane.first_word), of which most types need one. F16 and F32 are numbers already; their factor is 1.
+MXFP4's quants are small floats, which become FP32 ones of another unit: e2m1.py.
 """
 
 from functools import cache
