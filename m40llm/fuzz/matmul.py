@@ -13,7 +13,7 @@ from m40llm.fuzz.contents import integers
 from m40llm.gguf.blocks import FORMATS, dequantize
 from m40llm.kernels.layouts import DENSE, LAYOUTS, VALUES_OF
 from m40llm.kernels.planes import Planes, from_blocks, to_blocks
-from m40llm.kernels.scales import BIAS
+from m40llm.kernels.scales import BIAS, has_offset
 
 QUANTISED = tuple(LAYOUTS)
 Array = NDArray[Any]
@@ -79,16 +79,17 @@ def error_bound(ggml_type: GGMLType, data: Array, x: Array) -> Array:
 
 def offsets(ggml_type: GGMLType, data: Array, n_cols: int) -> Array:
     """float64[n_rows, n_cols]: what each weight would be with its quant, as unpacked, zero."""
-    if ggml_type in DENSE:
+    if not has_offset(ggml_type):
         return np.zeros((len(data), n_cols))
+    if ggml_type in VALUES_OF:  # the table's largest value, times what makes it the offset
+        values, blocks = np.array(VALUES_OF[ggml_type]), data.copy()
+        largest = int(np.abs(values).argmax())
+        of_block = blocks.reshape(-1, FORMATS[ggml_type].n_bytes)
+        of_block[:, LAYOUTS[ggml_type].quants] = 0x11 * largest
+        ratio = -BIAS[ggml_type] / float(values[largest])
+        return ratio * dequantize(ggml_type, blocks).astype(np.float64)
     planes = from_blocks(ggml_type, len(data), n_cols, data)
     highs = None if planes.highs is None else np.zeros_like(planes.highs)
-    if ggml_type not in VALUES_OF:
-        quants, ratio = np.zeros_like(planes.quants), 1.0
-    else:  # the table's largest value, times what makes it the offset
-        values = np.array(VALUES_OF[ggml_type])
-        largest = int(np.abs(values).argmax())
-        quants = np.full_like(planes.quants, 0x11111111 * largest)
-        ratio = -BIAS[ggml_type] / float(values[largest])
+    quants = np.zeros_like(planes.quants)
     same = Planes(ggml_type, planes.n_cols, quants, highs, planes.scales)
-    return ratio * dequantize(ggml_type, to_blocks(same)).astype(np.float64)
+    return dequantize(ggml_type, to_blocks(same)).astype(np.float64)

@@ -9,8 +9,8 @@
 
 col is a multiple of 8 and below n_cols, the columns of the matrix; columns from one multiple of 16
 to the next have the same scale. F32 may end after four: the others are then 0. A quant becomes a
-float by its place in the mantissa of 2^23 + quant, exactly. The one rounding is that of adding the
-minimum, as in gguf.quants.
+float by its place in the mantissa of 2^23 + quant, exactly (MXFP4's as e2m1.py says). The one
+rounding is that of adding the minimum, as in gguf.quants.
 """
 
 from functools import cache
@@ -19,6 +19,7 @@ from typing import Any, Final
 from gguf import GGMLQuantizationType as GGMLType
 from numba import cuda, float32, int64, uint32, uint64
 
+from m40llm.kernels import e2m1
 from m40llm.kernels.bits import half2_to_float2, permute_bytes, uint_as_float
 from m40llm.kernels.intrinsics import load_uint2_readonly, load_uint4_readonly, load_uint_readonly
 from m40llm.kernels.layouts import DENSE, LAYOUTS, VALUES_OF
@@ -68,13 +69,14 @@ def fetch(type: GGMLType) -> Any:
         return _fetch_f32 if type == GGMLType.F32 else _fetch_f16
     layout, is_of_values = LAYOUTS[type], type in VALUES_OF
     unit_words, n_highs = layout.unit_words, layout.high_bits
+    word_shift = 3 if type == GGMLType.MXFP4 else 2
 
     @cuda.jit(device=True, forceinline=True)
     def fetch_quants(
         quants: Any, highs: Any, row: Any, row_at: Any, col: Any, n_cols: Any, raw: Any
     ) -> None:
         unit = uint32(uint32(col) >> uint32(5))
-        word = uint32(uint32(col) >> uint32(2)) & uint32(unit_words - 1)
+        word = uint32(uint32(col) >> uint32(word_shift)) & uint32(unit_words - 1)
         if is_of_values:
             raw[0] = load_uint_readonly(quants, int64(row_at + (uint32(col) >> uint32(3))))
         else:
@@ -101,6 +103,9 @@ def fetch_both(type: GGMLType) -> Any:
             raw[0], raw[1] = load_uint2_readonly(quants, int64(at))
         elif unit_words == 2:
             raw[0], raw[1] = load_uint2_readonly(quants, int64(uint32(row_at + unit)) * 2)
+        elif type == GGMLType.MXFP4:
+            at = uint32(row_at + unit * uint32(2) + half)
+            raw[0], raw[1] = load_uint2_readonly(quants, int64(at) * 2)
         else:
             at = uint32(row_at + unit * uint32(unit_words // 2))
             if unit_words == 8:
@@ -113,7 +118,8 @@ def fetch_both(type: GGMLType) -> Any:
 @cache
 def pick_half(type: GGMLType) -> Any:
     """pick(raw, half, one): of what fetch_both has loaded, what fetch would."""
-    is_of_values, has_two_words = type in VALUES_OF, LAYOUTS[type].unit_words == 2
+    is_of_values = type in VALUES_OF
+    has_two_words = LAYOUTS[type].unit_words == 2 or type == GGMLType.MXFP4
 
     @cuda.jit(device=True, forceinline=True)
     def pick(raw: Any, half: Any, one: Any) -> None:
@@ -196,11 +202,20 @@ def _four_quants(type: GGMLType) -> Any:
     return quants
 
 
+@cuda.jit(device=True, forceinline=True)
+def _convert_mxfp4(raw: Any, scale: Any, minimum: Any, col: Any, weights: Any) -> None:
+    e2m1.eight_floats(raw[0], raw[1], (uint32(col) >> uint32(3)) & uint32(1), weights)
+    for k in range(8):
+        weights[k] = e2m1.scaled(weights[k], scale)
+
+
 @cache
 def convert(type: GGMLType) -> Any:
     """The device function that makes eight floats of it."""
     if type in DENSE:
         return _convert_f32 if type == GGMLType.F32 else _convert_f16
+    if type == GGMLType.MXFP4:
+        return _convert_mxfp4
     has_minimum, four_quants = SCALES[type].has_minimum, _four_quants(type)
     zero = 2.0**23 + BIAS.get(type, 0)
 

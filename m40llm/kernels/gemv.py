@@ -21,9 +21,9 @@ sm_52    registers (caps: Form.registers) and instructions of the inner loop, fo
                4: a weight    6.6  3.1   2.7  2.6  3.7  3.7  3.4  3.1  4.2  4.5
 
                rows a warp   Q2_K Q3_K IQ4_NL IQ4_XS MXFP4
-               1: registers    48   52     44     44    44
-               4: registers    80  109     96     96    93
-               4: a weight    3.6  5.0    4.6    5.1   4.6
+               1: registers    48   52     40     40    43
+               4: registers    80  109     85     85    85
+               4: a weight    3.6  5.0    3.9    4.3   3.5
 
          4 rows: 16 or 24 warps on an SM (25 %, 38 %; dense 38 %, 50 %), each with 2 KiB under way,
          where 288 GB/s need 6 KiB an SM. 8 tokens, 2 rows: Q4_0 11.9 a weight, 8 of them FMAs. A

@@ -89,5 +89,4 @@ _OF_IQ4: Final = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 6
 VALUES_OF: Final = {
     GGMLType.IQ4_NL: _OF_IQ4,
     GGMLType.IQ4_XS: _OF_IQ4,
-    GGMLType.MXFP4: (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12),
 }

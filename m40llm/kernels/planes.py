@@ -7,7 +7,8 @@ it is aligned. Here each kind lies in an array of its own, a row of the matrix i
                       Q8_0: byte k of word g, plus 128
                       nibbles: byte k of word g % 4, the low nibble for g < 4, else the high one
                       Q2_K, Q3_K: byte k of word g % 2, bits 2 * (g / 2) and up
-                      IQ4_NL, IQ4_XS, MXFP4: nibble 4 * (g % 2) + k of word g / 2
+                      IQ4_NL, IQ4_XS: nibble 4 * (g % 2) + k of word g / 2, as tables.py wants it
+                      MXFP4: words g / 4 * 2 and the next, as e2m1.py wants them
     highs    uint32   of 32 weights, what does not fit there of the same quant:
                       Q3_K, Q5_*: one word, bit 8k + 2 * (g % 4) + g / 4
                       Q6_K: two words, number g % 4 / 2, bits 8k + 4 * (g % 2) + 2 * (g / 4) and up
@@ -29,9 +30,11 @@ from numpy.typing import NDArray
 
 from m40llm.errors import KernelContractError
 from m40llm.gguf.blocks import FORMATS, join_fields, row_bytes, split_fields
+from m40llm.kernels import e2m1
 from m40llm.kernels.contract import check_array
 from m40llm.kernels.layouts import DENSE, LAYOUTS, VALUES_OF, Layout
 from m40llm.kernels.plane_of_scales import put_scales, scales_plane
+from m40llm.kernels.tables import numbers_of, selectors_of
 
 Bytes = NDArray[np.uint8]
 _WORD: Final = np.dtype(np.uint32)
@@ -124,12 +127,7 @@ def to_blocks(planes: Planes) -> Bytes:
     n_blocks = n_rows * (planes.n_cols // block.n_weights)
     blocks = np.empty((n_blocks, block.n_bytes), np.uint8)
     quants = np.asarray(planes.quants).view(np.uint8).reshape(n_blocks, -1)
-    if type == GGMLType.Q8_0:
-        blocks[:, layout.quants] = quants ^ 0x80
-    else:
-        blocks[:, layout.quants] = _regrouped(
-            quants, layout.field_bits, _plane_run(type), layout.run_bytes
-        )
+    blocks[:, layout.quants] = _quants_of_plane(type, quants)
     if layout.highs is not None:
         highs = np.asarray(planes.highs).view(np.uint8)
         bits = _bits_of_highs_plane(layout, highs, block.n_weights)
@@ -143,7 +141,21 @@ def _quants_plane(type: GGMLType, blocks: Bytes) -> Bytes:
     stored = blocks[:, layout.quants]
     if type == GGMLType.Q8_0:
         return stored ^ np.uint8(0x80)
-    return _regrouped(stored, layout.field_bits, layout.run_bytes, _plane_run(type))
+    if type == GGMLType.MXFP4:
+        return e2m1.pack(split_fields(stored, 4).reshape(-1, 16)).view(np.uint8)
+    quants = _regrouped(stored, layout.field_bits, layout.run_bytes, _plane_run(type))
+    return selectors_of(quants) if type in VALUES_OF else quants
+
+
+def _quants_of_plane(type: GGMLType, plane: Bytes) -> Bytes:
+    """The inverse, uint8[n_blocks, *]."""
+    layout = LAYOUTS[type]
+    if type == GGMLType.Q8_0:
+        return plane ^ np.uint8(0x80)
+    if type == GGMLType.MXFP4:
+        return join_fields(e2m1.unpack(plane.view("<u4").reshape(-1, 2)).reshape(-1, 2, 16), 4)
+    quants = numbers_of(plane) if type in VALUES_OF else plane
+    return _regrouped(quants, layout.field_bits, _plane_run(type), layout.run_bytes)
 
 
 def _plane_run(type: GGMLType) -> int:

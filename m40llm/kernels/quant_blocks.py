@@ -18,6 +18,7 @@ from typing import Any, Final
 from gguf import GGMLQuantizationType as GGMLType
 from numba import cuda, float32, int32, uint32
 
+from m40llm.kernels import e2m1
 from m40llm.kernels.bits import half2_to_float2, uint_as_float
 from m40llm.kernels.scales import BIAS, power_of_two
 from m40llm.kernels.tables import look_up
@@ -181,13 +182,14 @@ def _value_of(type: GGMLType) -> Any:
 
     @cuda.jit(device=True)
     def value(number: Any) -> Any:
-        byte = look_up_four(uint32(number)) & uint32(255)
+        selector = uint32(number >> int32(1)) | uint32(uint32(number & int32(1)) << uint32(3))
+        byte = look_up_four(selector) & uint32(255)
         return float32(int32(int32(byte) - int32(bias)))
 
     return value
 
 
-_value_of_iq4, _value_of_mxfp4 = _value_of(GGMLType.IQ4_NL), _value_of(GGMLType.MXFP4)
+_value_of_iq4 = _value_of(GGMLType.IQ4_NL)
 
 
 @cuda.jit(device=True)
@@ -206,7 +208,9 @@ def _iq4_xs(memory: Any, o: Any, i: Any) -> Any:
 
 @cuda.jit(device=True)
 def _mxfp4(memory: Any, o: Any, i: Any) -> Any:
-    return power_of_two(uint32(memory[o])) * _value_of_mxfp4(_nibble(memory, o + 1, i))
+    return e2m1.scaled(
+        e2m1.float_of(uint32(_nibble(memory, o + 1, i))), power_of_two(uint32(memory[o]))
+    )
 
 
 WEIGHT_OF: Final[dict[GGMLType, Any]] = {

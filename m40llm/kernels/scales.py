@@ -5,9 +5,9 @@
 
 `unit` counts 32 weights of the row. `half` is 1 for the last 16 of them, which have a scale of
 their own in Q2_K, Q3_K and Q6_K. `quant` is signed for the types without minimums (minimum = 0), a
-value of the table for IQ4_* and MXFP4. Scale and minimum are exact: a product of an FP16 and at
-most 8 bits fits FP32, and MXFP4's scale is a power of two. Indices are made unsigned:
-that spares Numba's test for a negative one, four instructions.
+value of the table for IQ4_*, twice the number for MXFP4. Scale and minimum are exact: a product of
+an FP16 and at most 8 bits fits FP32, and MXFP4's scale is a power of two. Indices are made
+unsigned: that spares Numba's test for a negative one, four instructions.
 """
 
 from typing import Any, Final, NamedTuple
@@ -132,9 +132,9 @@ def _decode_iq4_xs(a: Any, b: Any, c: Any, d: Any, unit: Any, half: Any) -> Any:
 @cuda.jit(device=True)
 def power_of_two(exponent: Any) -> Any:
     """2^(exponent - 128), the scale of MXFP4's doubled values: exponent a byte."""
-    if exponent < uint32(2):
-        return uint_as_float(uint32(uint32(0x00200000) << exponent))  # a subnormal number
-    return uint_as_float(uint32(uint32(exponent - uint32(1)) << uint32(23)))
+    subnormal = int32(int32(exponent + uint32(1)) << 21)  # the bits for 0 and 1, too few for others
+    normal = int32(int32(exponent - uint32(1)) << 23)  # the bits for 2 and more, too few for those
+    return uint_as_float(uint32(max(subnormal, normal)))
 
 
 @cuda.jit(device=True)
@@ -189,5 +189,9 @@ BIAS: Final = {
     GGMLType.Q6_K: 32,
     GGMLType.IQ4_NL: 128,
     GGMLType.IQ4_XS: 128,
-    GGMLType.MXFP4: 12,
 }
+
+
+def has_offset(type: GGMLType) -> bool:
+    """Whether something meets the sum of x over a run: a minimum or a bias."""
+    return type in BIAS or SCALES[type].has_minimum

@@ -18,8 +18,8 @@ from gguf import GGMLQuantizationType as GGMLType
 from numba import cuda, float32, int64, uint32
 
 from m40llm.kernels.intrinsics import load_float4_readonly, store_float4_shared
-from m40llm.kernels.layouts import DENSE
 from m40llm.kernels.reduce import FULL_MASK, WARP_SIZE
+from m40llm.kernels.scales import has_offset
 from m40llm.kernels.unpack import LANES, RESULT_SCALE, factors_of
 
 N_WARPS: Final = 8
@@ -48,7 +48,7 @@ def stage_of(type: GGMLType, n_tokens: int, chunk_cols: int) -> Any:
     """stage(x, first_col, n_cols, staged, sums): a chunk of x and its sums, by all threads."""
     shape, lane = StagedShape(type, n_tokens, chunk_cols), LANES[type]
     n_groups, pitch, token_slots = shape.n_groups, shape.pitch, shape.token_slots
-    token_sums, has_sums = shape.token_sums, type not in DENSE
+    token_sums, has_sums = shape.token_sums, has_offset(type)
     sum_groups = lane.n_groups // lane.n_halves
     factors = factors_of(type)
 

@@ -23,7 +23,7 @@ from numba import cuda, float32, uint32, uint64
 from m40llm.kernels.hints import pinned
 from m40llm.kernels.intrinsics import load_float4_shared, load_uint2_streaming, load_uint4_streaming
 from m40llm.kernels.layouts import DENSE
-from m40llm.kernels.scales import BIAS, SCALES
+from m40llm.kernels.scales import BIAS, SCALES, has_offset
 from m40llm.kernels.staging import CHUNK_FLOATS, StagedShape
 from m40llm.kernels.unpack import LANES
 
@@ -75,7 +75,7 @@ def multiply_unit(
     first_word, pitch, token_slots = lane.first_word, shape.pitch, shape.token_slots
     token_sums, is_dense = shape.token_sums, type in DENSE
     half_groups = n_groups // n_halves
-    bias, n_shared = float(BIAS.get(type, 0)), units_a_scale(type)
+    bias, meets_sums, n_shared = float(BIAS.get(type, 0)), has_offset(type), units_a_scale(type)
     n_parts = n_rows * n_tokens
 
     @cuda.jit(device=True, forceinline=True)
@@ -122,8 +122,9 @@ def multiply_unit(
                     if is_dense:
                         acc[i] = part[i]
                     else:
-                        total = sums[uint32(token * token_sums + staged_unit * n_halves + half)]
                         acc[i] += scale * part[i]
+                    if meets_sums:
+                        total = sums[uint32(token * token_sums + staged_unit * n_halves + half)]
                         acc[i] += minimum * total
 
     return multiply

@@ -12,6 +12,7 @@ flushes subnormals to zero.
 `group` says which four of a lane's run of quants (8 groups in 32 weights, 4 in the 16 of Q8_0, 2
 in the 8 of F16, 1 in the 4 of F32); a..d are words of quants from the group's first one on
 (Lane.first_word), of which most types need one. F16 and F32 are numbers already; their factor is 1.
+MXFP4's quants are small floats, which become FP32 ones of another unit: e2m1.py.
 """
 
 from functools import cache
@@ -21,6 +22,7 @@ import numpy as np
 from gguf import GGMLQuantizationType as GGMLType
 from numba import cuda, uint32
 
+from m40llm.kernels import e2m1
 from m40llm.kernels.bits import half2_to_float2, uint_as_float
 from m40llm.kernels.layouts import DENSE, VALUES_OF
 from m40llm.kernels.tables import look_up
@@ -130,6 +132,11 @@ def _unpack_values(type: GGMLType) -> Any:
 
 
 @cuda.jit(device=True)
+def _unpack_e2m1(a: Any, b: Any, c: Any, d: Any, highs: Any, highs_2: Any, group: Any) -> Any:
+    return e2m1.four_floats(a, b, group & 3)
+
+
+@cuda.jit(device=True)
 def _word_by_word(group: Any) -> Any:
     return group & 3
 
@@ -142,6 +149,11 @@ def _two_words(group: Any) -> Any:
 @cuda.jit(device=True)
 def _halves_of_words(group: Any) -> Any:
     return group >> 1
+
+
+@cuda.jit(device=True)
+def _pairs_of_words(group: Any) -> Any:
+    return group >> 2 << 1
 
 
 @cuda.jit(device=True)
@@ -187,6 +199,7 @@ LANES: Final = {
     GGMLType.Q4_K: Lane(8, _unpack_nibbles),
     GGMLType.Q5_K: Lane(8, _unpack_with_bit(4), n_highs=1),
     GGMLType.Q6_K: Lane(8, _unpack_six, n_highs=2, n_halves=2),
+    GGMLType.MXFP4: Lane(8, _unpack_e2m1, _pairs_of_words, n_words=2),
     **{type: Lane(8, _unpack_values(type), _halves_of_words) for type in VALUES_OF},
 }
 
@@ -194,8 +207,10 @@ LANES: Final = {
 def factor(type: GGMLType, group: int, k: int) -> float:
     """What undoes the position of the k-th quant of a group in its word; without STAGE_SCALE."""
     lane = LANES[type]
-    if lane.n_words > 1:
+    if type in DENSE:
         return 1.0
+    if lane.unpack is _unpack_e2m1:
+        return 2.0**-149 / e2m1.UNIT
     if lane.unpack is _unpack_two:
         return 2.0 ** -(8 * (k % 3) + (group & 6))
     if k == 3:  # the last one of a word is shifted to its lowest bits

@@ -29,6 +29,7 @@ GRANITE = {
 DEVICES = [pytest.param("emulator"), pytest.param("cuda", marks=pytest.mark.gpu)]
 MODELS: dict[str, dict[str, Any]] = {
     "Q8_0": {"tensor_type": "Q8_0"},
+    "MXFP4": {"tensor_type": "MXFP4"},
     "qwen2 in F16": {"arch": "qwen2", "tensor_type": "F16"},
     "qwen3": {"arch": "qwen3", "tensor_type": "Q8_0"},
     # Of the types, and so the kernels, that test_gpu_models.py has.

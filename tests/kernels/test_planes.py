@@ -89,6 +89,16 @@ def test_every_weight_bit_for_bit(
     assert (same_bits | np.isnan(expected) & np.isnan(read)).all()  # a NaN's payload may differ
 
 
+def test_every_exponent_of_mxfp4(launcher: Any) -> None:
+    """The two whose scale is subnormal, too."""
+    data = random_blocks(GGMLType.MXFP4, 1, 256 * 32, 0).reshape(256, 17)
+    data[:, 0] = np.arange(256)
+    planes = from_blocks(GGMLType.MXFP4, 1, 256 * 32, data)
+    expected = dequantize(GGMLType.MXFP4, data.reshape(1, -1))
+    read = read_on_device(launcher, planes)
+    np.testing.assert_array_equal(read.view(np.uint32), expected.view(np.uint32))
+
+
 def test_f32_may_end_after_four() -> None:
     data = np.arange(2 * 12, dtype=np.float32).reshape(2, 12)
     planes = from_blocks(GGMLType.F32, 2, 12, data.view(np.uint8))

@@ -24,7 +24,6 @@ from numba import cuda, float32, int32, uint32
 
 from m40llm.kernels.bits import uint_as_float
 from m40llm.kernels.intrinsics import load_float4_readonly, store_float4_shared
-from m40llm.kernels.layouts import DENSE
 from m40llm.kernels.program import words
 from m40llm.kernels.program.code import word_of
 from m40llm.kernels.program.exchange import has_arrived, look4
@@ -38,6 +37,7 @@ from m40llm.kernels.program.form import (
     max_stage_cols,
 )
 from m40llm.kernels.reduce import FULL_MASK, WARP_SIZE, warp_sum
+from m40llm.kernels.scales import has_offset
 from m40llm.kernels.unpack import LANES, RESULT_SCALE, factors_of
 from m40llm.kernels.views import UNSEEN, array_at
 
@@ -121,7 +121,7 @@ def _put_of(type: GGMLType, n_seqs: int) -> Any:
     """put(x0, x1, x2, x3, quad, inside, t, staged, sums): a quad of sequence t, and its share of
     the sums, where its thread has one."""
     slot_of, shape, lane = _slot_of(type), Pool(type, n_seqs).shape, LANES[type]
-    token_slots, token_sums, has_sums = shape.token_slots, shape.token_sums, type not in DENSE
+    token_slots, token_sums, has_sums = shape.token_slots, shape.token_sums, has_offset(type)
     sum_groups = lane.n_groups // lane.n_halves
     factors, n_groups = factors_of(type), lane.n_groups
 
