@@ -92,26 +92,17 @@ class Shell:
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes:
         """The whole body, of which no more is read than is allowed."""
-        settings = self._serving.settings
-        most, seconds = settings.max_body_bytes, settings.send_timeout_s
+        most, seconds = self._serving.settings.max_body_bytes, self._serving.settings.body_timeout_s
         length = headers.get("content-length", "")
         if length.isdigit() and int(length) > most:
             raise _too_large(most)
-        body, more = bytearray(), True
-        while more:
-            try:
-                message = await asyncio.wait_for(receive(), seconds)
-            except TimeoutError:
-                told = f"nothing of the body came for {seconds:g} s"
-                close = {"connection": "close"}
-                raise ApiError(408, told, code="body_timeout", headers=close) from None
-            if message["type"] == "http.disconnect":
-                raise ClientGoneError
-            body += message.get("body", b"")
-            if len(body) > most:
-                raise _too_large(most)
-            more = message.get("more_body", False)
-        return bytes(body)
+        try:
+            async with asyncio.timeout(seconds):
+                return await _whole_body(receive, most)
+        except TimeoutError:
+            told = f"the body did not come within {seconds:g} s"
+            close = {"connection": "close"}
+            raise ApiError(408, told, code="body_timeout", headers=close) from None
 
     def _note(self, scope: Scope, record: Record, reply: "_Reply") -> None:
         route, metrics = scope.get("route"), self._serving.metrics
@@ -213,6 +204,19 @@ def _check_host(header: str, hosts: tuple[str, ...]) -> None:
 def _too_large(most: int) -> ApiError:
     told = f"the body is larger than {most:,} bytes"
     return ApiError(413, told, code="body_too_large", headers={"connection": "close"})
+
+
+async def _whole_body(receive: Receive, most: int) -> bytes:
+    body, more = bytearray(), True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        body += message.get("body", b"")
+        if len(body) > most:
+            raise _too_large(most)
+        more = message.get("more_body", False)
+    return bytes(body)
 
 
 async def _until_taken(transport: asyncio.Transport, seconds: float) -> None:

@@ -82,7 +82,7 @@ def test_bodies_without_a_length_have_it_too(served: Callable[..., str]) -> None
 
 
 def test_bodies_that_do_not_come(served: Callable[..., str]) -> None:
-    url = httpx.URL(served(send_timeout_s=0.2))
+    url = httpx.URL(served(body_timeout_s=0.2))
     with socket.create_connection((url.host, url.port), timeout=10) as slow:
         slow.sendall(b"POST /generate HTTP/1.1\r\nhost: a\r\ncontent-length: 50\r\n\r\n{")
         told = b"".join(iter(lambda: slow.recv(10_000), b""))

@@ -210,6 +210,7 @@ def test_key_files_that_are_none(tmp_path: Path, content: bytes | None, told: st
         *(("names", ()), ("names", ("",)), ("names", ("a", "a")), ("loras", ("tiny",))),
         *(("max_body_bytes", 0), ("max_prompt", 0), ("max_tokens", -1), ("time_limit_s", 0)),
         *(("send_timeout_s", -1), ("send_timeout_s", float("nan")), ("grace_s", -0.1)),
+        *(("head_timeout_s", 0), ("body_timeout_s", -1), ("max_connections", 0)),
     ],
 )
 def test_settings_that_are_none(field: str, value: Any) -> None:
@@ -226,6 +227,7 @@ def test_settings_that_are_none(field: str, value: Any) -> None:
         (["--lora", "poet"], "error: --lora: expected NAME=FILE, got 'poet'"),
         (["--lora", "poet=/no/such"], "error: --lora: no such file: /no/such"),
         (["--time-limit", "0"], "error: --time-limit: expected seconds above 0, got 0.0"),
+        (["--head-timeout", "0"], "error: --head-timeout: expected seconds above 0, got 0.0"),
         (["--grace", "-1"], "error: --grace: expected seconds from 0 to 1e+06, got -1.0"),
         (["--name", "a", "--name", "a"], "error: --name: expected each once, got a, a"),
         (["--port", "0", "--max-seq-len", "9999"], "error: --max-seq-len: expected 1 to"),
