@@ -7,17 +7,8 @@ _AS_NAMED: Final = (
     *("frequency_penalty", "seed", "max_tokens", "stop", "json_schema", "regex", "lark"),
     *("device", "max_seq_len", "kv_type", "cublas", "decode", "require_sm52", "gpu_layers", "fit"),
     *("speculate", "speculate_tokens", "lora", "lora_scale"),
-    *(
-        "host",
-        "port",
-        "slots",
-        "max_waiting",
-        "chunk",
-        "max_prompt",
-        "max_connections",
-        "api_key_file",
-    ),
-    *("ray", "replicas", "max_replicas"),
+    *("host", "port", "slots", "max_waiting", "chunk", "max_prompt", "api_key_file"),
+    *("max_connections", "ray", "replicas", "max_replicas"),
 )
 FLAGS: Final = {name: f"--{name.replace('_', '-')}" for name in _AS_NAMED} | {
     "temperature": "--temp",

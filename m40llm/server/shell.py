@@ -40,7 +40,9 @@ class Shell:
         headers = Headers(scope=scope)
         record = Record(_request_id(headers), client=(scope.get("client") or ["unknown"])[0])
         scope["m40llm.record"] = record
-        reply = _Reply(send, record.request_id)
+        reply = _Reply(send, record.request_id, is_head=scope["method"] == "HEAD")
+        if reply.is_head:  # routes know GET alone
+            scope = {**scope, "method": "GET"}
         try:
             await self._answer(scope, headers, record, receive, reply)
         except (ClientGoneError, SendTimeoutError) as error:
@@ -116,7 +118,7 @@ class Shell:
         told = {
             "request_id": record.request_id,
             "client": record.client,
-            "method": scope["method"],
+            "method": "HEAD" if reply.is_head else scope["method"],
             "endpoint": endpoint,
             "status": int(status),
             "seconds": round(record.seconds, 6),
@@ -133,10 +135,11 @@ class Shell:
 
 
 class _Reply:
-    """`send`, with the headers that every answer has; knows the status."""
+    """`send`, with the headers that every answer has; knows the status. To a HEAD it sends what a
+    GET gets, without the body."""
 
-    def __init__(self, send: Send, request_id: str) -> None:
-        self._send, self._request_id = send, request_id
+    def __init__(self, send: Send, request_id: str, *, is_head: bool) -> None:
+        self._send, self._request_id, self.is_head = send, request_id, is_head
         self.status = 0
 
     @property
@@ -149,6 +152,8 @@ class _Reply:
             headers = MutableHeaders(scope=message)
             headers["x-request-id"] = self._request_id
             headers["x-content-type-options"] = "nosniff"
+        elif self.is_head and message["type"] == "http.response.body":
+            message = {**message, "body": b""}
         await self._send(message)
 
 

@@ -45,6 +45,46 @@ def test_no_such_thing(ask: Any, method: str, url: str, status: int, code: str) 
     assert status != 405 or answer.headers["allow"]
 
 
+@pytest.mark.parametrize(
+    ("url", "status"),
+    [
+        *(("/", 200), ("/page.js", 200), ("/health", 200), ("/metrics", 200), ("/v1/models", 200)),
+        *(("/v1/models/tiny", 200), ("/v1/models/gpt-4", 404), ("/openapi.json", 200)),
+        *(("/nope", 404), (CHAT, 405)),
+    ],
+)
+def test_head_is_get_without_the_body(ask: Any, url: str, status: int) -> None:
+    whole, head = ask.get(url), ask("HEAD", url)
+    assert (head.status_code, head.content) == (status, b"")
+    of_request = {"x-request-id": ""}
+    if url == "/metrics":  # it has some numbers more by then
+        of_request["content-length"] = ""
+    assert dict(head.headers) | of_request == dict(whole.headers) | of_request
+
+
+def test_head_of_what_fails(ask_of: Any, service: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """The key is wanted, the failure told, the log says HEAD."""
+    caplog.set_level("INFO", "m40llm.server")
+    ask = ask_of(keys=("secret",))
+    assert ask("HEAD", "/v1/models").status_code == 401
+    service.script.failure = "the device has failed"
+    assert ask("HEAD", "/health").status_code == 503
+    told = [r.fields for r in caplog.records if r.getMessage() == "request"]  # type: ignore[attr-defined]
+    assert [(one["method"], one["endpoint"]) for one in told] == [
+        ("HEAD", "none"),
+        ("HEAD", "/health"),
+    ]
+
+
+def test_head_over_a_connection(served: Callable[..., str]) -> None:
+    """Which goes on: no byte of a body stands before the next answer."""
+    with httpx.Client(base_url=served()) as client:
+        for url in ("/health", "/", "/v1/models", "/metrics"):
+            assert client.head(url).status_code == 200
+            assert client.get("/health").json()["status"] == "ok"
+    assert httpx.put(f"{served()}/health").headers["allow"] == "GET, HEAD"
+
+
 def test_request_ids_come_back(ask: Any) -> None:
     given = ask.get("/health", headers={"x-request-id": "mine-1.2:3"})
     assert given.headers["x-request-id"] == "mine-1.2:3"
