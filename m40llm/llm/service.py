@@ -125,7 +125,7 @@ class Service:
 
         lora        an adapter's name
         priority    larger ones are served first
-        deadline_s  a DeadlineError is told after so many seconds
+        deadline_s  a DeadlineError is told after so many seconds, with what was made until then
         client      whose it is: who has the fewest requests under way is served next
 
         RequestError for what is wrong with it, BusyError where no more may wait.

@@ -84,10 +84,20 @@ class Answer:
         if self.is_cancelled and not self.reason:
             self.reason = "cancelled"
         if self.reason and not found:
-            last, found = self._stops.push(self._decoder.flush())
-            text += last if found else last + self._stops.flush()
+            text += self._rest()
         self._texts.append(text)
         return StreamItem(token.token_id, text, token.logprob, token.top)
+
+    def end(self) -> None:
+        """No more tokens come: where none was the last, it ends as "cancelled"."""
+        if self.reason is None:
+            self.reason = "cancelled"
+            self._texts.append(self._rest())
+
+    def _rest(self) -> str:
+        """What was held back: no stop string comes of it any more."""
+        text, found = self._stops.push(self._decoder.flush())
+        return text if found else text + self._stops.flush()
 
     @property
     def completion(self) -> Completion:
@@ -124,7 +134,8 @@ class TextStream:
     """Iterate over it for one StreamItem a token; afterwards `completion` holds the whole.
 
     `cancel()` (from any thread) ends it after the token in hand; `close()`, or leaving a `with`
-    block, ends it at once. Either way what was made so far is the completion.
+    block, ends it at once. Either way what was made so far is the completion, with the text that
+    could have become a stop string.
     """
 
     def __init__(
@@ -155,7 +166,7 @@ class TextStream:
     def close(self) -> None:
         """End the stream now; does nothing where it has ended."""
         self._items.close()
-        self._answer.reason = self._answer.reason or "cancelled"
+        self._answer.end()
 
     @property
     def completion(self) -> Completion:

@@ -342,6 +342,18 @@ def test_metrics(ask: Any, service: Any) -> None:
         assert f"m40llm_{name}" in found
 
 
+def test_tokens_of_answers_that_took_too_long_are_counted(ask_of: Any, service: Any) -> None:
+    """They were made, and cost what others cost; those of a request that only waited were not."""
+    service.script.n_tokens, service.script.token_s = 10**6, 0.02
+    ask = ask_of(time_limit_s=0.5)
+    assert ask.post(CHAT, **ASKED).status_code == 504
+    page = ask.get("/metrics").text
+    found = dict(line.rsplit(" ", 1) for line in page.splitlines() if line[0] != "#")
+    assert 5 < float(found["m40llm_generated_tokens_total"]) < 50
+    assert float(found["m40llm_prompt_tokens_total"]) == len(service.asked[0]["prompt"])
+    assert found["m40llm_tpot_seconds_count"] == "1.0"
+
+
 def test_time_of_a_request_is_counted_from_its_arrival(ask_of: Any, service: Any) -> None:
     submit = service.submit
 
