@@ -38,7 +38,8 @@ class SamplingParams:
     presence_penalty    0.0    subtracted once from logits of tokens in the answer
     frequency_penalty   0.0    subtracted once an occurrence in the answer
     seed                None   same seed, same text; None draws one
-    stop                ()     strings that end the answer; not part of it
+    stop                ()     strings that end the answer; not part of it. Looked for in the text
+                               between two control tokens (special ones, which have no text)
     stop_ids            ()     token ids that end it, beside the model's own
     max_tokens          None   to the end of the context
     logit_bias          {}     token id -> added to its logit; -inf bans it

@@ -60,13 +60,15 @@ class Answer:
     def __init__(
         self,
         decoder: StreamDecoder,
+        is_special: Callable[[int], bool],
         prompt_ids: list[int],
         params: SamplingParams,
         load_s: float,
         clock: Clock | None = None,
     ) -> None:
         self._prompt_ids, self._params, self._load_s = prompt_ids, params, load_s
-        self._decoder, self._stops = decoder, StopStrings(params.stop)
+        self._decoder, self._is_special = decoder, is_special
+        self._stops = StopStrings(params.stop)
         self._texts: list[str] = []
         self._tokens: list[TokenLogprob] = []
         self.clock = Clock() if clock is None else clock
@@ -80,6 +82,8 @@ class Answer:
         is_stop_token = step.stop_reason == "stop"
         piece = "" if is_stop_token else self._decoder.push(token.token_id)
         text, found = self._stops.push(piece)
+        if not is_stop_token and self._is_special(token.token_id):
+            text += self._stops.flush()  # whoever reads its id has all that stands before it
         self.reason = "stop" if found else step.stop_reason
         if self.is_cancelled and not self.reason:
             self.reason = "cancelled"
@@ -197,7 +201,7 @@ class Checked:
         """A new one, of which nothing has come."""
         continuing = not tokenizer.is_special(self.prompt_ids[-1])
         decoder = tokenizer.stream_decoder(continuing=continuing)
-        return Answer(decoder, self.prompt_ids, self.params, load_s)
+        return Answer(decoder, tokenizer.is_special, self.prompt_ids, self.params, load_s)
 
 
 def checked(
