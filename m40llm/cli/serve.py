@@ -195,7 +195,8 @@ def _check_packages() -> None:
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         lacks = ", ".join(missing)
-        raise RequestError(f'the server needs {lacks}; run: pip install "m40llm[server]"')
+        told = 'run: pip install "m40llm[server]" (in a clone of it: pip install ".[server]")'
+        raise RequestError(f"the server needs {lacks}; {told}")
 
 
 def _adapters(pairs: list[str]) -> dict[str, str]:

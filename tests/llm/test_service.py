@@ -319,7 +319,7 @@ def test_a_lost_device_is_opened_again(path: Path, monkeypatch: Any) -> None:
 
 def test_a_device_that_cannot_be_opened_again(path: Path, monkeypatch: Any) -> None:
     with Service(LLM.load(path, device="cpu")) as service:
-        heard = [ask(service, "ab", LONG) for _ in range(2)]  # both are taken, on a busy machine too
+        heard = [ask(service, "ab", LONG) for _ in range(2)]
         broken(service._runner._lent.engine.model, monkeypatch, "forward", "recover")  # type: ignore[union-attr]
         assert all(isinstance(each.wait(), DeviceError) for each in heard)
         assert until(lambda: "cannot be opened again" in service.stats().failure)

@@ -261,6 +261,20 @@ def test_the_command_names_packages_that_are_missing(
     assert 'the server needs no_such_package; run: pip install "m40llm[server]"' in result.stderr
 
 
+@pytest.mark.parametrize(("args", "code"), [((), 1), (("--help",), 0)])
+def test_the_command_without_the_extra(tiny_path: Path, args: tuple[str, ...], code: int) -> None:
+    """Nothing of it can be imported: the command says what to do, and still has its help."""
+    lacking = ("fastapi", "uvicorn", "sse_starlette", "prometheus_client")  # typer needs pydantic
+    without = f"import sys; sys.modules.update(dict.fromkeys({(*lacking, 'h11', 'starlette')}))"
+    script = f"{without}; from m40llm.cli import main; main()"
+    command = [sys.executable, "-c", script, "serve", str(tiny_path), *args]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == code, ran.stderr
+    if code:
+        told = 'pip install "m40llm[server]" (in a clone of it: pip install ".[server]")'
+        assert ran.stderr == f"error: the server needs {', '.join(lacking)}; run: {told}\n"
+
+
 def test_the_command_serves_a_model(tiny_path: Path) -> None:
     """The whole: a real model on the CPU, two answers that agree, and an end."""
     command = ["-m", "m40llm", "serve", str(tiny_path), "--port", "0", "--json", "--device", "cpu"]
