@@ -126,7 +126,7 @@ def read_schema(value: Mapping[str, Any] | str) -> dict[str, Any] | bool:
     try:
         text = value if isinstance(value, str) else json.dumps(dict(value))
         schema = json.loads(text)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise RequestError(f"json_schema: no JSON: {error}") from None
     if not isinstance(schema, dict | bool):
         raise RequestError(f"json_schema: expected an object, got {text[:80]!r}")
