@@ -101,7 +101,7 @@ def serve(pipe: Connection, path: Path, n_streams: int, n_tokens: int, step_s: f
     import uvicorn
 
     from m40llm.server.app import create_app
-    from m40llm.server.run import bound
+    from m40llm.server.run import bound, config_of
     from m40llm.server.settings import Settings
 
     with paced(path, n_streams, step_s) as service:
@@ -109,8 +109,7 @@ def serve(pipe: Connection, path: Path, n_streams: int, n_tokens: int, step_s: f
         pipe.send(tpot_ms(by_listeners(service, n_streams, n_tokens), n_tokens))
         app = create_app(service, Settings(names=("tiny",)))
         at = bound("127.0.0.1", 0)
-        config = uvicorn.Config(app, log_config=None, access_log=False)
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(config_of(app))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [at]})
         thread.start()
         pipe.send(at.getsockname()[1])

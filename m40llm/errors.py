@@ -3,6 +3,8 @@
 The kinds answer one question: whose turn is it to act?
 """
 
+from typing import Any
+
 
 class M40LLMError(Exception):
     """Base of all errors below; the command line prints its text and exits with 1."""
@@ -36,7 +38,14 @@ class NotServingError(BusyError):
 
 
 class DeadlineError(M40LLMError):
-    """A request was given so many seconds, and they have passed."""
+    """A request was given so many seconds, and they have passed.
+
+    completion: a Completion, what a Service had made by then; None where it was not even asked
+    """
+
+    def __init__(self, text: str, completion: Any = None) -> None:
+        super().__init__(text)
+        self.completion = completion
 
 
 class DeviceError(M40LLMError):

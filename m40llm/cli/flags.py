@@ -8,7 +8,7 @@ _AS_NAMED: Final = (
     *("device", "max_seq_len", "kv_type", "cublas", "decode", "require_sm52", "gpu_layers", "fit"),
     *("speculate", "speculate_tokens", "lora", "lora_scale"),
     *("host", "port", "slots", "max_waiting", "chunk", "max_prompt", "api_key_file"),
-    *("ray", "replicas", "max_replicas"),
+    *("max_connections", "ray", "replicas", "max_replicas"),
 )
 FLAGS: Final = {name: f"--{name.replace('_', '-')}" for name in _AS_NAMED} | {
     "temperature": "--temp",
@@ -17,6 +17,8 @@ FLAGS: Final = {name: f"--{name.replace('_', '-')}" for name in _AS_NAMED} | {
     "max_body_bytes": "--max-body",
     "time_limit_s": "--time-limit",
     "send_timeout_s": "--send-timeout",
+    "head_timeout_s": "--head-timeout",
+    "body_timeout_s": "--body-timeout",
     "grace_s": "--grace",
 }
 

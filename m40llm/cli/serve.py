@@ -44,6 +44,9 @@ def serve(
     max_tokens: own.MaxTokens = None,
     time_limit: own.TimeLimit = None,
     send_timeout: own.SendTimeout = 30.0,
+    head_timeout: own.HeadTimeout = 10.0,
+    body_timeout: own.BodyTimeout = 60.0,
+    max_connections: own.MaxConnections = 512,
     grace: own.Grace = 10.0,
     log_prompts: own.LogPrompts = False,
     ray: own.Ray = False,
@@ -98,6 +101,9 @@ def serve(
         max_tokens=max_tokens,
         time_limit_s=time_limit,
         send_timeout_s=send_timeout,
+        head_timeout_s=head_timeout,
+        body_timeout_s=body_timeout,
+        max_connections=max_connections,
         grace_s=grace,
         open_metrics=open_metrics,
         cors_origins=tuple(cors_origin or ()),
@@ -189,7 +195,8 @@ def _check_packages() -> None:
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         lacks = ", ".join(missing)
-        raise RequestError(f'the server needs {lacks}; run: pip install "m40llm[server]"')
+        told = 'run: pip install "m40llm[server]" (in a clone of it: pip install ".[server]")'
+        raise RequestError(f"the server needs {lacks}; {told}")
 
 
 def _adapters(pairs: list[str]) -> dict[str, str]:

@@ -121,9 +121,22 @@ SendTimeout = Annotated[
     float,
     typer.Option(
         metavar="SECONDS",
-        help="A client that takes nothing of its answer, or sends nothing of its body, for so "
-        "long is cut.",
+        help="A client that takes nothing of its answer for so long is cut.",
     ),
+]
+HeadTimeout = Annotated[
+    float,
+    typer.Option(
+        metavar="SECONDS",
+        help="A connection that has not sent the head of a request by then is closed.",
+    ),
+]
+BodyTimeout = Annotated[
+    float,
+    typer.Option(metavar="SECONDS", help="For the body of a request; then it is told 408."),
+]
+MaxConnections = Annotated[
+    int, typer.Option(min=1, metavar="N", help="At once; more are told 503.")
 ]
 Grace = Annotated[
     float,

@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import numpy as np
-
+from m40llm.engine.scalars import is_number, is_whole
 from m40llm.errors import RequestError
 
 # The default order, which is llama.cpp's. engine/sampling.py has the function of each.
@@ -38,7 +37,8 @@ class SamplingParams:
     presence_penalty    0.0    subtracted once from logits of tokens in the answer
     frequency_penalty   0.0    subtracted once an occurrence in the answer
     seed                None   same seed, same text; None draws one
-    stop                ()     strings that end the answer; not part of it
+    stop                ()     strings that end the answer; not part of it. Looked for in the text
+                               between two control tokens (special ones, which have no text)
     stop_ids            ()     token ids that end it, beside the model's own
     max_tokens          None   to the end of the context
     logit_bias          {}     token id -> added to its logit; -inf bans it
@@ -155,8 +155,7 @@ def _check_constraint(params: SamplingParams) -> None:
 
 
 def _check_range(name: str, value: Any, low: float, high: float, *, open_low: bool = False) -> None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    inside = is_number and (low < value if open_low else low <= value) and value <= high
+    inside = is_number(value) and (low < value if open_low else low <= value) and value <= high
     if not inside:
         above = f"above {low:g}" if open_low else f"from {low:g}"
         raise RequestError(f"{name}: expected a number {above} to {high:g}, got {value!r}")
@@ -165,8 +164,7 @@ def _check_range(name: str, value: Any, low: float, high: float, *, open_low: bo
 def _check_int(name: str, value: Any, low: int, *, is_optional: bool = False) -> None:
     if value is None and is_optional:
         return
-    is_int = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not is_int or value < low or value >= 2**63:
+    if not is_whole(value) or value < low or value >= 2**63:
         raise RequestError(f"{name}: expected an integer from {low}, got {value!r}")
 
 

@@ -131,6 +131,7 @@ class Answers:
         `parallel_tool_calls` as OpenAI's API has them (docs/tools.md); a stream has calls as the
         model writes them.
         """
+        has_schema = getattr(params, "json_schema", None) is not None
         if not tools:
             read_choice(tool_choice, ())  # which refuses a choice among none
         else:
@@ -146,7 +147,7 @@ class Answers:
             items = list(answer)
         if not tools:
             return answer.completion
-        return calls.parsed(answer.completion, items, tools, tool_choice)
+        return calls.parsed(answer.completion, items, tools, tool_choice, at_once=has_schema)
 
     def logits(
         self, ids: Sequence[int], *, progress: Progress | None = None

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from m40llm.engine.scalars import is_whole
 from m40llm.errors import RequestError
 
 MAX_SLOTS = 128
@@ -19,8 +20,7 @@ def checked_name(name: Any) -> str:
 
 
 def checked_slots(slots: Any) -> int:
-    is_int = isinstance(slots, int | np.integer) and not isinstance(slots, bool)
-    if not is_int or not 1 <= slots <= MAX_SLOTS:
+    if not is_whole(slots) or not 1 <= slots <= MAX_SLOTS:
         raise RequestError(f"slots: expected 1 to {MAX_SLOTS}, got {slots!r}")
     return int(slots)
 

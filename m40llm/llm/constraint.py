@@ -88,7 +88,7 @@ class _Matcher:
             raise RequestError(f"the constraint cannot go on: {_why(self._matcher)}")
 
 
-def schema_fault(schema: Mapping[str, Any]) -> str:
+def schema_fault(schema: Mapping[str, Any] | bool) -> str:
     """What llguidance says against a JSON schema; "" where it has nothing against it, or is not
     there."""
     try:
@@ -118,10 +118,16 @@ def _grammar(llguidance: Any, name: str, value: Any) -> str:
         return str(matcher.grammar_from_regex(value))
     if name == "lark":
         return str(matcher.grammar_from_lark(value))
+    return str(matcher.grammar_from_json_schema(json.dumps(read_schema(value))))
+
+
+def read_schema(value: Mapping[str, Any] | str) -> dict[str, Any] | bool:
+    """A schema, or its text. RequestError for what is none."""
     try:
         text = value if isinstance(value, str) else json.dumps(dict(value))
-        if not isinstance(json.loads(text), dict | bool):
-            raise RequestError(f"json_schema: expected an object, got {text[:80]!r}")
-        return str(matcher.grammar_from_json_schema(text))
-    except (ValueError, TypeError) as error:
+        schema = json.loads(text)
+    except (ValueError, TypeError, RecursionError) as error:
         raise RequestError(f"json_schema: no JSON: {error}") from None
+    if not isinstance(schema, dict | bool):
+        raise RequestError(f"json_schema: expected an object, got {text[:80]!r}")
+    return schema

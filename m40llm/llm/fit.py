@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
-import numpy as np
-
 from m40llm.device import Ops, open_device
+from m40llm.engine.scalars import is_whole
 from m40llm.errors import DeviceError, RequestError
 from m40llm.gguf import GGUFFile
 from m40llm.llm.plan import Plan, Reckoner, size
@@ -50,12 +49,11 @@ def checked_gpu_layers(value: object) -> GpuLayers:
         return "all"
     if value == "auto":
         return "auto"
-    is_int = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not is_int or value < 0:  # type: ignore[operator]
+    if not is_whole(value) or value < 0:
         raise RequestError(
             f"gpu_layers: expected a number of layers from 0 on, auto or all, got {value!r}"
         )
-    return int(value)  # type: ignore[call-overload, no-any-return]
+    return int(value)
 
 
 def plan_memory(
@@ -101,8 +99,7 @@ def _check(
 ) -> None:
     if not isinstance(fit, bool):
         raise RequestError(f"fit: expected true or false, got {fit!r}")
-    is_int = isinstance(max_seq_len, int | np.integer) and not isinstance(max_seq_len, bool)
-    if max_seq_len is not None and not is_int:
+    if max_seq_len is not None and not is_whole(max_seq_len):
         raise RequestError(f"max_seq_len: expected a number of tokens, got {max_seq_len!r}")
     if fit and max_seq_len is not None:
         raise RequestError("fit: it chooses the context; expected no max_seq_len beside it")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from m40llm.engine.job import Job
 from m40llm.engine.step import Step
-from m40llm.errors import M40LLMError, RequestError
+from m40llm.errors import DeadlineError, M40LLMError, RequestError
 from m40llm.llm.embed import Pool, Pooling, finished
 from m40llm.llm.results import Completion, StreamItem
 from m40llm.llm.stream import Answer
@@ -55,15 +55,15 @@ class Told:
         return _heard(self._listen, item) and self._answer.reason is None
 
     def done(self, error: Exception | None) -> None:
-        if error is not None:
+        if error is not None and not isinstance(error, DeadlineError):
             _heard(self._listen, known_error(error))
             return
-        if self._answer.reason is None:
-            self._answer.reason = "cancelled"
-        else:
+        if self._answer.reason is not None:
             clock = self._answer.clock
             self._note_seconds(clock.prefill_s + clock.decode_s)
-        _heard(self._listen, self._answer.completion)
+        self._answer.end()
+        made = self._answer.completion
+        _heard(self._listen, made if error is None else DeadlineError(str(error), made))
 
 
 class VectorsTold:

@@ -53,7 +53,9 @@ class ToolCall:
 class Completion:
     """The answer to one prompt.
 
-    text         without special tokens and without the stop string
+    text         without special tokens and without the stop string. Of an answer that was cancelled
+                 all that its tokens say; its end may be in no StreamItem, where it could still
+                 have become a stop string
     ids          every generated token, the stop token included where one ended the answer
     prompt_ids   what the model was given
     stop_reason  "stop" (a stop token, id or string), "length" (max_tokens), "context" (the

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from m40llm.engine.job import Job
 from m40llm.engine.sampling_params import SamplingParams
+from m40llm.engine.scalars import is_number, is_whole
 from m40llm.engine.step import Step
 from m40llm.errors import BusyError, RequestError
 from m40llm.llm.answers import Lent, Prompt
@@ -125,7 +126,7 @@ class Service:
 
         lora        an adapter's name
         priority    larger ones are served first
-        deadline_s  a DeadlineError is told after so many seconds
+        deadline_s  a DeadlineError is told after so many seconds, with what was made until then
         client      whose it is: who has the fewest requests under way is served next
 
         RequestError for what is wrong with it, BusyError where no more may wait.
@@ -195,7 +196,7 @@ class Service:
 
     def _enqueue(self, lent: Lent, jobs: list[Job], deadline_s: float | None) -> Ticket:
         """The first of the jobs, each of which sees to the next."""
-        if deadline_s is not None and not (_is_number(deadline_s) and deadline_s > 0):
+        if deadline_s is not None and not (is_number(deadline_s) and deadline_s > 0):
             raise RequestError(f"deadline_s: expected a number above 0, got {deadline_s!r}")
         for job in jobs:
             _check_int("priority", job.priority, None)
@@ -223,13 +224,8 @@ class Service:
         self._seconds = _FORGETTING * self._seconds + (1 - _FORGETTING) * seconds
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _check_int(name: str, value: object, least: int | None) -> None:
-    is_int = isinstance(value, int) and not isinstance(value, bool)
-    if not is_int or (least is not None and value < least):  # type: ignore[operator]
+    if not is_whole(value) or (least is not None and value < least):
         from_on = "" if least is None else f" from {least} on"
         raise RequestError(f"{name}: expected a whole number{from_on}, got {value!r}")
 

@@ -5,13 +5,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
 from m40llm import hub
 from m40llm.engine.decode_step import DecodeChoice
 from m40llm.engine.draft import N_TOKENS, DraftModel
 from m40llm.engine.engine import Engine
 from m40llm.engine.ngram import NgramLookup
+from m40llm.engine.scalars import is_whole
 from m40llm.engine.speculate import MAX_PROPOSALS, Proposer
 from m40llm.errors import DeviceError, RequestError
 from m40llm.llm.arguments import checked_name
@@ -73,8 +72,7 @@ def _check(wanted: Any, n_tokens: Any, decode: DecodeChoice | None) -> None:
         raise RequestError(f"decode: expected 'host' beside speculate, got {decode!r}")
     if n_tokens is None:
         return
-    is_int = isinstance(n_tokens, int | np.integer) and not isinstance(n_tokens, bool)
-    if not is_int or not 1 <= n_tokens <= MAX_PROPOSALS:
+    if not is_whole(n_tokens) or not 1 <= n_tokens <= MAX_PROPOSALS:
         raise RequestError(f"speculate_tokens: expected 1 to {MAX_PROPOSALS}, got {n_tokens!r}")
 
 

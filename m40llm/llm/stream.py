@@ -60,13 +60,15 @@ class Answer:
     def __init__(
         self,
         decoder: StreamDecoder,
+        is_special: Callable[[int], bool],
         prompt_ids: list[int],
         params: SamplingParams,
         load_s: float,
         clock: Clock | None = None,
     ) -> None:
         self._prompt_ids, self._params, self._load_s = prompt_ids, params, load_s
-        self._decoder, self._stops = decoder, StopStrings(params.stop)
+        self._decoder, self._is_special = decoder, is_special
+        self._stops = StopStrings(params.stop)
         self._texts: list[str] = []
         self._tokens: list[TokenLogprob] = []
         self.clock = Clock() if clock is None else clock
@@ -80,14 +82,26 @@ class Answer:
         is_stop_token = step.stop_reason == "stop"
         piece = "" if is_stop_token else self._decoder.push(token.token_id)
         text, found = self._stops.push(piece)
+        if not is_stop_token and self._is_special(token.token_id):
+            text += self._stops.flush()  # whoever reads its id has all that stands before it
         self.reason = "stop" if found else step.stop_reason
         if self.is_cancelled and not self.reason:
             self.reason = "cancelled"
         if self.reason and not found:
-            last, found = self._stops.push(self._decoder.flush())
-            text += last if found else last + self._stops.flush()
+            text += self._rest()
         self._texts.append(text)
         return StreamItem(token.token_id, text, token.logprob, token.top)
+
+    def end(self) -> None:
+        """No more tokens come: where none was the last, it ends as "cancelled"."""
+        if self.reason is None:
+            self.reason = "cancelled"
+            self._texts.append(self._rest())
+
+    def _rest(self) -> str:
+        """What was held back: no stop string comes of it any more."""
+        text, found = self._stops.push(self._decoder.flush())
+        return text if found else text + self._stops.flush()
 
     @property
     def completion(self) -> Completion:
@@ -124,7 +138,8 @@ class TextStream:
     """Iterate over it for one StreamItem a token; afterwards `completion` holds the whole.
 
     `cancel()` (from any thread) ends it after the token in hand; `close()`, or leaving a `with`
-    block, ends it at once. Either way what was made so far is the completion.
+    block, ends it at once. Either way what was made so far is the completion, with the text that
+    could have become a stop string.
     """
 
     def __init__(
@@ -155,7 +170,7 @@ class TextStream:
     def close(self) -> None:
         """End the stream now; does nothing where it has ended."""
         self._items.close()
-        self._answer.reason = self._answer.reason or "cancelled"
+        self._answer.end()
 
     @property
     def completion(self) -> Completion:
@@ -186,7 +201,7 @@ class Checked:
         """A new one, of which nothing has come."""
         continuing = not tokenizer.is_special(self.prompt_ids[-1])
         decoder = tokenizer.stream_decoder(continuing=continuing)
-        return Answer(decoder, self.prompt_ids, self.params, load_s)
+        return Answer(decoder, tokenizer.is_special, self.prompt_ids, self.params, load_s)
 
 
 def checked(

@@ -136,10 +136,11 @@ class Answers:
         else:
             with self._lock:
                 self._n_open -= 1
-            if isinstance(event, Completion):
-                self._note_end(index, event)
-                if event.stop_reason == "cancelled":  # not by us, who would not be listening
-                    item = index, closing()
+            made = event.completion if isinstance(event, DeadlineError) else event
+            if isinstance(made, Completion):
+                self._note_end(index, made)
+            if isinstance(event, Completion) and event.stop_reason == "cancelled":
+                item = index, closing()  # not by us, who would not be listening
         if not self._is_closed:
             self._waiting.append(item)
         if self._woken is not None and not self._woken.done():
@@ -155,6 +156,8 @@ class Answers:
 
     def _note_end(self, index: int, completion: Completion) -> None:
         metrics, timings = self._serving.metrics, completion.timings
+        if not timings.prefill_s:  # it was ended in the queue
+            return
         n_more = timings.generated_tokens - 1
         if n_more > 0 and index in self._first_s:
             metrics.tpot_s.observe((time.perf_counter() - self._first_s[index]) / n_more)

@@ -91,8 +91,11 @@ async def _http_error(request: Request, error: Exception) -> Response:
     codes = {400: "invalid_json", 404: "not_found", 405: "method_not_allowed"}
     code = codes.get(error.status_code, "invalid_request")
     text = told.get(error.status_code, str(error.detail))
+    headers = dict(error.headers or {})
+    if "GET" in (allowed := headers.get("Allow", "").split(", ")):
+        headers["Allow"] = ", ".join(sorted({*allowed, "HEAD"}))  # the shell sees to that
     return await shell.handle(
-        request, ApiError(error.status_code, text, code=code, headers=error.headers)
+        request, ApiError(error.status_code, text, code=code, headers=headers)
     )
 
 

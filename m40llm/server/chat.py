@@ -84,7 +84,7 @@ def _names(asked: ChatRequest) -> dict[str, str]:
     names = {"text": "messages"}
     if asked.response_format is not None:
         names["json_schema"] = "response_format"
-    if asked.tools:
+    if asked.tools and asked.lark is None:
         names["lark"] = "tools"
     return names
 

@@ -48,4 +48,4 @@ def _add(made: APIRouter, at: str, path: Path) -> None:
             return Response(status_code=304, headers=headers)
         return Response(content, headers=headers, media_type=_TYPES[path.suffix])
 
-    made.add_api_route(at, file, methods=["GET", "HEAD"])
+    made.add_api_route(at, file)

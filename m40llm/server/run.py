@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from m40llm.errors import RequestError
 from m40llm.server.app import create_app
+from m40llm.server.connections import protocol_of
 from m40llm.server.log import configure, log
 from m40llm.server.serving import Serving
 from m40llm.server.settings import Settings
@@ -65,19 +66,26 @@ def run(
     """Serves until SIGTERM or SIGINT; `ready` is called when the first request can come."""
     configure()
     app = create_app(service, settings)
-    config = uvicorn.Config(
+    server = Server(config_of(app), app.state.serving, ready)
+    server.run(sockets=[at])
+
+
+def config_of(app: FastAPI) -> uvicorn.Config:
+    """How uvicorn serves an application of `create_app`."""
+    serving: Serving = app.state.serving
+    proxies = serving.settings.trusted_proxies
+    return uvicorn.Config(
         Connection(app),
+        http=protocol_of(serving),
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=bool(settings.trusted_proxies),
-        forwarded_allow_ips=list(settings.trusted_proxies),
+        proxy_headers=bool(proxies),
+        forwarded_allow_ips=list(proxies),
         lifespan="on",
         ws="none",
         timeout_graceful_shutdown=_LAST_BYTES_S,
     )
-    server = Server(config, app.state.serving, ready)
-    server.run(sockets=[at])
 
 
 class Connection:

@@ -19,7 +19,10 @@ class Settings:
     max_prompt      tokens of a prompt; None: as many as the context holds
     max_tokens      of an answer; None: as many as the context holds
     time_limit_s    of a request, from its arrival on; None: as long as it takes
-    send_timeout_s  a client that takes nothing, or sends nothing of its body, for so long is cut
+    send_timeout_s  a client that takes nothing of its answer for so long is cut
+    head_timeout_s  a connection has so long for the head of a request
+    body_timeout_s  a request has so long for its body
+    max_connections  at once; more are told to come again
     grace_s         for what is under way when the server is told to end
     open_metrics    /metrics needs no key
     hosts           names in the Host header that are answered; none: all. A page of another site
@@ -37,6 +40,9 @@ class Settings:
     max_tokens: int | None = None
     time_limit_s: float | None = None
     send_timeout_s: float = 30.0
+    head_timeout_s: float = 10.0
+    body_timeout_s: float = 60.0
+    max_connections: int = 512
     grace_s: float = 10.0
     open_metrics: bool = False
     hosts: tuple[str, ...] = ()
@@ -50,11 +56,11 @@ class Settings:
             raise RequestError(f"names: expected a name for the model, got {called!r}")
         if len(set(called)) < len(called):
             raise RequestError(f"names: expected each once, got {', '.join(called)}")
-        for name in ("max_body_bytes", "max_prompt", "max_tokens"):
+        for name in ("max_body_bytes", "max_prompt", "max_tokens", "max_connections"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise RequestError(f"{name}: expected an integer from 1, got {value}")
-        for name in ("time_limit_s", "send_timeout_s"):
+        for name in ("time_limit_s", "send_timeout_s", "head_timeout_s", "body_timeout_s"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise RequestError(f"{name}: expected seconds above 0, got {value}")

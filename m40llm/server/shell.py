@@ -40,7 +40,9 @@ class Shell:
         headers = Headers(scope=scope)
         record = Record(_request_id(headers), client=(scope.get("client") or ["unknown"])[0])
         scope["m40llm.record"] = record
-        reply = _Reply(send, record.request_id)
+        reply = _Reply(send, record.request_id, is_head=scope["method"] == "HEAD")
+        if reply.is_head:  # routes know GET alone
+            scope = {**scope, "method": "GET"}
         try:
             await self._answer(scope, headers, record, receive, reply)
         except (ClientGoneError, SendTimeoutError) as error:
@@ -92,26 +94,17 @@ class Shell:
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes:
         """The whole body, of which no more is read than is allowed."""
-        settings = self._serving.settings
-        most, seconds = settings.max_body_bytes, settings.send_timeout_s
+        most, seconds = self._serving.settings.max_body_bytes, self._serving.settings.body_timeout_s
         length = headers.get("content-length", "")
         if length.isdigit() and int(length) > most:
             raise _too_large(most)
-        body, more = bytearray(), True
-        while more:
-            try:
-                message = await asyncio.wait_for(receive(), seconds)
-            except TimeoutError:
-                told = f"nothing of the body came for {seconds:g} s"
-                close = {"connection": "close"}
-                raise ApiError(408, told, code="body_timeout", headers=close) from None
-            if message["type"] == "http.disconnect":
-                raise ClientGoneError
-            body += message.get("body", b"")
-            if len(body) > most:
-                raise _too_large(most)
-            more = message.get("more_body", False)
-        return bytes(body)
+        try:
+            async with asyncio.timeout(seconds):
+                return await _whole_body(receive, most)
+        except TimeoutError:
+            told = f"the body did not come within {seconds:g} s"
+            close = {"connection": "close"}
+            raise ApiError(408, told, code="body_timeout", headers=close) from None
 
     def _note(self, scope: Scope, record: Record, reply: "_Reply") -> None:
         route, metrics = scope.get("route"), self._serving.metrics
@@ -125,7 +118,7 @@ class Shell:
         told = {
             "request_id": record.request_id,
             "client": record.client,
-            "method": scope["method"],
+            "method": "HEAD" if reply.is_head else scope["method"],
             "endpoint": endpoint,
             "status": int(status),
             "seconds": round(record.seconds, 6),
@@ -142,10 +135,11 @@ class Shell:
 
 
 class _Reply:
-    """`send`, with the headers that every answer has; knows the status."""
+    """`send`, with the headers that every answer has; knows the status. To a HEAD it sends what a
+    GET gets, without the body."""
 
-    def __init__(self, send: Send, request_id: str) -> None:
-        self._send, self._request_id = send, request_id
+    def __init__(self, send: Send, request_id: str, *, is_head: bool) -> None:
+        self._send, self._request_id, self.is_head = send, request_id, is_head
         self.status = 0
 
     @property
@@ -158,6 +152,8 @@ class _Reply:
             headers = MutableHeaders(scope=message)
             headers["x-request-id"] = self._request_id
             headers["x-content-type-options"] = "nosniff"
+        elif self.is_head and message["type"] == "http.response.body":
+            message = {**message, "body": b""}
         await self._send(message)
 
 
@@ -213,6 +209,19 @@ def _check_host(header: str, hosts: tuple[str, ...]) -> None:
 def _too_large(most: int) -> ApiError:
     told = f"the body is larger than {most:,} bytes"
     return ApiError(413, told, code="body_too_large", headers={"connection": "close"})
+
+
+async def _whole_body(receive: Receive, most: int) -> bytes:
+    body, more = bytearray(), True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        body += message.get("body", b"")
+        if len(body) > most:
+            raise _too_large(most)
+        more = message.get("more_body", False)
+    return bytes(body)
 
 
 async def _until_taken(transport: asyncio.Transport, seconds: float) -> None:

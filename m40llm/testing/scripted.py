@@ -155,11 +155,13 @@ class ScriptedService:
                 time.sleep(0.005)
             time.sleep(self.script.token_s)
             if ticket.is_cancelled:
-                growing.reason = "cancelled"
+                growing.end()
                 break
             error = self.script.error if growing.n_tokens >= self.script.error_after else None
             if deadline_s is not None and time.monotonic() - begin_s > deadline_s:
-                error = DeadlineError(f"the request's {deadline_s:.1f} s have passed")
+                growing.end()
+                told = f"the request's {deadline_s:.1f} s have passed"
+                error = DeadlineError(told, growing.completion())
             if error is not None:
                 ticket.is_ended = True
                 listen(error)
@@ -205,6 +207,10 @@ class _Growing:
             text += self._stops.flush()
         self._texts.append(text)
         return StreamItem(token_id, text, token.logprob, top)
+
+    def end(self) -> None:
+        self.reason = "cancelled"
+        self._texts.append(self._stops.flush())
 
     def completion(self) -> Completion:
         timings = Timings(

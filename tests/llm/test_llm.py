@@ -1,6 +1,7 @@
 """LLM: loading, generating, streaming, chatting, closing; and what it refuses."""
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,22 @@ def test_closing_a_stream_frees_the_model(llm: LLM) -> None:
     stream.close()
     assert stream.completion.stop_reason == "cancelled"
     assert len(llm.generate("hello", GREEDY).ids) == 10
+
+
+def test_a_closed_stream_has_the_text_that_was_held_back(llm: LLM) -> None:
+    """It can become no stop string any more. Where the last token ends it, its item has it."""
+    whole = llm.generate("hello", GREEDY)
+    stop = [char + "\0" for char in set(whole.text)]
+    params = replace(GREEDY, stop=stop)
+    for n in range(1, 10):
+        with llm.stream("hello", params) as stream:
+            said = "".join(next(stream).text for _ in range(n))
+        made = stream.completion
+        assert (made.stop_reason, made.ids) == ("cancelled", whole.ids[:n])
+        assert made.text == llm.generate("hello", replace(GREEDY, max_tokens=n)).text
+        assert made.text.startswith(said)
+        assert len(made.text) > len(said)
+    assert llm.generate("hello", params).text == whole.text
 
 
 def test_threads_wait_their_turn(llm: LLM) -> None:

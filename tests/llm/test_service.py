@@ -189,6 +189,42 @@ def test_deadline(service: Service) -> None:
     assert isinstance(heard.wait(), DeadlineError)
 
 
+@pytest.mark.parametrize("deadline_s", [None, 0.5])
+def test_an_answer_cut_short_has_all_its_text(service: Service, deadline_s: float | None) -> None:
+    """What was held back, since it could have become a stop string, is text then."""
+    stop = [char + "\0" for char in set(ask(service, "ab", LONG).completion.text)]
+    items: list[StreamItem] = []
+    end, tickets = Heard(), []
+
+    def slow(event: Any) -> None:
+        if not isinstance(event, StreamItem):
+            end(event)
+            return
+        items.append(event)
+        time.sleep(0.02)
+        if deadline_s is None and len(items) == 5:
+            tickets[0].cancel()
+
+    params = SamplingParams(**{**vars(LONG), "stop": stop})
+    tickets += [service.submit("ab", params, listen=slow, deadline_s=deadline_s)]
+    told = end.wait()
+    assert isinstance(told, Completion if deadline_s is None else DeadlineError)
+    made = told if deadline_s is None else told.completion
+    assert made.stop_reason == "cancelled"
+    assert made.ids == [item.token_id for item in items]
+    alone = SamplingParams(**{**vars(LONG), "max_tokens": len(items)})
+    assert made.text == ask(service, "ab", alone).completion.text
+    said = "".join(item.text for item in items)
+    assert made.text.startswith(said)
+    assert len(made.text) > len(said)
+
+
+def test_a_deadline_in_the_queue(service: Service) -> None:
+    heard = ask(service, "ab", LONG, deadline_s=1e-9)
+    made = heard.wait().completion
+    assert (made.ids, made.text, made.timings.prefill_s) == ([], "", 0)
+
+
 @pytest.mark.parametrize("pooling", ["mean", "last", "cls"])
 def test_vectors(service: Service, path: Path, pooling: Any) -> None:
     heard, other = Heard(), ask(service, "ab")
@@ -283,8 +319,8 @@ def test_a_lost_device_is_opened_again(path: Path, monkeypatch: Any) -> None:
 
 def test_a_device_that_cannot_be_opened_again(path: Path, monkeypatch: Any) -> None:
     with Service(LLM.load(path, device="cpu")) as service:
-        broken(service._runner._lent.engine.model, monkeypatch, "forward", "recover")  # type: ignore[union-attr]
         heard = [ask(service, "ab", LONG) for _ in range(2)]
+        broken(service._runner._lent.engine.model, monkeypatch, "forward", "recover")  # type: ignore[union-attr]
         assert all(isinstance(each.wait(), DeviceError) for each in heard)
         assert until(lambda: "cannot be opened again" in service.stats().failure)
         with pytest.raises(DeviceError, match="lost"):

@@ -196,8 +196,85 @@ def test_a_schema_beside_tools(tmp_path: Path) -> None:
     schema = {"type": "object"}
     assert tools.constraint(TOOLS, "none", schema=schema) == {"json_schema": schema}
     assert "answer" not in tools.constraint(TOOLS, "required", schema=schema)["lark"]
-    with pytest.raises(RequestError, match="response_format: expected none beside tools"):
+    with pytest.raises(RequestError, match="json_schema: expected none beside tools"):
         tools.constraint(TOOLS, "auto", schema=schema)
+
+
+def test_a_schema_is_that_of_params(speaker: Speaker) -> None:
+    """Read as without tools: the same texts may come and no others, and none is a call."""
+    schema = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
+    form, tokenizer = speaker.format, speaker.tokenizer
+    for choice in ("auto", "required", "none"):
+        if choice == "auto" and form.name not in SEVERAL:
+            continue
+        for given in (schema, json.dumps(schema)):
+            params = form.constrained(SamplingParams(json_schema=given), TOOLS, choice)
+            assert (params.json_schema is None) == (choice != "none")
+            assert (params.lark is None) == (choice == "none")
+    if form.name in SEVERAL:
+        with_tools, alone = Speaker(tokenizer, schema), Constraints(tokenizer, 500)
+        for text in ('{"a": "b"}', '{"a":"b"}', '{\n"a": 1}', '{"b": 1}', '{"a": "x", "b": []}'):
+            whole = alone.of(SamplingParams(json_schema=schema))
+            assert whole is not None
+            ids = tokenizer.encode_inside(text)
+            may = []
+            for token_id in [*ids, min(tokenizer.stop_ids)]:
+                may.append(bool(whole.mask()[token_id // 32] >> (token_id % 32) & 1))
+                if not may[-1]:
+                    break
+                whole.heed(token_id)
+            assert (with_tools.stops_at(text) is None) == all(may)
+
+
+@pytest.mark.parametrize("text", ["[TOOL_CALLS]stop[ARGS]{}", "<tool_call>", "[1]", "{"])
+def test_words_in_an_answer_of_a_schema_are_no_call(speaker: Speaker, text: str) -> None:
+    """Marks may be spelled out in its strings."""
+    answer = json.dumps({"a": text})
+    parser = speaker.format.parser(TOOLS, at_once=True)
+    events = [event for char in answer for event in parser.push(char, -1)]
+    assert gathered(events + parser.finish()) == (answer, ())
+    one = speaker.written(WEATHER)
+    parser = speaker.format.parser(TOOLS, at_once=True)
+    events = [event for char in one for event in parser.push(char, -1)]
+    said, calls = gathered(events + parser.finish())
+    assert (said, [(call.name, call.arguments) for call in calls]) == ("", [WEATHER])
+
+
+def test_a_schema_leaves_no_room_for_a_thought(tmp_path: Path) -> None:
+    template = QWEN.replace(
+        "assistant\\n' }}\n{%- endif %}\n", "assistant\\n<think>\\n' }}\n{%- endif %}\n"
+    )
+    thinker = Speaker(tokenizer_with(tmp_path / "t.gguf", template), {"type": "object"})
+    one = thinker.written(STOP)
+    for choice in ("auto", "required"):
+        assert thinker.stops_at(one, choice) is None
+        assert thinker.stops_at(f"Hm.\n</think>\n\n{one}", choice)
+
+
+def nested(depth: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {}
+    for _ in range(depth):
+        schema = {"items": schema}
+    return schema
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("json_schema", {"type": "nothing"}, "json_schema: "),
+        ("json_schema", "no JSON", "json_schema: no JSON"),
+        ("json_schema", nested(5_000), "json_schema: no JSON: maximum recursion depth"),
+        ("regex", "a+", "regex: expected none beside tools, unless tool_choice is none"),
+        ("lark", 'start: "a"', "lark: expected none beside tools, unless tool_choice is none"),
+    ],
+)
+def test_what_cannot_be_beside_tools(tmp_path: Path, field: str, value: Any, told: str) -> None:
+    tools = tool_format(tokenizer_with(tmp_path / "tiny.gguf", QWEN))
+    params = SamplingParams(**{field: value})
+    for choice in ("auto", "required"):
+        with pytest.raises(RequestError, match=f"^{told}"):
+            tools.constrained(params, TOOLS, choice)
+    assert getattr(tools.constrained(params, TOOLS, "none"), field) is value
 
 
 def strict_tool(strict: bool, **parameters: Any) -> list[dict[str, Any]]:

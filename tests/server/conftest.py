@@ -15,7 +15,7 @@ import pytest
 import uvicorn
 
 from m40llm.server.app import create_app
-from m40llm.server.run import Connection
+from m40llm.server.run import config_of
 from m40llm.server.settings import Settings
 from m40llm.testing import write_tiny_gguf
 from m40llm.testing.scripted import ScriptedService
@@ -79,10 +79,7 @@ def ask(ask_of: Callable[..., InProcess]) -> InProcess:
 def _served(app: Any) -> Iterator[str]:
     """uvicorn in a thread, on a free port of the loopback."""
     with socket.create_server(("127.0.0.1", 0)) as at:
-        config = uvicorn.Config(
-            Connection(app), log_config=None, access_log=False, timeout_graceful_shutdown=2
-        )
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(config_of(app))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [at]}, daemon=True)
         thread.start()
         while not server.started:

@@ -45,6 +45,46 @@ def test_no_such_thing(ask: Any, method: str, url: str, status: int, code: str) 
     assert status != 405 or answer.headers["allow"]
 
 
+@pytest.mark.parametrize(
+    ("url", "status"),
+    [
+        *(("/", 200), ("/page.js", 200), ("/health", 200), ("/metrics", 200), ("/v1/models", 200)),
+        *(("/v1/models/tiny", 200), ("/v1/models/gpt-4", 404), ("/openapi.json", 200)),
+        *(("/nope", 404), (CHAT, 405)),
+    ],
+)
+def test_head_is_get_without_the_body(ask: Any, url: str, status: int) -> None:
+    whole, head = ask.get(url), ask("HEAD", url)
+    assert (head.status_code, head.content) == (status, b"")
+    of_request = {"x-request-id": ""}
+    if url == "/metrics":  # it has some numbers more by then
+        of_request["content-length"] = ""
+    assert dict(head.headers) | of_request == dict(whole.headers) | of_request
+
+
+def test_head_of_what_fails(ask_of: Any, service: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """The key is wanted, the failure told, the log says HEAD."""
+    caplog.set_level("INFO", "m40llm.server")
+    ask = ask_of(keys=("secret",))
+    assert ask("HEAD", "/v1/models").status_code == 401
+    service.script.failure = "the device has failed"
+    assert ask("HEAD", "/health").status_code == 503
+    told = [r.fields for r in caplog.records if r.getMessage() == "request"]  # type: ignore[attr-defined]
+    assert [(one["method"], one["endpoint"]) for one in told] == [
+        ("HEAD", "none"),
+        ("HEAD", "/health"),
+    ]
+
+
+def test_head_over_a_connection(served: Callable[..., str]) -> None:
+    """Which goes on: no byte of a body stands before the next answer."""
+    with httpx.Client(base_url=served()) as client:
+        for url in ("/health", "/", "/v1/models", "/metrics"):
+            assert client.head(url).status_code == 200
+            assert client.get("/health").json()["status"] == "ok"
+    assert httpx.put(f"{served()}/health").headers["allow"] == "GET, HEAD"
+
+
 def test_request_ids_come_back(ask: Any) -> None:
     given = ask.get("/health", headers={"x-request-id": "mine-1.2:3"})
     assert given.headers["x-request-id"] == "mine-1.2:3"
@@ -82,7 +122,7 @@ def test_bodies_without_a_length_have_it_too(served: Callable[..., str]) -> None
 
 
 def test_bodies_that_do_not_come(served: Callable[..., str]) -> None:
-    url = httpx.URL(served(send_timeout_s=0.2))
+    url = httpx.URL(served(body_timeout_s=0.2))
     with socket.create_connection((url.host, url.port), timeout=10) as slow:
         slow.sendall(b"POST /generate HTTP/1.1\r\nhost: a\r\ncontent-length: 50\r\n\r\n{")
         told = b"".join(iter(lambda: slow.recv(10_000), b""))
@@ -300,6 +340,18 @@ def test_metrics(ask: Any, service: Any) -> None:
         "failed",
     ):
         assert f"m40llm_{name}" in found
+
+
+def test_tokens_of_answers_that_took_too_long_are_counted(ask_of: Any, service: Any) -> None:
+    """They were made, and cost what others cost; those of a request that only waited were not."""
+    service.script.n_tokens, service.script.token_s = 10**6, 0.02
+    ask = ask_of(time_limit_s=0.5)
+    assert ask.post(CHAT, **ASKED).status_code == 504
+    page = ask.get("/metrics").text
+    found = dict(line.rsplit(" ", 1) for line in page.splitlines() if line[0] != "#")
+    assert 5 < float(found["m40llm_generated_tokens_total"]) < 50
+    assert float(found["m40llm_prompt_tokens_total"]) == len(service.asked[0]["prompt"])
+    assert found["m40llm_tpot_seconds_count"] == "1.0"
 
 
 def test_time_of_a_request_is_counted_from_its_arrival(ask_of: Any, service: Any) -> None:

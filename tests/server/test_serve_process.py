@@ -210,6 +210,7 @@ def test_key_files_that_are_none(tmp_path: Path, content: bytes | None, told: st
         *(("names", ()), ("names", ("",)), ("names", ("a", "a")), ("loras", ("tiny",))),
         *(("max_body_bytes", 0), ("max_prompt", 0), ("max_tokens", -1), ("time_limit_s", 0)),
         *(("send_timeout_s", -1), ("send_timeout_s", float("nan")), ("grace_s", -0.1)),
+        *(("head_timeout_s", 0), ("body_timeout_s", -1), ("max_connections", 0)),
     ],
 )
 def test_settings_that_are_none(field: str, value: Any) -> None:
@@ -226,6 +227,7 @@ def test_settings_that_are_none(field: str, value: Any) -> None:
         (["--lora", "poet"], "error: --lora: expected NAME=FILE, got 'poet'"),
         (["--lora", "poet=/no/such"], "error: --lora: no such file: /no/such"),
         (["--time-limit", "0"], "error: --time-limit: expected seconds above 0, got 0.0"),
+        (["--head-timeout", "0"], "error: --head-timeout: expected seconds above 0, got 0.0"),
         (["--grace", "-1"], "error: --grace: expected seconds from 0 to 1e+06, got -1.0"),
         (["--name", "a", "--name", "a"], "error: --name: expected each once, got a, a"),
         (["--port", "0", "--max-seq-len", "9999"], "error: --max-seq-len: expected 1 to"),
@@ -257,6 +259,20 @@ def test_the_command_names_packages_that_are_missing(
     result = CliRunner().invoke(app, ["serve", str(tiny_path)])
     assert result.exit_code == 1
     assert 'the server needs no_such_package; run: pip install "m40llm[server]"' in result.stderr
+
+
+@pytest.mark.parametrize(("args", "code"), [((), 1), (("--help",), 0)])
+def test_the_command_without_the_extra(tiny_path: Path, args: tuple[str, ...], code: int) -> None:
+    """Nothing of it can be imported: the command says what to do, and still has its help."""
+    lacking = ("fastapi", "uvicorn", "sse_starlette", "prometheus_client")  # typer needs pydantic
+    without = f"import sys; sys.modules.update(dict.fromkeys({(*lacking, 'h11', 'starlette')}))"
+    script = f"{without}; from m40llm.cli import main; main()"
+    command = [sys.executable, "-c", script, "serve", str(tiny_path), *args]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == code, ran.stderr
+    if code:
+        told = 'pip install "m40llm[server]" (in a clone of it: pip install ".[server]")'
+        assert ran.stderr == f"error: the server needs {', '.join(lacking)}; run: {told}\n"
 
 
 def test_the_command_serves_a_model(tiny_path: Path) -> None:

@@ -55,6 +55,10 @@ def client(served: Callable[..., str]) -> OpenAI:
     return OpenAI(base_url=f"{served()}/v1", api_key="none", max_retries=0)
 
 
+def schema_format(schema: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+
+
 def say(service: Any, text: str) -> None:
     service.script.text = text
     service.script.n_tokens = len(service.llm.tokenizer.encode_inside(text))
@@ -147,10 +151,15 @@ def test_choices_constrain(client: OpenAI, service: Any) -> None:
         ),
         ({"tool_choice": "required"}, "tool_choice", "expected tools beside it"),
         (
-            {"tools": TOOLS, "response_format": {"type": "json_object"}},
-            *("response_format", "expected none beside tools"),
+            {"tools": TOOLS, "response_format": schema_format({"type": "nothing"})},
+            *("response_format", "nothing"),
         ),
         ({"tools": TOOLS, "regex": "a+"}, "regex", "expected none beside tools"),
+        ({"tools": TOOLS, "lark": "("}, "lark", "expected none beside tools"),
+        (
+            {"tools": TOOLS, "regex": "a+", "response_format": {"type": "json_object"}},
+            *("regex", "expected none beside tools"),
+        ),
         (
             {"messages": [*HELLO, {"role": "tool", "tool_call_id": "x", "content": "a"}]},
             *("messages[1].tool_call_id", "expected the id of a call"),
@@ -201,6 +210,72 @@ def test_a_model_that_must_call_does(real: Any, seed: int) -> None:
         assert arguments in ({"city": "Rome"}, {"city": "Oslo"})
     else:
         assert (call["function"]["name"], arguments) == ("now", {})
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("choice", ["auto", "required", "none"])
+def test_a_schema_beside_tools(real: Any, choice: str, seed: int) -> None:
+    """What the model says is a call or JSON of the schema, whatever its weights."""
+    import asyncio
+
+    import httpx
+
+    schema = {"type": "object", "properties": {"a": {"enum": ["[TOOL_CALLS]"]}}, "required": ["a"]}
+    schema |= {"additionalProperties": False, "x-guidance": {"whitespace_flexible": False}}
+    asked = {"model": "tiny", "messages": HELLO, "tools": TOOLS, "tool_choice": choice}
+    asked |= {"seed": seed, "max_tokens": 300, "parallel_tool_calls": False}
+    asked |= {"response_format": schema_format(schema)}
+
+    async def ask() -> Any:
+        transport = httpx.ASGITransport(app=real)
+        async with httpx.AsyncClient(transport=transport, base_url="http://a") as client:
+            return (await client.post("/v1/chat/completions", json=asked, timeout=60)).json()
+
+    (one,) = asyncio.run(ask())["choices"]
+    if one["finish_reason"] == "tool_calls":
+        assert choice != "none"
+        assert one["message"]["content"] is None
+        assert [name for name, _ in calls_of_json(one)] in (["weather"], ["now"])
+    else:
+        assert choice != "required"
+        assert json.loads(one["message"]["content"]) == {"a": "[TOOL_CALLS]"}
+
+
+def calls_of_json(choice: Any) -> list[tuple[str, Any]]:
+    functions = [call["function"] for call in choice["message"]["tool_calls"]]
+    return [(one["name"], json.loads(one["arguments"])) for one in functions]
+
+
+def test_words_beside_a_schema_are_not_looked_through(client: OpenAI, service: Any) -> None:
+    """A call is at the beginning, or there is none; the service here heeds no constraint."""
+    for text, n_calls in ((CALL, 1), (f'"{CALL}"', 0)):
+        say(service, text)
+        how: Any = {"messages": HELLO, "tools": TOOLS, "response_format": {"type": "json_object"}}
+        (choice,) = client.chat.completions.create(model="tiny", **how).choices
+        assert len(choice.message.tool_calls or []) == n_calls
+        assert n_calls or choice.message.content == text
+        params = service.asked[-1]["params"]
+        assert params.json_schema is None
+        assert "answer" in params.lark
+    client.chat.completions.create(model="tiny", **how, tool_choice="none")
+    assert service.asked[-1]["params"].json_schema == {"type": "object"}
+
+
+def test_a_schema_beside_calls_that_are_json_alone(
+    tmp_path: Path, ask_of: Any, service: Any
+) -> None:
+    template = '<|start_header_id|>{{ tools }}"parameters"{{ messages[0].content }}'
+    path = write_tiny_gguf(tmp_path / "llama.gguf", tokenizer="bpe", chat_template=template)
+    service.llm.tokenizer = ScriptedService(path).llm.tokenizer
+    asked = {"model": "tiny", "messages": HELLO, "tools": TOOLS}
+    asked |= {"response_format": {"type": "json_object"}}
+    answer = ask_of().post("/v1/chat/completions", **asked)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, "response_format")
+    assert "calls of this model are JSON, too" in error["message"]
+    for choice in ("none", "required"):
+        answer = ask_of().post("/v1/chat/completions", **asked, tool_choice=choice)
+        assert answer.status_code == 200
 
 
 def test_tools_that_nobody_knows_here(tiny_path: Path, ask_of: Any, service: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from m40llm.engine.sampling_params import SamplingParams
 from m40llm.errors import M40LLMError, RequestError
-from m40llm.llm.constraint import schema_fault
+from m40llm.llm.constraint import read_schema, schema_fault
 from m40llm.llm.results import Completion, StreamItem
 from m40llm.llm.tools.definitions import Tool, read_choice, read_tools
 from m40llm.llm.tools.events import gathered
@@ -44,6 +44,13 @@ def tool_format(tokenizer: Tokenizer) -> "ToolFormat":
     return found
 
 
+def check_beside(fields: Mapping[str, Any]) -> None:
+    """RequestError for fields of SamplingParams that tools leave no room for."""
+    for name in ("regex", "lark"):
+        if fields.get(name) is not None:
+            raise RequestError(f"{name}: expected none beside tools, unless tool_choice is none")
+
+
 class ToolFormat:
     """`tools`, `choice`: as OpenAI's API has tools and tool_choice. RequestError names in every
     method what is wrong with them."""
@@ -71,19 +78,20 @@ class ToolFormat:
         tools: Any,
         choice: Any,
         parallel: bool = True,
-        schema: Mapping[str, Any] | None = None,
+        schema: Mapping[str, Any] | str | None = None,
     ) -> dict[str, Any]:
         """Fields of SamplingParams. With a "required" choice or a named tool, the answer is calls,
         one or (parallel) more, with arguments of the tool's schema; with "auto" it is text, or
         text up to such calls (without llguidance: anything). With "none" nothing is asked.
 
-        schema  what the answer is where it is no call, instead of text: JSON of this schema
+        schema  what the answer is where it is no call, instead of text: JSON of this schema. No
+                words stand before calls then, and no thought
         """
         read = read_tools(tools)
         chosen = read_choice(choice, read)
         if chosen.mode == "auto" and schema is not None and self._layout.is_bare:
             raise RequestError(
-                "response_format: expected none beside tools: calls of this model are JSON, too, "
+                "json_schema: expected none beside tools: calls of this model are JSON, too, "
                 "not to be told from the answer; or tool_choice none or required"
             )
         is_free = chosen.mode == "auto" and schema is None and find_spec("llguidance") is None
@@ -94,30 +102,52 @@ class ToolFormat:
             self._check_schema(tool, read.index(tool))
         known = {*ids.values(), *self._tokenizer.stop_ids}
         silent = [i for i in self._tokenizer.special_ids if i not in known]
-        said = (self._is_thinking, schema)
-        return {"lark": grammar(self._layout, ids, chosen, parallel, silent, *said)}
+        of_format = (self._layout, ids, chosen, parallel, silent)
+        if schema is None:
+            return {"lark": grammar(*of_format, is_thinking=self._is_thinking)}
+        answer = read_schema(schema)
+        if why := schema_fault(answer):
+            raise RequestError(f"json_schema: {' '.join(why.split())}")
+        return {"lark": grammar(*of_format, schema=answer), "json_schema": None}
 
     def constrained(
         self, params: SamplingParams | None, tools: Any, choice: Any, parallel: bool = True
     ) -> SamplingParams:
-        """The same request with the constraint."""
+        """The same request with the constraint; its json_schema is of answers without calls."""
         params = SamplingParams() if params is None else params
-        return replace(params, **self.constraint(tools, choice, parallel))
+        fields = self.constraint(tools, choice, parallel, params.json_schema)
+        if fields:
+            check_beside(vars(params))
+        return replace(params, **fields)
 
     def parsed(
-        self, completion: Completion, items: Iterable[StreamItem], tools: Any, choice: Any
+        self,
+        completion: Completion,
+        items: Iterable[StreamItem],
+        tools: Any,
+        choice: Any,
+        *,
+        at_once: bool = False,
     ) -> Completion:
         """The same answer, whose items are at hand, with its calls beside its text."""
-        parser = self.parser(tools, choice)
+        parser = self.parser(tools, choice, at_once=at_once)
         events = [event for item in items for event in parser.push(item.text, item.token_id)]
         text, calls = gathered(events + parser.finish())
         return replace(completion, text=text, tool_calls=calls)
 
     def parser(
-        self, tools: Any = None, choice: Any = None, new_id: Callable[[], str] | None = None
+        self,
+        tools: Any = None,
+        choice: Any = None,
+        new_id: Callable[[], str] | None = None,
+        *,
+        at_once: bool = False,
     ) -> ToolParser:
         """A new one for each answer. Where `tools` are given, a call of another name is text; all
-        is text where the choice is "none"."""
+        is text where the choice is "none".
+
+        at_once  an answer that does not begin with a call has none, as beside a json_schema
+        """
         read = read_tools(tools)
         names = None
         if tools is not None:
@@ -125,7 +155,7 @@ class ToolFormat:
             names = {tool.name for tool in chosen.tools} if chosen.mode != "none" else set()
         ids = self._control_ids
         marks = {ids[mark]: mark for mark in self._layout.marks if mark in ids}
-        return ToolParser(self._layout, marks, names, new_id or self._new_id)
+        return ToolParser(self._layout, marks, names, new_id or self._new_id, at_once=at_once)
 
     def _check_schema(self, tool: Tool, n: int) -> None:
         if why := schema_fault(arguments_schema(tool)):

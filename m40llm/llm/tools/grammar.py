@@ -32,7 +32,7 @@ def grammar(
     parallel: bool,
     silent_ids: Sequence[int],
     is_thinking: bool = False,
-    schema: Mapping[str, Any] | None = None,
+    schema: Mapping[str, Any] | bool | None = None,
 ) -> str:
     """Of an answer that is one call, or some in `parallel`; where the choice is "auto", text may
     come before it or alone.

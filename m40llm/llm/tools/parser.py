@@ -21,10 +21,13 @@ class ToolParser:
         marks: Mapping[int, str],
         names: Container[str] | None,
         new_id: Callable[[], str],
+        *,
+        at_once: bool = False,
     ) -> None:
         """
-        marks   texts of the control tokens that are marks of the layout: no text comes with them
-        names   of the tools; None: a call may have any name
+        marks    texts of the control tokens that are marks of the layout: no text comes with them
+        names    of the tools; None: a call may have any name
+        at_once  an answer that does not begin with a call has none
         """
         self._layout, self._marks, self._names, self._new_id = layout, marks, names, new_id
         self._events: list[ToolEvent] = []
@@ -36,13 +39,18 @@ class ToolParser:
         # been read of one; of which _n_mark characters opened it.
         self._held, self._n_mark = "", 0
         self._reading: Reading | None = None
-        self._take = self._between if layout.is_bare else self._in_text
+        # Where what is no call goes, and where the next character does.
+        self._words: Callable[[str], None] = self._say if at_once else self._in_text
+        may_begin = layout.is_bare or at_once
+        self._take: Callable[[str], None] = self._between if may_begin else self._in_text
 
     def push(self, text: str, token_id: int) -> list[ToolEvent]:
         """Of one token: the text that came with it, and its id."""
         text += self._marks.get(token_id, "")
         if self._take == self._in_text and not self._held and self._first.isdisjoint(text):
             return [Text(text)] if text else []  # the common case, at once
+        if self._take == self._say:
+            return [Text(text)] if text else []
         for char in text:
             self._take(char)
         return self._told()
@@ -125,7 +133,7 @@ class ToolParser:
 
     def _as_text(self) -> None:
         """What is held is no call; another may begin within it, behind what opened this one."""
-        held, n_mark, self._take = self._held, self._n_mark, self._in_text
+        held, n_mark, self._take = self._held, self._n_mark, self._words
         self._used()
         self._say(held[:n_mark])
         for char in held[n_mark:]:
