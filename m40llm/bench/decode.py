@@ -51,6 +51,18 @@ class Row:
         return asdict(self)
 
 
+def decoder_of(model: Transformer) -> Decoder:
+    """RequestError where it has none."""
+    if isinstance(model.decoder, str):
+        raise RequestError(f"decode: {model.decoder}")
+    return model.decoder
+
+
+def likely_form(model: Transformer) -> Form:
+    """Persistent, or the next best where that does not work."""
+    return "graph" if decoder_of(model).why_not("persistent") else "persistent"
+
+
 def time_decode(
     model: Transformer,
     names: tuple[str, str],
@@ -61,9 +73,9 @@ def time_decode(
     progress: Progress | None = None,
 ) -> Row:
     """names: of the model and of its type. Every sequence begins at position `kv`."""
-    decoder = model.decoder
-    if isinstance(decoder, str):
-        raise RequestError(f"decode: {decoder}")
+    decoder = decoder_of(model)
+    if reason := decoder.why_not(form):
+        raise RequestError(f"form: expected {' or '.join(decoder.forms)}, got {form}: {reason}")
     tell = progress or (lambda stage, fraction: None)
     error = _verify(model, decoder, form, kv, min(N_CHECKED, n_tokens), tell)
     n_seqs, samples = model.kv.n_seqs, []

@@ -23,6 +23,7 @@ bench_app = typer.Typer(
 )
 _DRAWN = {"shape": "1b", "type": "F16", "batch": "1"}  # what --help says of the defaults
 _OF_MODEL = "whose own shape and types are timed, in one sequence"
+MAX_BATCH = 64  # kernels/program/ends.py says why
 _MARGIN = 8  # tokens of context beyond those that are timed
 
 
@@ -52,8 +53,13 @@ def decode(
     shape: Shape = None,
     type: Types = None,
     form: Annotated[
-        str, typer.Option(metavar="FORM,...", help="eager, graph or persistent.")
-    ] = "persistent",
+        str | None,
+        typer.Option(
+            metavar="FORM,...",
+            help="eager, graph or persistent.  [default: persistent, or graph where that is not]",
+            show_default=False,
+        ),
+    ] = None,
     kv: Annotated[
         str, typer.Option(metavar="N,...", help="Tokens in the cache before the first.")
     ] = "0",
@@ -61,7 +67,7 @@ def decode(
         str | None,
         typer.Option(
             metavar="N,...",
-            help="Sequences decoded together: 1, 2, 4 or 8.  [default: 1]",
+            help=f"Sequences decoded together, up to {MAX_BATCH}.  [default: 1]",
             show_default=False,
         ),
     ] = None,
@@ -85,7 +91,8 @@ def decode(
     """
     from m40llm.device.decoder import FORMS
 
-    what = _What(names("form", form, FORMS), numbers("kv", kv, 0), tokens)
+    forms = [] if form is None else names("form", form, FORMS)
+    what = _What(forms, numbers("kv", kv, 0), tokens)
     drawn = {"shape": shape, "type": type, "batch": batch}
     if model is None:
         given = {name: text for name, text in drawn.items() if text is not None}
@@ -105,14 +112,17 @@ def _checked(shape: str, type: str, batch: str) -> tuple[str, list[str], list[in
 
     shape_of(shape)
     types, batches = names("type", type, TYPES), numbers("batch", batch, 1)
-    if odd := [n for n in batches if n not in (1, 2, 4, 8)]:
-        raise RequestError(f"batch: expected some of 1, 2, 4, 8, got {odd[0]}")
+    if odd := [n for n in batches if n > MAX_BATCH]:
+        raise RequestError(f"batch: expected numbers up to {MAX_BATCH}, got {odd[0]}")
     return shape, types, batches
 
 
 @dataclass(frozen=True)
 class _What:
-    """To be timed of each model."""
+    """To be timed of each model.
+
+    forms  empty: the one that is likely the fastest
+    """
 
     forms: list[Any]
     lengths: list[int]
@@ -174,12 +184,12 @@ def _timed(
     rate: float | None,
     progress: "Progress",
 ) -> "list[Row]":
-    from m40llm.bench.decode import time_decode
+    from m40llm.bench.decode import likely_form, time_decode
 
     return [
         time_decode(model, of_model, form, kv, what.tokens, rate, progress)
         for kv in what.lengths
-        for form in what.forms
+        for form in what.forms or [likely_form(model)]
     ]
 
 

@@ -20,6 +20,7 @@ from m40llm.device.ops import Buffer, RopeTable
 
 Form = Literal["eager", "graph", "persistent"]
 FORMS: Final[tuple[Form, ...]] = ("eager", "graph", "persistent")
+STEPPED: Final[tuple[Form, ...]] = ("eager", "graph")  # a launch, or a replay, a step
 Done = Literal["stop", "length", "context", "cancelled", "damaged"]
 
 

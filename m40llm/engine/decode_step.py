@@ -51,9 +51,10 @@ def checked_choice(name: object) -> DecodeChoice:
     raise RequestError(f"decode: expected {', '.join(DECODE_CHOICES)}, got {name!r}")
 
 
-def no_form(form: str, device: str, reason: str) -> RequestError:
-    """Where it was asked for."""
-    return RequestError(f"decode: expected 'host' on device {device!r}, got {form!r}: {reason}")
+def no_form(form: str, device: str, reason: str, others: Sequence[str] = ()) -> RequestError:
+    """Where it was asked for; others beside "host" would do."""
+    expected = " or ".join(repr(name) for name in ("host", *others))
+    return RequestError(f"decode: expected {expected} on device {device!r}, got {form!r}: {reason}")
 
 
 def why_host(params: SamplingParams, stop_ids: Collection[int], decoder: Decoder) -> str:

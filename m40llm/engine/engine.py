@@ -50,10 +50,11 @@ class Engine:
         """RequestError where the device cannot decode in the form that was asked for."""
         if self.decode_form == "host":
             return
-        decoder = self.model.decoder
-        reason = decoder if isinstance(decoder, str) else decoder.why_not(self.decode_form)
-        if reason:
-            raise no_form(self.decode_form, self.model.ops.name, reason)
+        decoder, device = self.model.decoder, self.model.ops.name
+        if isinstance(decoder, str):
+            raise no_form(self.decode_form, device, decoder)
+        if reason := decoder.why_not(self.decode_form):
+            raise no_form(self.decode_form, device, reason, decoder.forms)
 
     @property
     def max_seq_len(self) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from m40llm.device import Ops, open_device
-from m40llm.device.decoder import FORMS
+from m40llm.device.decoder import STEPPED
 from m40llm.engine.decode_step import DecodeChoice, no_form
 from m40llm.engine.engine import Engine
 from m40llm.gguf import GGUFFile, open_gguf
@@ -70,8 +70,9 @@ def on_device(
         fit=fit,
         n_seqs=n_seqs,
     )
-    if decode in FORMS and (reason := why_never(model.arch, model.hp, plan.kv_type)):
-        raise no_form(decode, ops.name, reason)
+    reason = why_never(model.arch, model.hp, plan.kv_type)
+    if decode == "persistent" and reason:
+        raise no_form(decode, ops.name, reason, STEPPED if ops.name != "cpu" else ())
     stages = []
     for share in plan.shares:
         where = ops if share.device == ops.name else open_device(share.device)[0]

@@ -39,11 +39,11 @@ def decode_program(arch: Architecture, hp: HParams, weights: Weights) -> tuple[I
 def why_never(arch: Architecture, hp: HParams, kv_type: KVType = "f16") -> str:
     """Why no program can be made of such a model, whatever its weights; empty where one may."""
     if kv_type != "f16":
-        return f"the KV cache is in {kv_type}, which the device's own steps do not read yet"
+        return f"the KV cache is in {kv_type}, which the decode program does not read yet"
     if hp.n_experts > 0:
-        return f"{arch.name} has experts, which the device's own steps do not know yet"
+        return f"{arch.name} has experts, which the decode program does not know yet"
     if any(arch.softcaps(hp)):
-        return f"{arch.name} has soft caps, which the device's own steps do not know yet"
+        return f"{arch.name} has soft caps, which the decode program does not know yet"
     return ""
 
 

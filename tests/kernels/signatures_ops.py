@@ -11,6 +11,7 @@ from sm52_assembly import (
     I32,
     I32_1,
     I32_2,
+    I64_2,
     U8_2,
     U64_1,
     Signature,
@@ -33,6 +34,8 @@ from m40llm.kernels import (
     swiglu,
     top_k,
 )
+from m40llm.kernels.program import ends
+from m40llm.kernels.program.form import N_THREADS
 from m40llm.kernels.quant_blocks import WEIGHT_OF
 
 _APPEND = (F32_3, F32_3, F32_3, F16_4, F16_4, I32_1, I32_1, F32_2, F32_2)
@@ -41,6 +44,11 @@ _NORM = (F32_2, F32_2, F32_1, F32, F32_2)
 _STATE = (F32_2, I32_1, U64_1, I32_2, F32_2, I32_2)
 
 SIGNATURES = [
+    *(
+        Signature(make(n_seqs), (I64_2,), N_THREADS, f"{n_seqs} slots")
+        for make in (ends._compile_begin, ends._compile_survey, ends._compile_end)
+        for n_seqs in (1, 64)
+    ),
     Signature(cast._compile_to_half(), (F32_1, F16_1), cast.N_THREADS),
     Signature(cast._compile_to_float(), (F16_1, F32_1), cast.N_THREADS),
     *(

@@ -24,6 +24,7 @@ U8_2 = types.Array(types.uint8, 2, "C")
 F16_1, F16_2, F16_4 = (types.Array(float16, n, "C") for n in (1, 2, 4))
 F32_1, F32_2, F32_3 = (types.Array(types.float32, n, "C") for n in (1, 2, 3))
 I32_1, I32_2 = (types.Array(types.int32, n, "C") for n in (1, 2))
+I64_2 = types.Array(types.int64, 2, "C")
 U64_1 = types.Array(types.uint64, 1, "C")
 
 

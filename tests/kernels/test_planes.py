@@ -14,7 +14,7 @@ from numba import cuda, float32, uint32
 from m40llm.errors import KernelContractError
 from m40llm.gguf.blocks import FORMATS, dequantize, row_bytes
 from m40llm.kernels.contract import Kernel
-from m40llm.kernels.dequantize import convert, fetch, row_start
+from m40llm.kernels.dequantize import convert, decode_scales, fetch, fetch_scales, row_start
 from m40llm.kernels.layouts import DENSE
 from m40llm.kernels.planes import Planes, check_planes, from_blocks, to_blocks
 
@@ -51,15 +51,18 @@ def test_round_trip(ggml_type: GGMLType, n_rows: int, n_units: int, seed: int) -
 @cache
 def _read_weights(ggml_type: GGMLType) -> Kernel:
     fetch_eight, convert_eight = fetch(ggml_type), convert(ggml_type)
+    fetch_words, decode_words = fetch_scales(ggml_type), decode_scales(ggml_type)
     find_start = row_start(ggml_type)
 
     def read_weights(quants: Any, highs: Any, scales: Any, out: Any) -> None:
-        raw = cuda.local.array(8, uint32)
+        raw, words = cuda.local.array(8, uint32), cuda.local.array(4, uint32)
         weights = cuda.local.array(8, float32)
         row, n_cols = cuda.blockIdx.x, out.shape[1]
         for col in range(8 * cuda.threadIdx.x, n_cols, 8 * cuda.blockDim.x):
-            fetch_eight(quants, highs, scales, row, find_start(quants, row), col, n_cols, raw)
-            convert_eight(raw, col, weights)
+            fetch_eight(quants, highs, row, find_start(quants, row), col, n_cols, raw)
+            fetch_words(scales, row, col, words)
+            scale, minimum = decode_words(words, col)
+            convert_eight(raw, scale, minimum, col, weights)
             for k in range(min(8, n_cols - col)):
                 out[row, col + k] = weights[k]
 

@@ -7,14 +7,14 @@ token is here recorded once, and the token is chosen on the card.
 
 from typing import Final
 
-from m40llm.device.decoder import Form, OpsStep
+from m40llm.device.decoder import STEPPED, Form, OpsStep
 from m40llm.device.gpu.card import Card
 from m40llm.device.gpu.decode import state_words
 from m40llm.device.gpu.decode_state import new_state
 from m40llm.device.gpu.decoder import MAX_BIAS, CardDecoder
 from m40llm.kernels.program.ends import MAX_SLOTS, N_BLOCKS, StepEnds, begin_step, end_step
 
-NOT_PERSISTENT: Final = "its steps are many launches: expected 'eager' or 'graph'"
+NOT_PERSISTENT: Final = "a step of this model, with so many sequences, is many launches"
 
 
 def why_no_ops(step: OpsStep) -> str:
@@ -26,7 +26,7 @@ def why_no_ops(step: OpsStep) -> str:
 class OpsDecoder(CardDecoder):
     """Each op is a launch of its own; the graph form replays them."""
 
-    forms = ("eager", "graph")
+    forms = STEPPED
 
     def __init__(self, card: Card, step: OpsStep) -> None:
         n_seqs, vocab_size = (int(n) for n in step.logits.shape)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from m40llm.device.decoder import FORMS, Form, ModelParts
+from m40llm.device.decoder import FORMS, STEPPED, Form, ModelParts
 from m40llm.device.gpu.bind import bind, form_of
 from m40llm.device.gpu.bound import Setting
 from m40llm.device.gpu.card import Card
@@ -38,7 +38,7 @@ class ProgramDecoder(CardDecoder):
 
     def __init__(self, card: Card, program: Sequence[Instruction], parts: ModelParts) -> None:
         # A launch that goes on for a whole answer keeps a display from being drawn.
-        self.forms = ("eager", "graph") if card.has_time_limit else FORMS
+        self.forms = STEPPED if card.has_time_limit else FORMS
         form, n_blocks = form_of(program, parts), card.n_sms
         partial = new_partial(card, form, n_blocks)
         sizes = form.n_seqs, parts.vocab_size, n_blocks, MAX_BIAS
