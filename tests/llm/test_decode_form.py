@@ -14,10 +14,12 @@ from m40llm.device.cpu.ops import CpuOps
 from m40llm.device.decoder import FORMS, Answer, Form, SlotRequest
 from m40llm.engine import engine as engine_module
 from m40llm.engine import request as request_module
+from m40llm.engine.decode_step import DecodeForm
 from m40llm.engine.decode_timing import N_CHECKED, N_REPEATS, N_TIMED
 from m40llm.engine.engine import Engine
 from m40llm.errors import DeviceError, RequestError
 from m40llm.llm import decode_form as rooms
+from m40llm.llm.decode_form import fastest
 from m40llm.testing import write_tiny_gguf
 
 RUNS = (
@@ -54,6 +56,9 @@ class FakeDecoder:
     def spend(self, form: str) -> None:
         self.n_tokens[form] = self.n_tokens.get(form, 0) + 1
         self.now_ms += self.ms[form]
+
+    def why_not(self, form: Form) -> str:
+        return ""
 
     def begin(self, slot: int, request: SlotRequest) -> None:
         assert slot == 0
@@ -306,7 +311,7 @@ def test_on_a_device(device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert llm.generate([0, 1, 2], params).ids == answer.ids
 
 
-def test_a_model_that_no_device_decodes_is_refused_before_its_weights_are_read(
+def test_a_model_without_a_program_is_refused_before_its_weights_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_tiny_gguf(tmp_path / "tiny.gguf", arch="mixtral")
@@ -315,5 +320,14 @@ def test_a_model_that_no_device_decodes_is_refused_before_its_weights_are_read(
         raise AssertionError("weights were read")
 
     monkeypatch.setattr("m40llm.llm.load.load_weights", fails)
-    with pytest.raises(RequestError, match=r"decode: expected 'host'.*experts"):
-        LLM.load(path, device="emulator", decode="graph")
+    told = r"decode: expected 'host' or 'eager' or 'graph'.*experts"
+    with pytest.raises(RequestError, match=told):
+        LLM.load(path, device="emulator", decode="persistent")
+
+
+def test_several_sequences_are_no_host_loops() -> None:
+    """It would be timed with one row, where a step of the device makes one of each."""
+    ms: dict[DecodeForm, float] = {"host": 1.0, "eager": 3.0, "graph": 2.0}
+    assert fastest(ms, 1) == "host"
+    assert fastest(ms, 4) == "graph"
+    assert fastest({"host": 1.0}, 4) == "host"

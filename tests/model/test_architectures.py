@@ -13,6 +13,7 @@ from m40llm.device.cpu.ops import CpuOps
 from m40llm.model.arch import ARCHITECTURES
 from m40llm.model.batch import Batch
 from m40llm.model.hparams import HParams
+from m40llm.model.program import why_never
 from m40llm.model.rope_params import RopeParams
 from m40llm.model.transformer import Transformer
 from m40llm.testing.noisy_ops import NoisyOps
@@ -122,6 +123,7 @@ def test_each_soft_cap_of_the_tiny_model_is_felt(key: str, tiny: Tiny) -> None:
     assert np.abs(exact[:, COLUMNS] - theirs).max() > 0.1 * theirs.std()
 
 
-def test_soft_caps_are_decoded_op_by_op(tiny: Tiny) -> None:
-    reason = tiny(metadata={"llama.final_logit_softcapping": 30.0}).decoder
-    assert reason == "llama has soft caps, which the device's own steps do not know yet"
+def test_no_program_knows_soft_caps(tiny: Tiny) -> None:
+    model = tiny(metadata={"llama.final_logit_softcapping": 30.0})
+    reason = why_never(model.arch, model.hp)
+    assert reason == "llama has soft caps, which the decode program does not know yet"

@@ -81,6 +81,15 @@ def mask_words(slots: Slots, n_words: int) -> Array:
     return words
 
 
+def commands_of(slots: Slots) -> Array:
+    """DECODE for each slot that shall be at work, as the host writes it."""
+    commands = np.zeros((rings.N_COMMANDS, 2), np.int64)
+    for at, s in enumerate(np.flatnonzero(slots.count)):
+        commands[at] = (at + 1) << 32
+        commands[at] |= (rings.DECODE << 8 | int(s), int(slots.count[s]))
+    return commands
+
+
 def uploaded(card: Any, slots: Slots) -> rings.DecodeState:
     """Slots that are all idle still, and the commands that give them their work."""
 
@@ -88,10 +97,6 @@ def uploaded(card: Any, slots: Slots) -> rings.DecodeState:
         return card.upload(np.full(shape, value, dtype), read_only=False)
 
     n, vocab_size = slots.logits.shape
-    commands = np.zeros((rings.N_COMMANDS, 2), np.int64)
-    for at, s in enumerate(np.flatnonzero(slots.count)):
-        commands[at] = (at + 1) << 32
-        commands[at] |= (rings.DECODE << 8 | int(s), int(slots.count[s]))
     shares = (n, kernels.N_BLOCKS)
     mass = np.tile(np.array([LOWEST, 0], np.float32), (*shares, 1))
     greedy = np.tile(np.array([0, 1, 0, 1, 0, 0], np.float32), (n, 1))
@@ -119,7 +124,7 @@ def uploaded(card: Any, slots: Slots) -> rings.DecodeState:
             history=full((n, vocab_size), 0, np.int32),
         ),
         masked=card.upload(np.array([a is not None for a in slots.allowed], np.int32)),
-        commands=card.upload(commands),
+        commands=card.upload(commands_of(slots)),
         answers=full((rings.N_ANSWERS, 2), 0, np.int64),
         n_taken=full(1, 0, np.int64),
         masks=card.upload(mask_words(slots, n_mask_words(vocab_size))),
