@@ -80,7 +80,7 @@ def split_count(n_tokens: int, n_heads: int, n_kv_heads: int, max_seq_len: int, 
     """Splits that fill a card four blocks an SM, as far as the longest row has keys for them."""
     group_size = n_heads // n_kv_heads
     n_blocks = n_tokens * n_kv_heads * ceil_div(group_size, head_tile(group_size))
-    wanted = 4 * n_sms // max(n_blocks, 1)  # all at a time: some more would run by themselves
+    wanted = ceil_div(4 * n_sms, max(n_blocks, 1))
     return max(1, min(wanted, ceil_div(max_seq_len, MIN_SPLIT_KEYS), MAX_SPLITS))
 
 

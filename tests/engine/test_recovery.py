@@ -166,7 +166,7 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_is_uploaded(
         monkeypatch.setattr(card, method, lambda *args, **options: pytest.fail("touched"))
     monkeypatch.setattr("m40llm.device._open_emulator", lambda: GpuOps(card))
     figures = r"needs .*weights .*cache .* for {} tokens.*; device 'emulator' has {} free; {}"
-    shared = 4 * workspace_floats(card.n_sms)  # what matrix products will take
+    shared = 2 * 4 * workspace_floats(card.n_sms)  # what matrix products will take
     monkeypatch.setattr(card, "free_bytes", lambda: shared + 100_000)
     with pytest.raises(DeviceError, match=figures.format(256, "0.1 MB", "a smaller quantisation")):
         LLM.load(path, device="emulator")

@@ -97,9 +97,9 @@ class GpuOps:
         return why_no_ops(step) or OpsDecoder(self.card, step)
 
     def free_bytes(self) -> int:
-        """For a model: less what its first matrix product will take."""
+        """For a model: less what its first matrix products will take."""
         is_taken = self.products is not None or bool(self._shared_sums)
-        shared = 0 if is_taken else 4 * workspace_floats(self.card.n_sms)
+        shared = 0 if is_taken else 2 * 4 * workspace_floats(self.card.n_sms)
         return max(self.card.free_bytes() - shared, 0)
 
     def recover(self) -> None:
