@@ -66,9 +66,12 @@ def asking(url: str, **more: Any) -> tuple[threading.Thread, list[httpx.Response
     return thread, answers
 
 
-def busy(url: str) -> None:
-    """Until a request runs."""
-    while httpx.get(f"{url}/health").json()["running"] == 0:
+def busy(url: str, n_requests: int = 1) -> None:
+    """Until so many have come, of which one runs."""
+    while True:
+        told = httpx.get(f"{url}/health").json()
+        if told["running"] and told["running"] + told["waiting"] >= n_requests:
+            return
         time.sleep(0.02)
 
 
@@ -77,7 +80,7 @@ def test_what_is_under_way_is_finished(tiny_path: Path, which: int) -> None:
     with served(tiny_path, grace_s=10, token_s=0.1) as server:
         whole, answers = asking(server.url)
         stream, streamed = asking(server.url, stream=True)
-        busy(server.url)
+        busy(server.url, 2)
         server.signal(which)
         time.sleep(0.1)
         assert httpx.get(f"{server.url}/health").status_code == 503
