@@ -1,7 +1,7 @@
 """How many tokens a second a card makes for so many requests at once, through the scheduler.
 
     python benchmarks/serve_rates.py [--shape 8b] [--type Q4_K_M] [--at-once 1,8,32] [--prompt 256]
-        [--tokens 64] [--form auto] [--out FILE]
+        [--tokens 64] [--form FORM] [--out FILE]
 
 Drawn weights; each number of requests is a scheduler with as many slots. Decode is what is made
 between the first moment at which all have their first token and the first one's end; prefill, from
@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from environment import environment
 
+from m40llm.bench.decode import likely_form
 from m40llm.bench.shapes import shape_of
 from m40llm.bench.synthetic import synthetic_model
 from m40llm.device import open_device
-from m40llm.device.decoder import Decoder
-from m40llm.engine.decode_step import DecodeForm
+from m40llm.engine.decode_step import DECODE_FORMS
 from m40llm.engine.engine import Engine
 from m40llm.engine.job import Job
 from m40llm.engine.sampling_params import SamplingParams
@@ -73,12 +73,6 @@ def rates(heard: list[Heard], begin: float, n_prompt: int) -> tuple[float, float
     return len(heard) * n_prompt / (all_begun - begin), n_made / (first_end - all_begun)
 
 
-def form_of(decoder: Decoder, wanted: str) -> DecodeForm:
-    if wanted != "auto":
-        return wanted  # type: ignore[return-value]
-    return "graph" if decoder.why_not("persistent") else "persistent"
-
-
 def measured(ops: Any, a: argparse.Namespace, n: int) -> dict[str, Any]:
     n_tokens = a.tokens + n  # others are read while the first ones make theirs
     model = synthetic_model(
@@ -87,9 +81,8 @@ def measured(ops: Any, a: argparse.Namespace, n: int) -> dict[str, Any]:
         max_seq_len=a.prompt + n_tokens + 8,
         max_tokens=max(CHUNK_OF_CARDS, n),
     )
-    decoder = model.decoder
-    assert not isinstance(decoder, str), decoder
-    engine = Engine(model, decode_form=form_of(decoder, a.form))
+    engine = Engine(model, decode_form=a.form or likely_form(model))
+    engine.check_form()
     scheduler = Scheduler(engine)
     rng = np.random.default_rng(n)
     prompts = rng.integers(0, model.hp.vocab_size, (n, a.prompt))
@@ -124,7 +117,7 @@ def main() -> None:
     parser.add_argument("--at-once", default="1,8,32", help="numbers of requests")
     parser.add_argument("--prompt", type=int, default=256, help="tokens of each")
     parser.add_argument("--tokens", type=int, default=64, help="tokens of each that are timed")
-    parser.add_argument("--form", default="auto", help="of decode")
+    parser.add_argument("--form", choices=DECODE_FORMS, help="of decode; else the likely fastest")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", help="a file to append to")
     a = parser.parse_args()

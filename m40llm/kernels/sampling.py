@@ -53,6 +53,7 @@ _MINUS_INFINITY: Final = float("-inf")
 # Columns of SamplerState.settings.
 TEMPERATURE, TOP_P, MIN_P, REPETITION, PRESENCE, FREQUENCY = range(6)
 N_SETTINGS: Final = 6
+GREEDY: Final = (0.0, 1.0, 0.0, 1.0, 0.0, 0.0)  # a row of them that neither filters nor penalises
 
 # Steps of SamplerState.history.
 IN_PROMPT: Final = 1

@@ -7,6 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from m40llm.cli.app import app
+from m40llm.cli.bench import MAX_BATCH
+from m40llm.kernels.program.ends import MAX_SLOTS
 from m40llm.testing import write_tiny_gguf
 
 runner = CliRunner()
@@ -41,6 +43,11 @@ def assert_refused(verb: str, args: list[str], words: str) -> None:
 )
 def test_refusals(args: list[str], words: str) -> None:
     assert_refused("decode", args, words)
+
+
+def test_the_largest_batch_is_the_decoders() -> None:
+    """Written again there: --help does not load what knows it."""
+    assert MAX_BATCH == MAX_SLOTS
 
 
 def test_a_model_on_the_emulator(tmp_path: Path) -> None:

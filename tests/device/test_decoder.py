@@ -7,7 +7,7 @@ import pytest
 
 from m40llm.bench.synthetic import synthetic_model
 from m40llm.device import open_device
-from m40llm.device.decoder import FORMS, Answer, Form, SlotRequest
+from m40llm.device.decoder import FORMS, STEPPED, Answer, Form, SlotRequest
 from m40llm.device.gpu.ops import GpuOps
 from m40llm.engine.decode_step import decode
 from m40llm.testing.tiny_shape import TINY_SHAPE
@@ -15,8 +15,7 @@ from m40llm.testing.tiny_shape import TINY_SHAPE
 PROGRAM, OPS = 4, 5  # slots: of a decode program, and of the model's ops recorded
 KINDS: list[tuple[int, Form]] = [
     *((PROGRAM, form) for form in FORMS),
-    (OPS, "eager"),
-    (OPS, "graph"),
+    *((OPS, form) for form in STEPPED),
 ]
 
 

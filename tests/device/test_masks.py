@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from m40llm.bench.synthetic import synthetic_model
 from m40llm.device import open_device
-from m40llm.device.decoder import FORMS, Answer, Form, SlotRequest
+from m40llm.device.decoder import FORMS, STEPPED, Answer, Form, SlotRequest
 from m40llm.device.gpu.ops import GpuOps
 from m40llm.engine.constraint import ids_of
 from m40llm.engine.decode_step import decode
@@ -20,6 +20,11 @@ from m40llm.errors import KernelContractError, RequestError
 from m40llm.model.batch import Batch
 from m40llm.testing.tiny_shape import TINY_SHAPE
 
+PROGRAM, OPS = 4, 5  # slots: of a decode program, and of the model's ops recorded
+KINDS: list[tuple[int, Form]] = [
+    *((PROGRAM, form) for form in FORMS),
+    *((OPS, form) for form in STEPPED),
+]
 VOCAB_SIZE, FIRST, N_TOKENS = TINY_SHAPE.vocab_size, 7, 8
 N_WORDS = -(-VOCAB_SIZE // 32)
 GREEDY = SamplingParams(temperature=0)
@@ -53,16 +58,27 @@ def ops(request: pytest.FixtureRequest) -> Any:
     return opened
 
 
-@pytest.fixture(scope="module", params=[4, 5], ids=["program", "ops"])
-def model(ops: Any, request: pytest.FixtureRequest) -> Any:
+@pytest.fixture(scope="module")
+def models(ops: Any) -> dict[int, Any]:
     """Of four slots a decode program; of five its own ops, recorded."""
-    return synthetic_model(ops, TINY_SHAPE, "F16", n_seqs=request.param, max_seq_len=32)
+    return {
+        n: synthetic_model(ops, TINY_SHAPE, "F16", n_seqs=n, max_seq_len=32) for n in (PROGRAM, OPS)
+    }
 
 
-@pytest.fixture(params=FORMS)
-def form(model: Any, request: pytest.FixtureRequest) -> Form:
-    """The graph form twice where there is no persistent one."""
-    return "graph" if model.decoder.why_not(request.param) else request.param
+@pytest.fixture(params=KINDS, ids=str)
+def kind(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.fixture
+def model(models: dict[int, Any], kind: tuple[int, Form]) -> Any:
+    return models[kind[0]]
+
+
+@pytest.fixture
+def form(kind: tuple[int, Form]) -> Form:
+    return kind[1]
 
 
 def request_of(params: SamplingParams, seed: int = 0, count: int = N_TOKENS) -> SlotRequest:
@@ -95,7 +111,11 @@ def alone(model: Any, form: Form, request: SlotRequest, masks: Any, slot: int = 
 
 
 @pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-def test_every_form_gives_the_hosts_tokens(model: Any, params: SamplingParams) -> None:
+@pytest.mark.parametrize("n_slots", [PROGRAM, OPS])
+def test_every_form_gives_the_hosts_tokens(
+    models: dict[int, Any], n_slots: int, params: SamplingParams
+) -> None:
+    model = models[n_slots]
     for seed, share in ((1, 0.2), (2, 0.02), (3, 0.9)):
         expected = by_host(model, params, DrawnMasks(seed, share), seed)
         for form in model.decoder.forms:
@@ -226,6 +246,8 @@ def test_masks_that_allow_nothing(model: Any, form: Form, params: SamplingParams
         assert alone(model, form, request, DrawnMasks(9)) == expected
 
 
-def test_contract(model: Any) -> None:
+@pytest.mark.parametrize("n_slots", [PROGRAM, OPS])
+def test_contract(models: dict[int, Any], n_slots: int) -> None:
+    model = models[n_slots]
     with pytest.raises(KernelContractError, match=rf"mask: expected uint32\[{N_WORDS}\]"):
         model.decoder.allow(0, np.zeros(N_WORDS + 1, np.uint32))

@@ -67,9 +67,7 @@ class ProgramCase:
 
     def command(self, operation: int, slot: int = 0, count: int = 0) -> None:
         self.n_commands += 1
-        at = (self.n_commands - 1) % rings.N_COMMANDS
-        self.rings.commands[at, 1] = self.n_commands << 32 | count
-        self.rings.commands[at, 0] = self.n_commands << 32 | operation << 8 | slot
+        rings.put_command(self.rings.commands, self.n_commands, operation, slot, count)
 
     def answers(self) -> list[tuple[int, int, float, int]]:
         """(slot, token, log-probability, done) of those that have come since the last call."""
@@ -80,8 +78,7 @@ class ProgramCase:
             if {what >> 32, value >> 32} != {self.n_answers + 1}:
                 self.rings.n_taken[0] = self.n_answers
                 return found
-            logprob = float(np.uint32(value & 0xFFFFFFFF).view(np.float32))
-            slot, done, token = rings.told(what)
+            slot, done, token, logprob = rings.told(what, value)
             found.append((slot, token, logprob, done))
             self.n_answers += 1
 

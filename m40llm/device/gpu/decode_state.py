@@ -13,7 +13,7 @@ from m40llm.kernels.program.epilogue import LOWEST
 from m40llm.kernels.program.form import Form
 from m40llm.kernels.program.mask import n_mask_words
 from m40llm.kernels.program.state import DecodeState
-from m40llm.kernels.sampling import N_SETTINGS, SamplerState
+from m40llm.kernels.sampling import GREEDY, N_SETTINGS, SamplerState
 
 Buffer = Any
 
@@ -95,7 +95,7 @@ def _empty_mass(card: Card, n: int, n_blocks: int) -> Buffer:
 
 def _greedy(card: Card, n: int, vocab_size: int, max_bias: int) -> SamplerState:
     settings = card.alloc((n, N_SETTINGS), np.dtype(np.float32))
-    card.write(settings, np.tile(np.array([0, 1, 0, 1, 0, 0], np.float32), (n, 1)))
+    card.write(settings, np.tile(np.array(GREEDY, np.float32), (n, 1)))
     return SamplerState(
         settings=settings,
         top_k=filled(card, (n,), np.int32),

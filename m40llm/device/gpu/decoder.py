@@ -132,16 +132,12 @@ class CardDecoder(ABC):
         if what >> 32 != number or value >> 32 != number:
             return None
         self._n_answers += 1
-        logprob = float(np.uint32(value & 0xFFFFFFFF).view(np.float32))
-        slot, done, token_id = rings.told(what)
+        slot, done, token_id, logprob = rings.told(what, value)
         return Answer(slot, token_id, logprob, _REASONS[done])
 
     def _command(self, operation: int, slot: int = 0, count: int = 0) -> None:
-        at = self._n_commands % rings.N_COMMANDS
         self._n_commands += 1
-        number = (self._n_commands & rings.NUMBER_MASK) << 32
-        self._rings.commands[at, 1] = number | count
-        self._rings.commands[at, 0] = number | operation << 8 | slot
+        rings.put_command(self._rings.commands, self._n_commands, operation, slot, count)
 
     def cancel(self, slot: int) -> None:
         self._command(rings.CANCEL, slot)

@@ -17,7 +17,7 @@ from m40llm.kernels.program import state as rings
 from m40llm.kernels.program.epilogue import LOWEST
 from m40llm.kernels.program.form import N_THREADS
 from m40llm.kernels.program.mask import WORD_BITS, n_mask_words
-from m40llm.kernels.sampling import IN_ANSWER, SamplerState
+from m40llm.kernels.sampling import GREEDY, IN_ANSWER, SamplerState
 
 MAX_SEQ_LEN = 40
 Array = NDArray[Any]
@@ -84,9 +84,8 @@ def mask_words(slots: Slots, n_words: int) -> Array:
 def commands_of(slots: Slots) -> Array:
     """DECODE for each slot that shall be at work, as the host writes it."""
     commands = np.zeros((rings.N_COMMANDS, 2), np.int64)
-    for at, s in enumerate(np.flatnonzero(slots.count)):
-        commands[at] = (at + 1) << 32
-        commands[at] |= (rings.DECODE << 8 | int(s), int(slots.count[s]))
+    for number, s in enumerate(np.flatnonzero(slots.count), start=1):
+        rings.put_command(commands, number, rings.DECODE, int(s), int(slots.count[s]))
     return commands
 
 
@@ -99,7 +98,7 @@ def uploaded(card: Any, slots: Slots) -> rings.DecodeState:
     n, vocab_size = slots.logits.shape
     shares = (n, kernels.N_BLOCKS)
     mass = np.tile(np.array([LOWEST, 0], np.float32), (*shares, 1))
-    greedy = np.tile(np.array([0, 1, 0, 1, 0, 0], np.float32), (n, 1))
+    greedy = np.tile(np.array(GREEDY, np.float32), (n, 1))
     return rings.DecodeState(
         token_ids=full(n, 0, np.int32),
         pos=card.upload(slots.pos, read_only=False),
@@ -159,8 +158,8 @@ def program_ends(
     ops.end_step(step, stream=card)
     told = {}
     for what, value in card.read(state.answers)[: int(is_busy.sum())].tolist():
-        slot, done, token = rings.told(what)
-        told[slot] = token, done, float(np.uint32(value & 0xFFFFFFFF).view(np.float32))
+        slot, *of_slot = rings.told(what, value)
+        told[slot] = of_slot
     assert sorted(told) == np.flatnonzero(is_busy).tolist()
     history, pos, n_left = (
         card.read(buffer) for buffer in (state.sampler.history, state.pos, state.n_left)
@@ -169,7 +168,7 @@ def program_ends(
         if s not in told:
             assert (pos[s], n_left[s], history[s].sum()) == (slots.pos[s], 0, 0)
             continue
-        token, done, logprob = told[s]
+        done, token, logprob = told[s]
         assert (token, done) == slots.expected(s)
         goes_on = done == rings.GOES_ON
         assert n_left[s] == (slots.count[s] - 1 if goes_on else 0)

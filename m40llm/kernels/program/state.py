@@ -42,10 +42,18 @@ COMMANDS_DONE, ANSWERED, STEP, IS_STOPPED = range(4)  # STEP: steps begun, ever;
 N_CONTROL: Final = 4
 
 
-def told(what: int) -> tuple[int, int, int]:
-    """(slot, done, token) of an answer's first word; no token is NO_TOKEN."""
+def told(what: int, value: int) -> tuple[int, int, int, float]:
+    """(slot, done, token, log-probability) of an answer's words; no token is NO_TOKEN."""
     slot = what >> SLOT_SHIFT & (1 << SLOT_BITS) - 1
-    return slot, what >> DONE_SHIFT & 7, what & NO_TOKEN
+    logprob = float(np.uint32(value & 0xFFFFFFFF).view(np.float32))
+    return slot, what >> DONE_SHIFT & 7, what & NO_TOKEN, logprob
+
+
+def put_command(commands: Any, number: int, operation: int, slot: int = 0, count: int = 0) -> None:
+    """The command of this number, from 1 on, into the host's side of its ring."""
+    at, number = (number - 1) % N_COMMANDS, (number & NUMBER_MASK) << 32
+    commands[at, 1] = number | count
+    commands[at, 0] = number | operation << 8 | slot
 
 
 @dataclass(frozen=True)
