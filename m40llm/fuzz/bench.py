@@ -1,5 +1,6 @@
 """Bench: where a check runs its one case, which notes what it launched and read."""
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -48,10 +49,13 @@ class Bench:
         self._launcher.launch(known, grid, block, *args, shared_bytes=shared_bytes)
         assert_no_fp64(self._launcher, known, args)
 
-    def read(self, buffer: Any) -> NDArray[Any]:
-        """The values of a device array, on the host."""
+    def read(self, buffer: Any, seen_as: Callable[[Any], Any] | None = None) -> NDArray[Any]:
+        """The values of a device array, on the host.
+
+        seen_as  of the values what may not depend on the order of threads: all, unless it says so
+        """
         values = np.array(self._launcher.read(buffer))
-        self.reads.append(values)
+        self.reads.append(values if seen_as is None else np.asarray(seen_as(values)))
         return values
 
     def check_guards(self) -> None:

@@ -44,6 +44,11 @@ def random(card: Any, n: int) -> None:
     card.read(card.upload(np.random.default_rng().random(n)))
 
 
+@target(n=sizes(16))
+def in_any_order(card: Any, n: int) -> None:
+    card.read(card.upload(np.random.default_rng().permutation(n)), seen_as=np.sort)
+
+
 def test_shrinks_to_the_smallest() -> None:
     failure = explore(below_forty, seed=3).failure
     assert failure is not None
@@ -111,6 +116,7 @@ def test_guard_rows_and_races_are_seen() -> None:
     failure = explore(random, seed=0).failure
     assert failure is not None
     assert "a race: read 0 (float64[1]) differs" in failure.error
+    assert explore(in_any_order, seed=0, examples=20).failure is None
 
 
 @pytest.mark.parametrize(

@@ -125,13 +125,14 @@ def _settle_of(n_seqs: int) -> Any:
 
 
 @cache
-def _sample_of(n_seqs: int) -> Any:
-    """sample(w, s, pos, pool): draw_token for slot s, kept out of line: few slots need it."""
+def _sample_of(n_seqs: int, is_apart: bool) -> Any:
+    """sample(w, s, pos, pool): draw_token for slot s."""
     capacity, bins_at, scratch_at = _CAPACITY, 2 * _CAPACITY, 2 * _CAPACITY + 2 * N_BINS
 
     @cuda.jit(device=True)
     def sample(w: Any, s: Any, pos: Any, pool: Any) -> Any:
-        never_inlined()
+        if is_apart:
+            never_inlined()
         n_bias, vocab = w[words.MAX_BIAS], w[words.VOCAB_SIZE]
         logits = array_at(w[words.LOGITS_LEFT], (n_seqs, vocab), float32)
         settings = array_at(w[words.SETTINGS], (n_seqs, N_SETTINGS), float32)
@@ -161,17 +162,21 @@ def gather_warp(key: Any, top: Any, whole: Any) -> Any:
 
 
 @cache
-def choose_of(n_seqs: int) -> Any:
+def choose_of(n_seqs: int, is_apart: bool = True) -> Any:
     """choose(w, slot_pos, pool): the instruction w.
+
+    is_apart  it and the sampler stay functions of their own, as a kernel of many instructions needs
+              (views.never_inlined); in one that only chooses they are inlined, and nothing spills
 
     This code is cold each time, so that each line of it is a trip to memory: it is kept short.
     Warp 0 does all that a greedy slot needs, after a trip to memory for all of it at once.
     """
-    sample, settle = _sample_of(n_seqs), _settle_of(n_seqs)
+    sample, settle = _sample_of(n_seqs, is_apart), _settle_of(n_seqs)
 
     @cuda.jit(device=True)
     def choose(w: Any, slot_pos: Any, pool: Any) -> None:
-        never_inlined()
+        if is_apart:
+            never_inlined()
         n_blocks, thread = int32(cuda.gridDim.x), int32(cuda.threadIdx.x)
         warp, lane = int32(thread >> 5), int32(thread & 31)
         best = array_at(w[words.BEST], (n_seqs, n_blocks), int64)

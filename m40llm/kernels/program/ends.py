@@ -100,7 +100,7 @@ def _compile_survey(n_seqs: int) -> Kernel:
 @cache
 def _compile_end(n_seqs: int) -> Kernel:
     read_slots = read_slots_of(n_seqs)
-    apply_mask, choose = apply_mask_of(n_seqs), choose_of(n_seqs)
+    apply_mask, choose = apply_mask_of(n_seqs), choose_of(n_seqs, is_apart=False)
 
     def end_step(code: Any) -> None:
         pool = cuda.shared.array(POOL_FLOATS, float32, alignment=16)
