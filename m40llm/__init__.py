@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from m40llm.engine.sampling_params import SamplingParams
-    from m40llm.llm import LLM, Completion, StreamItem
+    from m40llm.llm import Completion, StreamItem
     from m40llm.llm.service import Service
+    from m40llm.research import LLM
 
 __version__ = "0.1.0"
 __all__ = ["LLM", "Completion", "SamplingParams", "Service", "StreamItem", "__version__"]
 
 _HOME = {
-    "LLM": "m40llm.llm",
+    "LLM": "m40llm.research",
     "Completion": "m40llm.llm",
     "StreamItem": "m40llm.llm",
     "Service": "m40llm.llm.service",

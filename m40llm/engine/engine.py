@@ -212,8 +212,8 @@ class Engine:
 
     def form_of(self, request: Request) -> Form | None:
         """In which form the device decodes this request by itself, with no adapter; None where the
-        host must."""
-        if self.decode_form == "host":
+        host must: hooks see what it enqueues."""
+        if self.decode_form == "host" or self.model.hooks is not None:
             return None
         decoder = self.model.decoder
         if isinstance(decoder, str) or why_host(request.params, request.stop_ids, decoder):

@@ -21,11 +21,17 @@ from m40llm.model.weights import Experts
 from m40llm.model.workspace import ExpertRows, Rows
 
 
+def route(ops: Ops, w: Experts, ws: Rows, x: Buffer) -> Buffer:
+    """The router's logits   [t, n_experts]"""
+    assert ws.expert_rows is not None, "the workspace of a model without experts"
+    ops.matmul(w.router, x, out=ws.expert_rows.router)
+    return ws.expert_rows.router
+
+
 def add_experts(ops: Ops, w: Experts, ws: Rows, x: Buffer, hp: HParams) -> None:
-    """ws.x += residual_scale * what the experts make of x   [t, n_embd]"""
+    """ws.x += residual_scale * what the experts make of x, where it was routed to   [t, n_embd]"""
     of_experts = ws.expert_rows
     assert of_experts is not None, "the workspace of a model without experts"
-    ops.matmul(w.router, x, out=of_experts.router)  # [t, n_experts]
     ops.choose_experts(
         of_experts.router,
         scale=hp.residual_scale,

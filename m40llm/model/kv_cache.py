@@ -82,17 +82,22 @@ class KVCache:
             raise RequestError(f"kv.read: no layer {layer} of sequence {seq}")
         if not 0 <= pos < self.seq_lens[seq]:
             raise RequestError(f"kv.read: pos {pos}: the cache holds {self.seq_lens[seq]} tokens")
-        return self._token(self.k[layer, seq], pos), self._token(self.v[layer, seq], pos)
+        return self._read(self.k[layer, seq], pos), self._read(self.v[layer, seq], pos)
 
-    def _token(self, cache: Cache, pos: int) -> NDArray[Any]:
+    def prefix(self, layer: int, seq: int, n: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """(K, V) of the first n positions, written or not, each [n_kv_heads, n, head_dim]."""
+        at = slice(n)
+        return self._read(self.k[layer, seq], at), self._read(self.v[layer, seq], at)
+
+    def _read(self, cache: Cache, at: int | slice) -> NDArray[Any]:
         if not isinstance(cache, Q8Cache):
-            return self._heads(cache, pos)
-        quants, scales = self._heads(cache.quants, pos), self._heads(cache.scales, pos)
-        return quants * np.repeat(scales.astype(np.float32), _BLOCK, axis=1)
+            return self._heads(cache, at)
+        quants, scales = self._heads(cache.quants, at), self._heads(cache.scales, at)
+        return quants * np.repeat(scales.astype(np.float32), _BLOCK, axis=-1)
 
-    def _heads(self, buffer: Buffer, pos: int) -> NDArray[Any]:
+    def _heads(self, buffer: Buffer, at: int | slice) -> NDArray[Any]:
         """Head by head: a strided read would copy all that lies between the heads, too."""
-        return np.stack([self._ops.read(buffer[head, pos]) for head in range(buffer.shape[0])])
+        return np.stack([self._ops.read(buffer[head, at]) for head in range(buffer.shape[0])])
 
     def copy_prefix(self, source: int, seq: int, seq_len: int) -> None:
         """Sequence `seq` becomes the first `seq_len` tokens of another."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from m40llm.device.ops import Ops, RopeLayout, RopeTable
 from m40llm.errors import ModelFileError, UnsupportedModelError
+from m40llm.model.arch import Architecture
 from m40llm.model.rope_params import RopeParams
 
 Doubles = NDArray[np.float64]
@@ -110,3 +111,24 @@ def rope_table(
     ops.write(cos, (np.cos(angles) * magnitude).astype(np.float32))
     ops.write(sin, (np.sin(angles) * magnitude).astype(np.float32))
     return RopeTable(cos, sin, layout)
+
+
+def rope_tables(
+    ops: Ops,
+    arch: Architecture,
+    rope: RopeParams,
+    layers: range,
+    max_seq_len: int,
+    freq_factors: NDArray[np.float32] | None,
+) -> list[RopeTable]:
+    """Each layer's; most have the same one."""
+    layout = arch.rope_layout
+    local = RopeParams(rope.rope_dim, arch.local_theta or rope.theta)
+    make = {
+        "all": lambda: rope_table(ops, rope, layout, max_seq_len, freq_factors),
+        "none": lambda: still_table(ops, rope, layout, max_seq_len),
+        "local": lambda: rope_table(ops, local, layout, max_seq_len),
+    }
+    of_layers = arch.ropes(layers)
+    made = {kind: make[kind]() for kind in set(of_layers)}
+    return [made[kind] for kind in of_layers]

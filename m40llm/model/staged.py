@@ -9,6 +9,7 @@ from m40llm.device.ops import Buffer, Ops
 from m40llm.errors import RequestError
 from m40llm.model.batch import Batch
 from m40llm.model.lora import Adapter
+from m40llm.model.sites import Hooks
 from m40llm.model.transformer import Transformer
 from m40llm.model.workspace import Rows
 
@@ -32,6 +33,15 @@ class StagedTransformer:
     def adapter(self, adapter: Adapter | None) -> None:
         for stage in self.stages:
             stage.adapter = adapter
+
+    @property
+    def hooks(self) -> Hooks | None:
+        return self.stages[-1].hooks
+
+    @hooks.setter
+    def hooks(self, hooks: Hooks | None) -> None:
+        for stage in self.stages:
+            stage.hooks = hooks
 
     @property
     def decoder(self) -> str:
@@ -75,6 +85,10 @@ class StagedCache:
             if layer in stage.part.layers:
                 return stage.kv.read(layer - stage.part.first, seq, pos)
         raise RequestError(f"kv.read: no layer {layer} of sequence {seq}")
+
+    def prefix(self, layer: int, seq: int, n: int) -> tuple[NDArray[np.generic], ...]:
+        stage = next(stage for stage in self._stages if layer in stage.part.layers)
+        return stage.kv.prefix(layer - stage.part.first, seq, n)
 
     def copy_prefix(self, source: int, seq: int, seq_len: int) -> None:
         for stage in self._stages:

@@ -18,7 +18,7 @@ from m40llm.device.ops import Cache, RopeTable
 from m40llm.fuzz.bounds import UNIT_ROUNDOFF, gamma, gate_bound, softcap_bound
 from m40llm.testing.reference_ops import ReferenceOps, values_of
 
-__all__ = ["UNIT_ROUNDOFF", "NoisyOps", "gamma"]
+__all__ = ["UNIT_ROUNDOFF", "NoisyOps", "NoisyTables", "gamma"]
 
 Array = NDArray[Any]
 
@@ -106,3 +106,13 @@ class NoisyOps(ReferenceOps):
         bound = UNIT_ROUNDOFF * (np.abs(x) + 2 * np.abs(factor * y))
         super().add_scaled(x, y, factor)
         self._disturb(x, bound)
+
+
+class NoisyTables(NoisyOps):
+    """FP64 but for the cosines and sines, whose rounding to FP32 is what the noise of rope is."""
+
+    rms_norm = ReferenceOps.rms_norm
+    matmul = ReferenceOps.matmul
+    attention = ReferenceOps.attention
+    swiglu = ReferenceOps.swiglu
+    softcap = ReferenceOps.softcap

@@ -92,7 +92,7 @@ def numpy_steps(llm: LLM, path: Path) -> ProgramSteps:
     hp = transformer.hp
     tables = [
         tuple(np.asarray(transformer.ops.read(table), np.float64) for table in (rope.cos, rope.sin))
-        for rope in transformer._ropes
+        for rope in transformer.ropes
     ]
     return ProgramSteps(
         decode_program(transformer.arch, hp, transformer.weights),
@@ -100,8 +100,8 @@ def numpy_steps(llm: LLM, path: Path) -> ProgramSteps:
         hp,
         tables,
         transformer.arch.rope_layout,
-        transformer._windows,
-        transformer._scale,
+        transformer.windows,
+        transformer.scale,
     )
 
 

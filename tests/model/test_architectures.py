@@ -16,23 +16,13 @@ from m40llm.model.hparams import HParams
 from m40llm.model.program import why_never
 from m40llm.model.rope_params import RopeParams
 from m40llm.model.transformer import Transformer
-from m40llm.testing.noisy_ops import NoisyOps
+from m40llm.testing.noisy_ops import NoisyOps, NoisyTables
 from m40llm.testing.reference_ops import ReferenceOps
 
 _PATH = Path(__file__).parents[1] / "goldens" / "architectures.json"
 _DOCUMENT = json.loads(_PATH.read_text(encoding="utf-8"))
 COLUMNS, MODELS = _DOCUMENT["columns"], _DOCUMENT["models"]
 Tiny = Callable[..., Transformer]
-
-
-class NoisyTables(NoisyOps):
-    """FP64 but for the cosines and sines, whose rounding to FP32 is what the noise of rope is."""
-
-    rms_norm = ReferenceOps.rms_norm
-    matmul = ReferenceOps.matmul
-    attention = ReferenceOps.attention
-    swiglu = ReferenceOps.swiglu
-    softcap = ReferenceOps.softcap
 
 
 def logits_of(model: Transformer, ids: list[int]) -> Any:

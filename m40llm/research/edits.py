@@ -1,0 +1,152 @@
+"""Edits: what is changed at sites while a model runs."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from m40llm.errors import RequestError
+from m40llm.model.batch import Batch
+from m40llm.model.hparams import HParams
+from m40llm.model.sites import Memory
+from m40llm.research.selection import At, Heads, Ints, Selection, checked_heads, matching, positions
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A change of the selected part of a site: [rows, ...], or [rows, heads, ...] of some heads.
+
+    change  (that part, the how-manieth of the selected positions each row is) -> its new values
+    """
+
+    what: str
+    selection: Selection
+    change: Callable[[Floats, Ints], ArrayLike]
+
+    def apply(self, site: str, values: Floats, pos: Ints, n_tokens: int | None) -> bool:
+        """Changes the values in place; whether any were meant   pos: of the rows."""
+        rows, which = self.selection.rows(pos, n_tokens)
+        if not rows.size:
+            return False
+        heads = self.selection.heads
+        index: Any = rows if heads is None else np.ix_(rows, np.array(heads))
+        before = values[index]
+        try:
+            values[index] = np.broadcast_to(
+                np.asarray(self.change(before, which), np.float32), before.shape
+            )
+        except (ValueError, TypeError, IndexError) as error:
+            raise RequestError(
+                f"{self.what} at {site}: expected values of shape {list(before.shape)}, or what "
+                f"broadcasts to it: {error}"
+            ) from None
+        return True
+
+
+def _of_rows(values: Floats, part: Floats, which: Ints) -> Floats:
+    """The values of a part's rows: all the same, or one of each selected position."""
+    return values[which] if values.ndim == part.ndim and len(values) > 1 else values
+
+
+class Edits:
+    """A list of changes, made in the order in which they were added, to each forward pass.
+
+    Each takes the name of a site, or a glob of several; `at` positions (an int, a slice or several;
+    from 0, in a trace also from behind; None: all) and, at sites that have heads, `head` one or
+    several of these. Values are float32[...] of what is selected, with rows or without: what has
+    no rows is the same at each position. Methods return the list itself.
+    """
+
+    def __init__(self, sites: Sequence[str], hp: HParams) -> None:
+        self._sites, self._hp = sites, hp
+        self._of_site: dict[str, list[Edit]] = {}
+        self._n_tokens: int | None = None  # of the prompt; None: the text is being written
+        self._pos = np.zeros(0, np.int32)
+
+    def replace(self, site: str, values: ArrayLike, *, head: Heads = None, at: At = None) -> Self:
+        """Values in the place of what is computed there."""
+        new = _checked_values("replace", values)
+        return self._add("replace", site, lambda x, which: _of_rows(new, x, which), head, at)
+
+    def add(self, site: str, values: ArrayLike, *, head: Heads = None, at: At = None) -> Self:
+        """Values, a vector for instance, beside what is computed there."""
+        more = _checked_values("add", values)
+        return self._add("add", site, lambda x, which: x + _of_rows(more, x, which), head, at)
+
+    def scale(self, site: str, factor: float, *, head: Heads = None, at: At = None) -> Self:
+        """So many times what is computed there; 0 takes it out."""
+        times = _checked_values("scale", factor)
+        return self._add("scale", site, lambda x, _: x * times, head, at)
+
+    def ablate(
+        self, site: str, mean: ArrayLike | None = None, *, head: Heads = None, at: At = None
+    ) -> Self:
+        """What is there becomes nothing: 0, or the mean of it over other texts."""
+        return self.replace(site, 0.0 if mean is None else mean, head=head, at=at)
+
+    def change(
+        self,
+        site: str,
+        function: Callable[[Floats], ArrayLike],
+        *,
+        head: Heads = None,
+        at: At = None,
+    ) -> Self:
+        """function(float32[rows, ...], or [rows, heads, ...] of the heads asked for) -> the same
+        shape, or what broadcasts to it."""
+        if not callable(function):
+            raise RequestError(f"change: expected a function, got {function!r}")
+        return self._add("change", site, lambda x, _: function(x), head, at)
+
+    def _add(
+        self,
+        what: str,
+        site: str,
+        change: Callable[[Floats, Ints], ArrayLike],
+        head: Heads,
+        at: At,
+    ) -> Self:
+        found = matching(site, self._sites)
+        selection = Selection(at, checked_heads(head, found, self._hp))
+        if at is not None and not self._is_for_prompts():
+            positions(at, None)
+        for name in found:
+            self._of_site.setdefault(name, []).append(Edit(what, selection, change))
+        return self
+
+    def _is_for_prompts(self) -> bool:
+        """Whether the number of tokens is known before a pass begins."""
+        return False
+
+    # -------------------------------------------------------- Hooks (model/sites.py)
+    def begin(self, batch: Batch) -> None:
+        self._pos = batch.pos
+
+    def wants(self, site: str) -> bool:
+        return site in self._of_site
+
+    def visit(
+        self, site: str, memory: Memory, buffer: Any, rows: NDArray[np.int32] | None = None
+    ) -> None:
+        pos = self._pos if rows is None else self._pos[rows]
+        values = memory.read(buffer)
+        if self._changed(site, values, pos):
+            memory.write(buffer, values)
+
+    def _changed(self, site: str, values: Floats, pos: NDArray[np.int32]) -> bool:
+        """Makes the site's changes, and says whether there were any."""
+        is_changed = False
+        for edit in self._of_site.get(site, ()):
+            is_changed |= edit.apply(site, values, pos, self._n_tokens)
+        return is_changed
+
+
+def _checked_values(what: str, values: ArrayLike) -> Floats:
+    try:
+        return np.array(values, np.float32)
+    except (TypeError, ValueError):
+        raise RequestError(f"{what}: expected numbers, got {values!r}") from None

@@ -1,0 +1,119 @@
+"""Trace: a forward pass over prompts, of which what was asked for is kept."""
+
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m40llm.errors import RequestError
+from m40llm.model.hparams import HParams
+from m40llm.model.sites import Memory
+from m40llm.research.edits import Edits, Floats
+from m40llm.research.selection import At, Selection, matching, positions
+
+Run = Callable[["Trace"], None]
+_BEYOND = {"scores": -np.inf, "pattern": 0.0}  # at positions that no row of a piece has reached
+
+
+class Trace(Edits):
+    """What a model computes of prompts. Say inside the `with` what to keep and what to change; the
+    pass runs where it ends, and then `trace[site]` has what was kept.
+
+    prompts  each one's token ids
+
+    Edits are made before a value is kept. Positions below 0 count from a prompt's end.
+    """
+
+    def __init__(
+        self, sites: Sequence[str], hp: HParams, prompts: Sequence[Sequence[int]], run: Run
+    ) -> None:
+        super().__init__(sites, hp)
+        self.prompts = [list(ids) for ids in prompts]
+        self._run = run
+        self._wanted: dict[str, Selection] = {}
+        self._pieces: list[dict[str, list[Floats]]] = []
+        self._has_run = False
+
+    def keep(self, *sites: str, at: At = None) -> Self:
+        """Keeps what these sites, or globs of sites, have at these positions, last said first."""
+        if self._has_run:
+            raise RequestError("keep: the pass has run; say it inside the `with` block")
+        for ids in self.prompts:
+            positions(at, len(ids))
+        for pattern in sites:
+            self._wanted |= dict.fromkeys(matching(pattern, self._sites), Selection(at))
+        return self
+
+    @property
+    def kept(self) -> list[str]:
+        """The sites that `trace[site]` has, in the order of the pass."""
+        return [site for site in self._sites if site in self._wanted]
+
+    def __getitem__(self, key: str | tuple[str, int]) -> Floats:
+        """trace[site], of the only prompt, or trace[site, n] of the n-th: float32[positions, ...];
+        the shape of a row is that of sites.py."""
+        site, n = key if isinstance(key, tuple) else (key, None)
+        if not self._has_run:
+            raise RequestError("trace: nothing is there before the `with` block has ended")
+        if site not in self._wanted:
+            raise RequestError(
+                f"trace: {site!r} was not kept; inside the block: trace.keep({site!r})"
+            )
+        if n is None and len(self.prompts) != 1:
+            raise RequestError(f"trace: of {len(self.prompts)} prompts, say which: trace[site, n]")
+        if n is not None and not 0 <= n < len(self.prompts):
+            raise RequestError(f"trace: expected prompt 0 to {len(self.prompts) - 1}, got {n}")
+        return self._whole(site, n or 0)
+
+    def _whole(self, site: str, n: int) -> Floats:
+        """The pieces of a prompt's pass as one array."""
+        pieces = self._pieces[n][site]
+        name = site.rpartition(".")[2]
+        if name in _BEYOND:
+            n_tokens = len(self.prompts[n])
+            pieces = [_widened(piece, n_tokens, _BEYOND[name]) for piece in pieces]
+        return np.concatenate(pieces)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self._run(self)
+            self._has_run = True
+
+    def begin_prompt(self, n: int) -> None:
+        """What follows is of this one: pieces of it, in order."""
+        self._n_tokens = len(self.prompts[n])
+        self._pieces.append({site: [] for site in self._wanted})
+
+    # -------------------------------------------------------- Hooks (model/sites.py)
+    def wants(self, site: str) -> bool:
+        return site in self._wanted or super().wants(site)
+
+    def visit(
+        self, site: str, memory: Memory, buffer: Any, rows: NDArray[np.int32] | None = None
+    ) -> None:
+        pos = self._pos if rows is None else self._pos[rows]
+        values = memory.read(buffer)
+        if self._changed(site, values, pos):
+            memory.write(buffer, values)
+        if site in self._wanted:
+            chosen, _ = self._wanted[site].rows(pos, self._n_tokens)
+            self._pieces[-1][site].append(values[chosen])
+
+    def _is_for_prompts(self) -> bool:
+        return True
+
+
+def _widened(piece: Floats, n_tokens: int, beyond: float) -> Floats:
+    """[rows, n_heads, p] with p = n_tokens."""
+    missing = n_tokens - piece.shape[-1]
+    return np.pad(piece, [(0, 0), (0, 0), (0, missing)], constant_values=beyond)
