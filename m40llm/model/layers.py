@@ -147,6 +147,27 @@ class Layers:
         if self.adapter is not None:
             self.adapter.add(f"blk.{self.part.first + layer}.{name}", x, out)
 
+    def head_outputs(self, layer: int, z: NDArray[np.float32]) -> NDArray[np.float64]:
+        """What each head of a row adds to the residual stream: [n_heads, n_embd]
+
+        z [n_heads, head_dim]; `layer` is the model's. The factor of a norm behind attention is that
+        of the sum; a bias belongs to no head.
+        """
+        ops, hp, w = self.ops, self.hp, self.weights.layers[layer - self.part.first]
+        n_heads, head_dim = z.shape
+        alone = np.zeros((n_heads, n_heads, head_dim), np.float32)
+        alone[np.arange(n_heads), np.arange(n_heads)] = z
+        rows, out = ops.empty((n_heads, z.size)), ops.empty((n_heads, hp.n_embd))
+        ops.write(rows, alone.reshape(n_heads, -1))
+        ops.matmul(w.attn_output, rows, out=out)
+        of_heads: NDArray[np.float64] = ops.read(out).astype(np.float64)
+        if w.post_attention_norm is not None:
+            whole = of_heads.sum(axis=0)
+            if w.attn_output_bias is not None:
+                whole += ops.read(w.attn_output_bias)
+            of_heads *= ops.read(w.post_attention_norm) / np.sqrt(np.mean(whole**2) + hp.norm_eps)
+        return of_heads * hp.residual_scale
+
     def _add(
         self, layer: int, name: str, site: str, ws: Rows, x: Buffer, norm: Buffer | None
     ) -> None:

@@ -62,6 +62,18 @@ class StagedTransformer:
     def hidden(self, batch: Batch) -> Buffer:
         return self.stages[-1].normed(self._layers(batch))
 
+    def unembed(
+        self, x: NDArray[np.float32], *, is_normed: bool = False, is_capped: bool = True
+    ) -> NDArray[np.float32]:
+        return self.stages[-1].unembed(x, is_normed=is_normed, is_capped=is_capped)
+
+    def norm_weight(self) -> NDArray[np.float32]:
+        return self.stages[-1].norm_weight()
+
+    def head_outputs(self, layer: int, z: NDArray[np.float32]) -> NDArray[np.float64]:
+        stage = next(stage for stage in self.stages if layer in stage.part.layers)
+        return stage.head_outputs(layer, z)
+
     def _layers(self, batch: Batch) -> Rows:
         without_logits = replace(batch, logit_rows=batch.logit_rows[:0])
         *before, last = self.stages

@@ -151,23 +151,34 @@ class Transformer(Layers):
         self._visit("logits", logits, rows=batch.logit_rows)
         return logits
 
-    def unembed(self, x: NDArray[np.float32], *, is_normed: bool = False) -> NDArray[np.float32]:
+    def unembed(
+        self, x: NDArray[np.float32], *, is_normed: bool = False, is_capped: bool = True
+    ) -> NDArray[np.float32]:
         """What residual streams [n, n_embd] say as logits [n, vocab_size], with the last norm or
-        behind it; at most `workspace.max_logits` of them."""
+        behind it, with the soft cap or before it; at most `workspace.max_logits` of them."""
         rows, logits = self.workspace.x_last[: len(x)], self.workspace.logits[: len(x)]
         self.ops.write(rows, x)
         if not is_normed:
             self.ops.rms_norm(rows, self.weights.output_norm, self.hp.norm_eps, out=rows)
-        self._logits(rows, logits)
-        return self.ops.read(logits)
+        (self._logits if is_capped else self._uncapped_logits)(rows, logits)
+        values: NDArray[np.float32] = self.ops.read(logits)
+        return values
+
+    def norm_weight(self) -> NDArray[np.float32]:
+        """Of the last norm: [n_embd]."""
+        weight: NDArray[np.float32] = self.ops.read(self.weights.output_norm)
+        return weight
 
     def _logits(self, x: Buffer, logits: Buffer) -> None:
         """Of rows after the last norm: [n_logits, vocab_size]."""
+        self._uncapped_logits(x, logits)
+        if self._logit_softcap:
+            self.ops.softcap(logits, self._logit_softcap)
+
+    def _uncapped_logits(self, x: Buffer, logits: Buffer) -> None:
         ops = self.ops
         ops.matmul(self.weights.output, x, out=logits)
         if self.adapter is not None:
             self.adapter.add("output", x, logits)
         if self.hp.logit_scale != 1:
             ops.scale(logits, 1 / self.hp.logit_scale)
-        if self._logit_softcap:
-            ops.softcap(logits, self._logit_softcap)

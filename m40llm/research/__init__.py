@@ -12,8 +12,22 @@ docs/research.md shows each at work.
 """
 
 from m40llm.research.edits import Edits
+from m40llm.research.lens import Attribution, Lens
 from m40llm.research.llm import LLM
 from m40llm.research.measures import entropy, logprobs, nll
+from m40llm.research.patching import Patching
+from m40llm.research.steering import SteeringVector
 from m40llm.research.trace import Trace
 
-__all__ = ["LLM", "Edits", "Trace", "entropy", "logprobs", "nll"]
+__all__ = [
+    "LLM",
+    "Attribution",
+    "Edits",
+    "Lens",
+    "Patching",
+    "SteeringVector",
+    "Trace",
+    "entropy",
+    "logprobs",
+    "nll",
+]

@@ -4,15 +4,30 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+
 from m40llm.engine.decode_step import DecodeForm
 from m40llm.engine.engine import Engine
+from m40llm.engine.scalars import is_whole
+from m40llm.errors import RequestError
 from m40llm.llm import llm as plain
 from m40llm.llm.adapters import use
 from m40llm.llm.answers import Prompt
 from m40llm.llm.arguments import is_many
 from m40llm.model.sites import Hooks, sites_of
+from m40llm.progress import Progress
 from m40llm.research.edits import Edits
-from m40llm.research.selection import At
+from m40llm.research.lens import (
+    Attribution,
+    Lens,
+    attribution_of,
+    attribution_sites,
+    lens_of,
+    lens_sites,
+)
+from m40llm.research.patching import Patching, patched
+from m40llm.research.selection import At, positions
+from m40llm.research.steering import SteeringVector
 from m40llm.research.trace import Trace
 
 
@@ -54,6 +69,83 @@ class LLM(plain.LLM):
                 trace.begin_prompt(n)
                 for _ in run(ids):
                     pass
+
+    def lens(self, prompt: Prompt, *, at: At = None, top: int = 5) -> Lens:
+        """What the residual stream would say behind each layer: the logit lens."""
+        if not is_whole(top) or not 1 <= top <= self.hparams.vocab_size:
+            raise RequestError(f"top: expected 1 to {self.hparams.vocab_size}, got {top!r}")
+        with self.trace(prompt, keep=lens_sites(self.hparams.n_layers), at=at) as trace:
+            pass
+        where = positions(at, len(trace.prompts[0]))
+        with self._take_turn():
+            return lens_of(self.transformer, trace, where, top)
+
+    def attribution(
+        self,
+        prompt: Prompt,
+        token: str | int,
+        other: str | int | None = None,
+        *,
+        at: int = -1,
+        heads: bool = False,
+    ) -> Attribution:
+        """What each part of the model has added to the logit of a token at a position, or to its
+        difference to that of another; of attention the heads, if asked for.
+
+        token, other  ids, or texts of one token each
+        """
+        of, than = self._token_id(token), None if other is None else self._token_id(other)
+        sites = attribution_sites(self.hparams.n_layers, heads)
+        with self.trace(prompt, keep=sites, at=at) as trace:
+            pass
+        with self._take_turn():
+            return attribution_of(self.transformer, trace, of, than, heads)
+
+    def steering_vector(
+        self,
+        site: str,
+        positive: Sequence[Prompt],
+        negative: Sequence[Prompt],
+        *,
+        at: int = -1,
+    ) -> SteeringVector:
+        """The mean of what a site has at a position of the first prompts, less that of the second:
+        a vector for `edits.add`."""
+        means = []
+        for prompts in (positive, negative):
+            if not is_many(prompts):
+                raise RequestError(f"prompts: expected a list of them, got {prompts!r}")
+            with self.trace(prompts, keep=site, at=at) as trace:
+                pass
+            [name] = trace.kept
+            rows = [trace[name, n][0] for n in range(len(prompts))]
+            means.append(np.array(rows, np.float64).mean(axis=0))
+        return SteeringVector(name, np.asarray(means[0] - means[1], np.float32))
+
+    def patch(
+        self,
+        clean: Prompt,
+        corrupted: Prompt,
+        sites: str | Sequence[str],
+        token: str | int,
+        other: str | int,
+        *,
+        progress: Progress | None = None,
+    ) -> Patching:
+        """Puts what the clean prompt's pass has at each of the sites, and each position, into the
+        corrupted one's, and measures how far the answer `token` comes back from `other`.
+
+        Both prompts have the same number of tokens; a pass each site and position.
+        """
+        than = self._token_id(other)
+        return patched(self, clean, corrupted, sites, (self._token_id(token), than), progress)
+
+    def _token_id(self, token: str | int) -> int:
+        """RequestError for what is no single token."""
+        ids = [token] if not isinstance(token, str) else self.tokenizer.encode_inside(token)
+        if len(ids) != 1:
+            raise RequestError(f"token: expected a text of one token, {token!r} has {len(ids)}")
+        return self._open_engine().check_ids(ids, "token")[0]
 
     @contextmanager
     def edited(self) -> Iterator[Edits]:

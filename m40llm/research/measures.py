@@ -31,5 +31,6 @@ def nll(logits: NDArray[Any], ids: Sequence[int]) -> Doubles:
 def entropy(logits: NDArray[Any]) -> Doubles:
     """[...]: of the next token's distribution, nats   logits [..., vocab_size]"""
     log_p = logprobs(logits)
-    result: Doubles = -np.where(np.isneginf(log_p), 0.0, np.exp(log_p) * log_p).sum(axis=-1)
+    told = np.where(np.isneginf(log_p), 0.0, log_p)  # what never comes adds nothing
+    result: Doubles = -(np.exp(log_p) * told).sum(axis=-1)
     return result

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from built import build
 
 from m40llm.device.cpu.ops import CpuOps
 from m40llm.device.ops import Ops
 from m40llm.model.kv_cache import KVType
 from m40llm.model.transformer import Transformer
 from m40llm.testing import write_tiny_gguf
+from m40llm.testing.models import build
 
 
 @pytest.fixture

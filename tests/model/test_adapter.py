@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from built import build
 
 from m40llm.device.cpu.ops import CpuOps
 from m40llm.device.ops import Ops
@@ -20,6 +19,7 @@ from m40llm.model.lora import load_adapter
 from m40llm.model.transformer import Transformer
 from m40llm.testing import write_tiny_gguf
 from m40llm.testing.adapters import write_adapter
+from m40llm.testing.models import build
 from m40llm.testing.noisy_ops import NoisyOps
 from m40llm.testing.reference_ops import ReferenceOps
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from built import build
 
 from m40llm.device.cpu.ops import CpuOps
 from m40llm.device.ops import Ops
@@ -22,6 +21,7 @@ from m40llm.model.transformer import Transformer
 from m40llm.model.weights import load_weights, rope_factors, weight_bytes
 from m40llm.testing import write_tiny_gguf
 from m40llm.testing.adapters import write_adapter
+from m40llm.testing.models import build
 
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {"n_layers": 3, "tensor_type": "Q8_0"},
