@@ -6,7 +6,7 @@ norm's factor is that of the whole stream, so that the shares of a logit sum to 
 "A Mathematical Framework for Transformer Circuits", 2021).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from m40llm.research.trace import Trace
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
+PieceOf = Callable[[int], str]  # a token's text
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Lens:
     sites          where the streams were read: behind the embedding, then behind each layer
     ids            the prompt
     positions      int64[n_positions]  those that were asked for
+    tokens         texts of the prompt's tokens at these
+    pieces         texts of top_ids, likewise nested
     top_ids        int32[n_sites, n_positions, top]  the likeliest tokens, the likeliest first
     top_logprobs   float32[n_sites, n_positions, top]
     next_logprobs  float32[n_sites, n_positions]  of the prompt's own next token; NaN behind its end
@@ -38,6 +41,8 @@ class Lens:
     sites: list[str]
     ids: list[int]
     positions: Ints
+    tokens: list[str]
+    pieces: list[list[list[str]]]
     top_ids: NDArray[np.int32]
     top_logprobs: Floats
     next_logprobs: Floats
@@ -62,7 +67,7 @@ def lens_sites(n_layers: int) -> list[str]:
     return ["embd", *(f"blk.{layer}.resid_post" for layer in range(n_layers))]
 
 
-def lens_of(model: Model, trace: Trace, positions: Ints, top: int) -> Lens:
+def lens_of(model: Model, trace: Trace, positions: Ints, top: int, piece_of: PieceOf) -> Lens:
     """From a trace of one prompt that has kept lens_sites at the positions."""
     ids, step = trace.prompts[0], model.workspace.max_logits
     following = np.array([*ids[1:], -1], np.int64)[positions]
@@ -81,6 +86,8 @@ def lens_of(model: Model, trace: Trace, positions: Ints, top: int) -> Lens:
         sites=trace.kept,
         ids=ids,
         positions=positions,
+        tokens=[piece_of(ids[at]) for at in positions],
+        pieces=[[[piece_of(int(i)) for i in row] for row in best] for best in rows["top"]],
         top_ids=np.array(rows["top"], np.int32),
         top_logprobs=np.array(rows["p"], np.float32),
         next_logprobs=np.array(rows["next"], np.float32),

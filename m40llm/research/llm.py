@@ -78,7 +78,7 @@ class LLM(plain.LLM):
             pass
         where = positions(at, len(trace.prompts[0]))
         with self._take_turn():
-            return lens_of(self.transformer, trace, where, top)
+            return lens_of(self.transformer, trace, where, top, self._piece)
 
     def attribution(
         self,
@@ -139,6 +139,13 @@ class LLM(plain.LLM):
         """
         than = self._token_id(other)
         return patched(self, clean, corrupted, sites, (self._token_id(token), than), progress)
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Each token's text; bytes that are no UTF-8 by themselves become U+FFFD."""
+        return [self._piece(token_id) for token_id in ids]
+
+    def _piece(self, token_id: int) -> str:
+        return self.tokenizer.token_bytes(token_id).decode("utf-8", errors="replace")
 
     def _token_id(self, token: str | int) -> int:
         """RequestError for what is no single token."""

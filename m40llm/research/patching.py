@@ -29,6 +29,7 @@ class Patching:
 
     sites      those that were patched
     clean_ids, corrupted_ids  the prompts
+    tokens     texts of the corrupted one's
     effects    float64[n_sites, n_positions]
     clean, corrupted  logit differences of the two passes as they are
     """
@@ -36,6 +37,7 @@ class Patching:
     sites: list[str]
     clean_ids: list[int]
     corrupted_ids: list[int]
+    tokens: list[str]
     effects: NDArray[np.float64]
     clean: float
     corrupted: float
@@ -70,7 +72,7 @@ def patched(
             effects[row, at] = (_difference(trace, tokens) - worst) / (best - worst)
             if progress:
                 progress("patching", (row * n_tokens + at + 1) / effects.size)
-    return Patching(kept, source.prompts[0], ids, effects, best, worst)
+    return Patching(kept, source.prompts[0], ids, llm.pieces(ids), effects, best, worst)
 
 
 def _difference(trace: Trace, tokens: tuple[int, int]) -> float:

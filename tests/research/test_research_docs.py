@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 PAGE = (Path(__file__).parents[2] / "docs" / "research.md").read_text(encoding="utf-8")
+KINDS = (".png", ".svg")
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.S)
 
 
@@ -23,11 +24,13 @@ def test_they_run(
     for code in BLOCKS:
         exec(compile(code, "docs/research.md", "exec"), names)
         said.append(capsys.readouterr().out)
-    shapes, _, forms, lens, shares, _, effects, _ = said
+    shapes, _, forms, lens, shares, _, effects, _, _ = said
     assert shapes == "(5, 576)\n(5, 9, 5)\n"
     assert "host" in forms.splitlines()
-    assert lens.splitlines()[-1].split()[1] == "ĠParis"
+    assert lens.splitlines()[-1].split("'")[1] == " Paris"
     assert "blk.23.attn_out    +1.79" in shares
     assert "+4.76, the logits' difference +4.76" in shares
     assert names["found"].effects[:, 3] == pytest.approx(1, abs=0.05)
     assert effects.count("\n") == 5
+    pictures = {f"{name}{kind}" for name in ("lens", "patching", "attention") for kind in KINDS}
+    assert {path.name for path in tmp_path.iterdir()} == {"cheerful.npz", *pictures}
