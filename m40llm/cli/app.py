@@ -13,6 +13,7 @@ from m40llm.cli.embed import embed
 from m40llm.cli.fuzz import fuzz
 from m40llm.cli.generate import generate
 from m40llm.cli.info import info
+from m40llm.cli.lens import lens
 from m40llm.cli.logits import logits
 from m40llm.cli.perplexity import perplexity
 from m40llm.cli.pull import pull
@@ -38,6 +39,7 @@ VERBS: dict[Callable[..., None], str] = {
     perplexity: "Measure how well a model predicts a text.",
     logits: "Show the likeliest next tokens.",
     embed: "Turn texts into vectors.",
+    lens: "Show what each layer would say next.",
     pull: "Fetch a model, or list them.",
     quantize: "Write a model file in another type.",
     fuzz: "Fuzz GPU kernels against their references.",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from m40llm.progress import BytesDone, Progress
 
 if TYPE_CHECKING:
+    from m40llm import research
     from m40llm.llm import LLM, Timings
     from m40llm.text import Tokenizer
 
@@ -157,7 +158,7 @@ def loaded(
     require_sm52: bool,
     decode: str | None = "host",
     **more: Any,
-) -> Iterator["LLM"]:
+) -> Iterator["research.LLM"]:
     """Load `model` with a progress bar, say which device was chosen and why, close it at the end.
 
     `more` is what else the verb has of `LLM.load`: `speculate`, `gpu_layers`, ...
@@ -165,7 +166,7 @@ def loaded(
     Raises:
         M40LLMError: what `LLM.load` raises.
     """
-    from m40llm.llm import LLM
+    from m40llm.research import LLM
 
     with progress_bar() as progress:  # to the end: kernels are compiled in requests, too
         llm = LLM.load(

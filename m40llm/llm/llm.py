@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Self
 
 from m40llm import hub
 from m40llm.device import open_device
@@ -68,7 +69,7 @@ class LLM(Answers):
         gpu_layers: GpuLayers | None = None,
         fit: bool = False,
         slots: int = 1,
-    ) -> "LLM":
+    ) -> Self:
         """Loads a model file.
 
         path_or_alias  a .gguf file, an alias such as "smollm2", or hf:OWNER/REPO/FILE.gguf;
@@ -144,7 +145,7 @@ class LLM(Answers):
         """Gives the memory back; any later request is a RequestError."""
         self._engine, self._adapters = None, Adapters()
 
-    def __enter__(self) -> "LLM":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

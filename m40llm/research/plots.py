@@ -97,8 +97,9 @@ def _label(axes: Any, columns: Sequence[str], rows: Sequence[str]) -> None:
 
 
 def _shown(token: str) -> str:
-    """Without what matplotlib would take for mathematics, and with spaces to be seen."""
-    return token.replace("\n", "\\n").replace(" ", "\u00b7").replace("$", r"\$")
+    """Without what matplotlib would take for mathematics; spaces and control characters to see."""
+    seen = token.replace(" ", "\u00b7").replace("$", r"\$")
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in seen)
 
 
 def _checked(tokens: Sequence[str], shape: tuple[int, ...]) -> int:

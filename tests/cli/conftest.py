@@ -139,6 +139,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def fake_llm(monkeypatch: pytest.MonkeyPatch) -> type[FakeLLM]:
     """Verbs that load a model get the stand-in."""
+    monkeypatch.setattr("m40llm.research.LLM", FakeLLM)
     module = types.ModuleType("m40llm.llm")
     module.LLM = FakeLLM  # type: ignore[attr-defined]
     module.__path__ = [str(Path(m40llm.__file__).parent / "llm")]  # its modules are the real ones

@@ -5,7 +5,6 @@ import importlib
 import inspect
 import json
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -238,7 +237,9 @@ def test_perplexity(run: Run, fake_llm: Any, tiny_model: str) -> None:
     assert few["nll"] == made["nll"][:4]
 
 
-def test_perplexity_against_another_file(run: Run, fake_llm: Any, tiny_model: str) -> None:
+def test_perplexity_against_another_file(
+    run: Run, fake_llm: Any, tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The base says what MODEL says, less sure of it: 3 instead of 5 above 511 others."""
 
     class Unsure(fake_llm):  # type: ignore[misc]
@@ -250,7 +251,7 @@ def test_perplexity_against_another_file(run: Run, fake_llm: Any, tiny_model: st
 
     base = Path(tiny_model).with_name("base.gguf")
     base.write_bytes(Path(tiny_model).read_bytes())
-    sys.modules["m40llm.llm"].LLM = Unsure  # type: ignore[attr-defined]  # gone with fake_llm
+    monkeypatch.setattr("m40llm.research.LLM", Unsure)
     args = ("perplexity", tiny_model, "-p", "hello there " * 9, "--against", str(base))
     made = document(run(*args, "--json"))
     p, q = (np.exp([x, *[0.0] * 511]) / (math.exp(x) + 511) for x in (3.0, 5.0))
