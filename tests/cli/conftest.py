@@ -119,6 +119,12 @@ class FakeLLM:
         FakeLLM.asked = {"lora": lora}
         return FakeStream(["you said: ", messages[-1]["content"]], self.on_piece)
 
+    def lens(self, ids: list[int], **how: Any) -> Any:
+        one = np.zeros((1, 1, 1))
+        return types.SimpleNamespace(
+            ids=ids, sites=["embd"], pieces=[[["a"]]], entropy=one[0], top_ids=one, top_logprobs=one
+        )
+
     def embed(self, texts: list[str], pooling: str, **options: Any) -> np.ndarray:
         """(length, 1) of each text."""
         FakeLLM.asked = {"texts": texts, "pooling": pooling, **options}

@@ -166,6 +166,7 @@ def test_docs_name_every_verb_and_key(
         "tokenize": [[tiny_model, *text]],
         "perplexity": [[tiny_model, *text, "--per-token", "--against", tiny_model]],
         "logits": [[tiny_model, *text]],
+        "lens": [[tiny_model, *text]],
         "pull": [["--list"]],
         "embed": [[tiny_model, *text]],
         "quantize": [[tiny_model, str(tmp_path / "q8_0.gguf"), "--type", "q8_0"]],
