@@ -65,6 +65,16 @@ class Engine:
         self._cached_ids = []
         self.model.kv.truncate(0, 0)
 
+    @property
+    def cached_ids(self) -> list[int]:
+        """The tokens of sequence 0 that the cache holds."""
+        return list(self._cached_ids)
+
+    def adopt(self, ids: list[int]) -> None:
+        """The cache holds these, whoever has put them there."""
+        self._cached_ids = ids
+        self.model.kv.seq_lens[0] = len(ids)
+
     def check_ids(self, ids: Sequence[int], name: str = "prompt") -> list[int]:
         """The ids as a list of ints. RequestError for none, too many, or one out of range."""
         return checked_ids(ids, name, self.max_seq_len, self.model.hp.vocab_size)

@@ -99,6 +99,15 @@ class KVCache:
         """Head by head: a strided read would copy all that lies between the heads, too."""
         return np.stack([self._ops.read(buffer[head, at]) for head in range(buffer.shape[0])])
 
+    def write(self, layer: int, seq: int, k: NDArray[Any], v: NDArray[Any]) -> None:
+        """(K, V) of the first n positions, as `prefix` has them. RequestError of q8_0."""
+        if self.kv_type != "f16":
+            raise RequestError(f"kv.write: expected a cache in f16, this one is in {self.kv_type}")
+        for cache, values in ((self.k, k), (self.v, v)):
+            rounded = values.astype(self._ops.cache_dtype)
+            for head, rows in enumerate(rounded):
+                self._ops.write(cache[layer, seq, head, : len(rows)], np.ascontiguousarray(rows))
+
     def copy_prefix(self, source: int, seq: int, seq_len: int) -> None:
         """Sequence `seq` becomes the first `seq_len` tokens of another."""
         for cache in (self.k, self.v):

@@ -1,6 +1,7 @@
 """A model whose layers lie on several devices, as one: the host hands the residual stream over."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,9 +99,13 @@ class StagedCache:
                 return stage.kv.read(layer - stage.part.first, seq, pos)
         raise RequestError(f"kv.read: no layer {layer} of sequence {seq}")
 
-    def prefix(self, layer: int, seq: int, n: int) -> tuple[NDArray[np.generic], ...]:
+    def prefix(self, layer: int, seq: int, n: int) -> tuple[NDArray[Any], NDArray[Any]]:
         stage = next(stage for stage in self._stages if layer in stage.part.layers)
         return stage.kv.prefix(layer - stage.part.first, seq, n)
+
+    def write(self, layer: int, seq: int, k: NDArray[Any], v: NDArray[Any]) -> None:
+        stage = next(stage for stage in self._stages if layer in stage.part.layers)
+        stage.kv.write(layer - stage.part.first, seq, k, v)
 
     def copy_prefix(self, source: int, seq: int, seq_len: int) -> None:
         for stage in self._stages:

@@ -6,11 +6,17 @@ edits      what is changed at sites: replaced, added, scaled, ablated; also whil
 lens       residual streams as logits, and what each part adds to a logit
 steering   vectors from pairs of prompts, saved and added
 patching   parts of one prompt's pass put into another's
+compare    two models on one prompt, site by site
+cache      the KV cache: read, changed, cut short, put aside
+steps      raw logits of each token, and a sampler of your own
 measures   nll, entropy, log-probabilities of logits
+plots      pictures; report: a page on one text
 
 docs/research.md shows each at work.
 """
 
+from m40llm.research.cache import Cache
+from m40llm.research.compare import Comparison, compare
 from m40llm.research.edits import Edits
 from m40llm.research.lens import Attribution, Lens
 from m40llm.research.llm import LLM
@@ -22,11 +28,14 @@ from m40llm.research.trace import Trace
 __all__ = [
     "LLM",
     "Attribution",
+    "Cache",
+    "Comparison",
     "Edits",
     "Lens",
     "Patching",
     "SteeringVector",
     "Trace",
+    "compare",
     "entropy",
     "logprobs",
     "nll",

@@ -16,6 +16,7 @@ from m40llm.llm.answers import Prompt
 from m40llm.llm.arguments import is_many
 from m40llm.model.sites import Hooks, sites_of
 from m40llm.progress import Progress
+from m40llm.research.cache import Cache
 from m40llm.research.edits import Edits
 from m40llm.research.lens import (
     Attribution,
@@ -28,6 +29,7 @@ from m40llm.research.lens import (
 from m40llm.research.patching import Patching, patched
 from m40llm.research.selection import At, positions
 from m40llm.research.steering import SteeringVector
+from m40llm.research.steps import Choose, RawStep, checked_token
 from m40llm.research.trace import Trace
 
 
@@ -69,6 +71,36 @@ class LLM(plain.LLM):
                 trace.begin_prompt(n)
                 for _ in run(ids):
                     pass
+
+    @property
+    def cache(self) -> Cache:
+        """The KV cache of the text that was read last."""
+        return Cache(self._open_engine())
+
+    def steps(
+        self, prompt: Prompt, choose: Choose | None = None, max_tokens: int = 16
+    ) -> Iterator[RawStep]:
+        """Text made a token at a time by a sampler of yours: choose(logits float32[vocab_size], ids
+        so far) -> the next token's id; None: the largest.
+
+        It ends with a stop token, after max_tokens, or where the context is full. What the prompt
+        shares with what is cached is not computed again.
+        """
+        if not is_whole(max_tokens) or max_tokens < 1:
+            raise RequestError(f"max_tokens: expected at least 1, got {max_tokens!r}")
+        engine, n_vocab = self._open_engine(), self.hparams.vocab_size
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        ids = engine.check_ids(ids)
+        for _ in range(min(max_tokens, engine.max_seq_len - len(ids) + 1)):
+            with self._take_turn():
+                use(engine, None)
+                logits = engine.logits_after(ids)
+            token_id = choose(logits, ids) if choose else int(logits.argmax())
+            step = RawStep(checked_token(token_id, n_vocab), logits)
+            yield step
+            if step.token_id in engine.stop_ids:
+                return
+            ids = [*ids, step.token_id]
 
     def lens(self, prompt: Prompt, *, at: At = None, top: int = 5) -> Lens:
         """What the residual stream would say behind each layer: the logit lens."""
