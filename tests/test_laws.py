@@ -11,7 +11,8 @@ PACKAGE = Path(m40llm.__file__).parent
 LEVELS = [  # from the top down; a room may import lower levels and itself, nothing else
     {"cli", "__main__"},
     {"server"},
-    {"research", "fuzz", "sm52", "bench"},
+    {"research"},
+    {"fuzz", "sm52", "bench"},
     {"llm"},
     {"engine", "text", "hub"},
     {"model"},

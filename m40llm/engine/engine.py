@@ -42,6 +42,7 @@ class Engine:
         self.model = model
         self.stop_ids = stop_ids
         self.decode_form = decode_form
+        self.must_host = False  # the ops have other kernels than a decoder
         self.proposer: Proposer | None = None  # for the host's loop
         self._cached_ids: list[int] = []  # what the cache holds of sequence 0
         self._has_failed = False  # the forward before: the device must recover first
@@ -223,7 +224,7 @@ class Engine:
     def form_of(self, request: Request) -> Form | None:
         """In which form the device decodes this request by itself, with no adapter; None where the
         host must: hooks see what it enqueues."""
-        if self.decode_form == "host" or self.model.hooks is not None:
+        if self.decode_form == "host" or self.must_host or self.model.hooks is not None:
             return None
         decoder = self.model.decoder
         if isinstance(decoder, str) or why_host(request.params, request.stop_ids, decoder):

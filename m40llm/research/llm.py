@@ -1,6 +1,6 @@
 """LLM: what `m40llm.LLM` is, a model that can also be looked into and changed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,8 +38,10 @@ class LLM(plain.LLM):
 
     @property
     def decode_form(self) -> DecodeForm:
-        """Who makes the tokens after the first: the host, as long as there are edits."""
-        return "host" if self.transformer.hooks is not None else super().decode_form
+        """Who makes the tokens after the first: with edits, or kernels of yours, the host."""
+        engine = self._open_engine()
+        is_host = engine.must_host or engine.model.hooks is not None
+        return "host" if is_host else super().decode_form
 
     def sites(self) -> list[str]:
         """The names of what can be read and changed (model/sites.py), in the order of a pass."""
@@ -71,6 +73,35 @@ class LLM(plain.LLM):
                 trace.begin_prompt(n)
                 for _ in run(ids):
                     pass
+
+    def use_kernel(
+        self,
+        name: str,
+        launch: Callable[..., Any] | None,
+        *,
+        examples: int = 50,
+        progress: Progress | None = None,
+    ) -> None:
+        """Puts a launch wrapper of yours in the place of m40llm.kernels' of this name, for this
+        model alone; None puts ours back.
+
+        It takes what ours takes, `stream` included, and is first checked on so many drawn inputs of
+        each fuzz target of the op: RequestError, with the counterexample, where it is wrong. As
+        long as it is there, tokens are made by the host's loop.
+        """
+        engine = self._open_engine()
+        if not is_whole(examples) or examples < 1:
+            raise RequestError(f"examples: expected at least 1, got {examples!r}")
+        from m40llm.research.own_kernel import check_kernel, put, targets_of
+
+        targets_of(name)
+        put(engine.model.ops, name, None)  # which refuses what is no card
+        if launch is not None:
+            device = self.device_name
+            check_kernel(name, launch, device=device, examples=examples, progress=progress)
+        with self._take_turn():
+            engine.forget()
+            engine.must_host = not put(engine.model.ops, name, launch)
 
     @property
     def cache(self) -> Cache:

@@ -10,7 +10,7 @@ from gguf import GGMLQuantizationType as GGMLType
 from m40llm.bench import tune as tuning
 from m40llm.bench.synthetic import synthetic_model
 from m40llm.device import open_device
-from m40llm.device.gpu import ops as gpu_ops
+from m40llm.device.gpu.launches import Launches
 from m40llm.device.gpu.ops import GpuOps
 from m40llm.errors import DeviceError
 from m40llm.kernels.gemm_choice import Choice
@@ -39,7 +39,8 @@ def test_each_product_has_its_fastest_tile(model: Any, monkeypatch: pytest.Monke
     assert [row.tuned for row in rows[:3]] == ["32x64x4", "64x64", "64x64"]  # under 1 % is noise
     assert rows[0].as_json()["choice"] == "64x64"
     taken: list[Any] = []
-    monkeypatch.setattr(gpu_ops, "gemm", lambda *args, tile, **rest: taken.append(tile))
+    take = Launches(gemm=lambda *args, tile, **rest: taken.append(tile))
+    monkeypatch.setattr(model.ops, "launches", take)
     w = model.weights.layers[0].attn_q
     x, out = model.ops.empty((20, w.n_cols)), model.ops.empty((20, w.n_rows))
     model.ops.matmul(w, x, out=out)

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
+from m40llm.device.gpu.launches import Launches
 from m40llm.device.ops import Cache, Q8Cache
-from m40llm.kernels.attention_decode import attention_decode, attention_decode_q8
-from m40llm.kernels.attention_prefill import attention_prefill, attention_prefill_q8
-from m40llm.kernels.rope import rope_append
+from m40llm.kernels.attention_decode import attention_decode_q8
+from m40llm.kernels.attention_prefill import attention_prefill_q8
 from m40llm.kernels.rope_append_q8 import rope_append_q8
 
 
@@ -18,12 +18,12 @@ class CacheKernels(NamedTuple):
     prefill: Callable[..., None]
 
 
-_F16: Final = CacheKernels(rope_append, attention_decode, attention_prefill)
 _Q8: Final = CacheKernels(rope_append_q8, attention_decode_q8, attention_prefill_q8)
 
 
-def in_type(k: Cache, v: Cache) -> tuple[tuple[Any, ...], CacheKernels]:
+def in_type(k: Cache, v: Cache, launches: Launches) -> tuple[tuple[Any, ...], CacheKernels]:
     """The arrays of keys and values as kernels take them, and the kernels."""
     if isinstance(k, Q8Cache):
         return (k.quants, k.scales, v.quants, v.scales), _Q8
-    return (k, v), _F16
+    ours = launches.rope_append, launches.attention_decode, launches.attention_prefill
+    return (k, v), CacheKernels(*ours)

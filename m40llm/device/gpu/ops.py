@@ -17,21 +17,15 @@ from m40llm.device.gpu.cache_kernels import in_type
 from m40llm.device.gpu.card import Card
 from m40llm.device.gpu.experts import GpuExperts
 from m40llm.device.gpu.kept import converted, planes_of, stacked
+from m40llm.device.gpu.launches import Launches
 from m40llm.device.gpu.tuned import Tuned
 from m40llm.device.instructions import Instruction
 from m40llm.device.ops import Cache, MatrixData, RopeTable
-from m40llm.kernels.add_rows import add_rows
 from m40llm.kernels.attention_common import TINY_HEAD_DIMS
 from m40llm.kernels.attention_decode import partial_shape, split_count
-from m40llm.kernels.choose_experts import choose_experts
-from m40llm.kernels.embedding import embedding, take_rows
-from m40llm.kernels.gemm import MAX_TILES, Workspace, gemm, workspace_floats
-from m40llm.kernels.gemv import MAX_TOKENS, gemv
+from m40llm.kernels.gemm import MAX_TILES, Workspace, workspace_floats
+from m40llm.kernels.gemv import MAX_TOKENS
 from m40llm.kernels.planes import Planes
-from m40llm.kernels.rms_norm import rms_norm, rms_norm_heads
-from m40llm.kernels.scale import add_scaled, scale
-from m40llm.kernels.softcap import softcap
-from m40llm.kernels.swiglu import geglu, swiglu
 from m40llm.progress import Progress
 
 if TYPE_CHECKING:
@@ -63,14 +57,15 @@ class Products(Protocol):
 class GpuOps:
     """Implements `device.ops.Ops` on a card. Cache and weights FP16 or quantised, the rest FP32.
 
-    `products` makes the matrix products in place of gemv and gemm.
+    `products` makes the matrix products in place of gemv and gemm; `launches` may be others than
+    ours.
     """
 
     cache_dtype = np.dtype(np.float16)
     alike_rows = 0
 
     def __init__(self, card: Card, products: Products | None = None) -> None:
-        self.card, self.products = card, products
+        self.card, self.products, self.launches = card, products, Launches()
         self.name = card.name
         self.experts = GpuExperts(card) if products is None else None
         self._workspaces: dict[tuple[int, ...], tuple[Buffer, Buffer]] = {}
@@ -162,10 +157,11 @@ class GpuOps:
         self.card.copy(source, out)
 
     def embedding(self, table: Table, token_ids: Buffer, *, out: Buffer) -> None:
-        embedding(table.rows, table.type, token_ids, out, stream=self.card)
+        self.launches.embedding(table.rows, table.type, token_ids, out, stream=self.card)
 
     def rms_norm(self, x: Buffer, weight: Buffer, eps: float, *, out: Buffer) -> None:
-        norm = rms_norm if len(x.shape) == 2 else rms_norm_heads
+        launches = self.launches
+        norm = launches.rms_norm if len(x.shape) == 2 else launches.rms_norm_heads
         norm(x, weight, eps, out, stream=self.card)
 
     def matmul(
@@ -181,11 +177,11 @@ class GpuOps:
             self.products.matmul(w, x, out, bias, accumulate)
             return
         if x.shape[0] <= MAX_TOKENS:
-            gemv(w, x, out, bias=bias, accumulate=accumulate, stream=self.card)
+            self.launches.gemv(w, x, out, bias=bias, accumulate=accumulate, stream=self.card)
             return
         tuned = self.tuned.choice(w.type, w.n_rows, w.n_cols, x.shape[0])
         tile, n_splits = (None, None) if tuned is None else tuned
-        gemm(
+        self.launches.gemm(
             w, x, out, bias=bias, accumulate=accumulate, tile=tile, n_splits=n_splits,
             workspace=self.gemm_workspace(), stream=self.card,
         )  # fmt: skip
@@ -222,7 +218,7 @@ class GpuOps:
         pos: Buffer,
         table: RopeTable,
     ) -> None:
-        caches, kernels = in_type(k_cache, v_cache)
+        caches, kernels = in_type(k_cache, v_cache, self.launches)
         turn = table.cos, table.sin, table.layout
         kernels.append(q, k, v, *caches, seq, pos, *turn, stream=self.card)
 
@@ -240,7 +236,7 @@ class GpuOps:
         single_rows: bool,
         out: Buffer,
     ) -> None:
-        caches, kernels = in_type(k_cache, v_cache)
+        caches, kernels = in_type(k_cache, v_cache, self.launches)
         args = q, *caches, seq, pos
         how: Any = {"scale": scale, "window": window, "softcap": softcap, "stream": self.card}
         if single_rows or q.shape[2] in TINY_HEAD_DIMS:  # which prefill's tiles are too wide for
@@ -265,28 +261,28 @@ class GpuOps:
         return self._workspaces[key]
 
     def swiglu(self, gate: Buffer, up: Buffer, *, out: Buffer) -> None:
-        swiglu(gate, up, out, stream=self.card)
+        self.launches.swiglu(gate, up, out, stream=self.card)
 
     def geglu(self, gate: Buffer, up: Buffer, *, out: Buffer) -> None:
-        geglu(gate, up, out, stream=self.card)
+        self.launches.geglu(gate, up, out, stream=self.card)
 
     def scale(self, x: Buffer, factor: float) -> None:
-        scale(x, factor, stream=self.card)
+        self.launches.scale(x, factor, stream=self.card)
 
     def softcap(self, x: Buffer, cap: float) -> None:
-        softcap(x, cap, stream=self.card)
+        self.launches.softcap(x, cap, stream=self.card)
 
     def add_scaled(self, x: Buffer, y: Buffer, factor: float) -> None:
-        add_scaled(x, y, factor, stream=self.card)
+        self.launches.add_scaled(x, y, factor, stream=self.card)
 
     def choose_experts(
         self, logits: Buffer, *, scale: float, is_normalised: bool, ids: Buffer, shares: Buffer
     ) -> None:
         how: Any = {"scale": scale, "is_normalised": is_normalised}
-        choose_experts(logits, ids, shares, stream=self.card, **how)
+        self.launches.choose_experts(logits, ids, shares, stream=self.card, **how)
 
     def take_rows(self, x: Buffer, rows: Buffer, *, out: Buffer) -> None:
-        take_rows(x, rows, out, stream=self.card)
+        self.launches.take_rows(x, rows, out, stream=self.card)
 
     def add_rows(self, x: Buffer, rows: Buffer, shares: Buffer, y: Buffer) -> None:
-        add_rows(x, rows, shares, y, stream=self.card)
+        self.launches.add_rows(x, rows, shares, y, stream=self.card)
