@@ -44,6 +44,10 @@ class Memory(Protocol):
 
     def write(self, buffer: Buffer, values: NDArray[Any]) -> None: ...
 
+    def empty(self, shape: tuple[int, ...], dtype: Any = ...) -> Buffer: ...
+
+    def take_rows(self, x: Buffer, rows: Buffer, *, out: Buffer) -> None: ...
+
 
 class Hooks(Protocol):
     """Who looks at a forward pass. A model has none unless it is told."""
@@ -65,13 +69,19 @@ class Hooks(Protocol):
 
 
 class HostMemory:
-    """Of NumPy arrays."""
+    """Of NumPy arrays: of scores and patterns."""
 
     def read(self, buffer: NDArray[Any]) -> NDArray[Any]:
         return buffer.copy()
 
     def write(self, buffer: NDArray[Any], values: NDArray[Any]) -> None:
         buffer[...] = values
+
+    def empty(self, shape: tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
+        return np.empty(shape, dtype)
+
+    def take_rows(self, x: NDArray[Any], rows: NDArray[Any], *, out: NDArray[Any]) -> None:
+        out[...] = x[rows]
 
 
 def sites_of(arch: Architecture, hp: HParams) -> Iterator[str]:

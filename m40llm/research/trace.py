@@ -11,7 +11,7 @@ from m40llm.errors import RequestError
 from m40llm.model.hparams import HParams
 from m40llm.model.sites import Memory
 from m40llm.research.edits import Edits, Floats
-from m40llm.research.selection import At, Selection, matching, positions
+from m40llm.research.selection import At, Ints, Selection, matching, positions
 
 Run = Callable[["Trace"], None]
 _BEYOND = {"scores": -np.inf, "pattern": 0.0}  # at positions that no row of a piece has reached
@@ -33,17 +33,27 @@ class Trace(Edits):
         self.prompts = [list(ids) for ids in prompts]
         self._run = run
         self._wanted: dict[str, Selection] = {}
-        self._pieces: list[dict[str, list[Floats]]] = []
+        self._on_device: set[str] = set()
+        self._pieces: list[dict[str, list[Any]]] = []
         self._has_run = False
 
-    def keep(self, *sites: str, at: At = None) -> Self:
-        """Keeps what these sites, or globs of sites, have at these positions, last said first."""
+    def keep(self, *sites: str, at: At = None, on_device: bool = False) -> Self:
+        """Keeps what these sites, or globs of sites, have at these positions, last said first.
+
+        on_device  the model's device keeps a copy: `trace[site]` is then an array of the device,
+                   which torch and CuPy read where it lies (__cuda_array_interface__), of a prompt
+                   that goes through in one piece; scores and patterns are the host's, always
+        """
         if self._has_run:
             raise RequestError("keep: the pass has run; say it inside the `with` block")
         for ids in self.prompts:
             positions(at, len(ids))
         for pattern in sites:
-            self._wanted |= dict.fromkeys(matching(pattern, self._sites), Selection(at))
+            found = matching(pattern, self._sites)
+            self._wanted |= dict.fromkeys(found, Selection(at))
+            self._on_device -= set(found)
+            if on_device:
+                self._on_device |= set(found)
         return self
 
     @property
@@ -51,7 +61,7 @@ class Trace(Edits):
         """The sites that `trace[site]` has, in the order of the pass."""
         return [site for site in self._sites if site in self._wanted]
 
-    def __getitem__(self, key: str | tuple[str, int]) -> Floats:
+    def __getitem__(self, key: str | tuple[str, int]) -> Any:
         """trace[site], of the only prompt, or trace[site, n] of the n-th: float32[positions, ...];
         the shape of a row is that of sites.py."""
         site, n = key if isinstance(key, tuple) else (key, None)
@@ -67,9 +77,17 @@ class Trace(Edits):
             raise RequestError(f"trace: expected prompt 0 to {len(self.prompts) - 1}, got {n}")
         return self._whole(site, n or 0)
 
-    def _whole(self, site: str, n: int) -> Floats:
+    def _whole(self, site: str, n: int) -> Any:
         """The pieces of a prompt's pass as one array."""
         pieces = self._pieces[n][site]
+        if site in self._on_device:
+            there = [piece for piece in pieces if piece.shape[0]]
+            if len(there) == 1:
+                return there[0]
+            raise RequestError(
+                f"trace: {site} lies on the device in {len(there)} pieces, as a prompt of "
+                f"{len(self.prompts[n])} tokens went through; keep it on the host"
+            )
         name = site.rpartition(".")[2]
         if name in _BEYOND:
             n_tokens = len(self.prompts[n])
@@ -102,15 +120,28 @@ class Trace(Edits):
         self, site: str, memory: Memory, buffer: Any, rows: NDArray[np.int32] | None = None
     ) -> None:
         pos = self._pos if rows is None else self._pos[rows]
-        values = memory.read(buffer)
-        if self._changed(site, values, pos):
-            memory.write(buffer, values)
+        is_there, values = site in self._on_device, np.empty(0)
+        if not is_there or super().wants(site):
+            values = memory.read(buffer)
+            if self._changed(site, values, pos):
+                memory.write(buffer, values)
         if site in self._wanted:
             chosen, _ = self._wanted[site].rows(pos, self._n_tokens)
-            self._pieces[-1][site].append(values[chosen])
+            kept = _copied(memory, buffer, chosen) if is_there else values[chosen]
+            self._pieces[-1][site].append(kept)
 
     def _is_for_prompts(self) -> bool:
         return True
+
+
+def _copied(memory: Memory, buffer: Any, rows: Ints) -> Any:
+    """These rows, in the same memory."""
+    flat = buffer.reshape(buffer.shape[0], -1)
+    chosen, out = memory.empty((rows.size,), np.int32), memory.empty((rows.size, flat.shape[1]))
+    if rows.size:
+        memory.write(chosen, rows.astype(np.int32))
+        memory.take_rows(flat, chosen, out=out)
+    return out.reshape(rows.size, *buffer.shape[1:])
 
 
 def _widened(piece: Floats, n_tokens: int, beyond: float) -> Floats:

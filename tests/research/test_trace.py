@@ -84,6 +84,28 @@ def test_a_long_prompt_goes_through_in_pieces(loaded: Callable[..., LLM]) -> Non
     assert last.shape == (100, 4, 100)
 
 
+@pytest.mark.parametrize("device", ["cpu", "emulator", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_kept_on_the_device(device: str, loaded: Callable[..., LLM]) -> None:
+    llm = loaded(device=device, head_dim=32, n_layers=1)
+    with llm.trace(IDS, keep=("blk.0.z", "blk.0.pattern"), at=[6, 1]) as host:
+        host.scale("blk.0.q", 2)
+    with llm.trace(IDS).keep("blk.0.z", "blk.0.pattern", at=[6, 1], on_device=True) as t:
+        t.scale("blk.0.q", 2)
+    kept = t["blk.0.z"]
+    assert kept.shape == (2, 4, 32)
+    np.testing.assert_array_equal(llm.transformer.ops.read(kept), host["blk.0.z"])
+    np.testing.assert_array_equal(t["blk.0.pattern"], host["blk.0.pattern"])
+    assert llm.transformer.workspace.rows(8).attn_heads is not kept
+
+
+def test_a_long_prompt_on_the_device_is_said(loaded: Callable[..., LLM]) -> None:
+    llm = loaded(context_length=1024)
+    with llm.trace([7] * 700).keep("embd", on_device=True) as t:
+        pass
+    with pytest.raises(RequestError, match=r"embd lies on the device in \d pieces"):
+        t["embd"]
+
+
 def test_ablated_attention_adds_nothing(llm: LLM) -> None:
     with llm.trace(IDS, keep="blk.1.resid_*") as t:
         t.ablate("blk.1.attn_out").ablate("blk.1.mlp_out", at=[0, -1])
