@@ -14,12 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m40llm.model.staged import Model
+from m40llm.research import frames
 from m40llm.research.measures import entropy, logprobs
 from m40llm.research.selection import Ints
 from m40llm.research.trace import Trace
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
+_LENS_COLUMNS = ("site", "position", "token", "rank", "id", "piece", "logprob")
 PieceOf = Callable[[int], str]  # a token's text
 
 
@@ -48,6 +50,18 @@ class Lens:
     next_logprobs: Floats
     entropy: Floats
 
+    def to_pandas(self) -> Any:
+        """A pandas.DataFrame of a row a site, position and rank."""
+        columns: dict[str, list[Any]] = {key: [] for key in _LENS_COLUMNS}
+        for (n, at, rank), token_id in np.ndenumerate(self.top_ids):
+            piece, logprob = self.pieces[n][at][rank], float(self.top_logprobs[n, at, rank])
+            row = (self.sites[n], int(self.positions[at]), self.tokens[at], rank)
+            for key, value in zip(
+                _LENS_COLUMNS, (*row, int(token_id), piece, logprob), strict=True
+            ):
+                columns[key].append(value)
+        return frames.table(columns)
+
 
 @dataclass(frozen=True)
 class Attribution:
@@ -61,6 +75,10 @@ class Attribution:
     parts: list[str]
     values: Doubles
     logit: float
+
+    def to_pandas(self) -> Any:
+        """A pandas.DataFrame of a row a part."""
+        return frames.table({"part": self.parts, "value": self.values.tolist()})
 
 
 def lens_sites(n_layers: int) -> list[str]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from m40llm.errors import RequestError
 from m40llm.model.hparams import HParams
 from m40llm.model.sites import Memory
+from m40llm.research import frames
 from m40llm.research.edits import Edits, Floats
 from m40llm.research.selection import At, Ints, Selection, matching, positions
 
@@ -77,6 +78,13 @@ class Trace(Edits):
             raise RequestError(f"trace: expected prompt 0 to {len(self.prompts) - 1}, got {n}")
         return self._whole(site, n or 0)
 
+    def to_xarray(self, n: int = 0) -> Any:
+        """All that was kept of the n-th prompt as an xarray.Dataset, its dimensions by name."""
+        return frames.dataset(
+            {site: self[site, n] for site in self.kept},
+            {site: positions(self._wanted[site].at, len(self.prompts[n])) for site in self.kept},
+        )
+
     def _whole(self, site: str, n: int) -> Any:
         """The pieces of a prompt's pass as one array."""
         pieces = self._pieces[n][site]
@@ -120,7 +128,7 @@ class Trace(Edits):
         self, site: str, memory: Memory, buffer: Any, rows: NDArray[np.int32] | None = None
     ) -> None:
         pos = self._pos if rows is None else self._pos[rows]
-        is_there, values = site in self._on_device, np.empty(0)
+        is_there, values = site in self._on_device, np.empty(0, np.float32)
         if not is_there or super().wants(site):
             values = memory.read(buffer)
             if self._changed(site, values, pos):
