@@ -17,7 +17,7 @@ from m40llm.fuzz.bounds import assert_within, gamma
 from m40llm.gguf import open_gguf
 from m40llm.gguf.blocks import dequantize
 from m40llm.model.batch import Batch
-from m40llm.model.experts import add_experts
+from m40llm.model.experts import add_experts, route
 from m40llm.model.hparams import HParams
 from m40llm.model.weights import stacked_experts
 from m40llm.model.workspace import Workspace
@@ -67,6 +67,7 @@ def test_by_slot_as_by_expert(
         monkeypatch.setattr(ops, "experts", experts)
         ops.write(rows.x_norm, x)
         ops.write(rows.x, before)
+        route(ops, w, rows, rows.x_norm)
         add_experts(ops, w, rows, rows.x_norm, hp)
         found.append(ops.read(rows.x))
         if experts is not None:

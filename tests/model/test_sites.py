@@ -46,3 +46,17 @@ def test_each_is_what_transformers_has(name: str, tiny: Tiny) -> None:
         assert error <= of_tables[site] + printed, site
         error = np.abs(kept(got[site], wanted.shape[1]) - wanted).max()
         assert error <= of_fp32[site] + printed, site
+
+
+_REAL = json.loads((_GOLDENS / "real_sites.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", _REAL["models"])
+def test_each_of_a_real_model(name: str, request: pytest.FixtureRequest) -> None:
+    golden, path = _REAL["models"][name], request.getfixturevalue(name)
+    got = watched(build(path, CpuOps()), golden["ids"])
+    for site, theirs in golden["sites"].items():
+        wanted = np.array(theirs["values"])
+        printed = 5e-9 * np.abs(wanted).max()
+        error = np.abs(kept(got[site], wanted.shape[1]) - wanted).max()
+        assert error <= theirs["bound"] + printed, site
