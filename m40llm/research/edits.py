@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from m40llm.errors import RequestError
 from m40llm.model.batch import Batch
 from m40llm.model.hparams import HParams
-from m40llm.model.sites import Memory
+from m40llm.model.sites import Hooks, Memory
 from m40llm.research.selection import At, Heads, Ints, Selection, checked_heads, matching, positions
 
 Floats = NDArray[np.float32]
@@ -25,7 +25,7 @@ class Edit:
 
     what: str
     selection: Selection
-    change: Callable[[Floats, Ints], ArrayLike]
+    change: Callable[[Floats, Ints], Floats]
 
     def apply(self, site: str, values: Floats, pos: Ints, n_tokens: int | None) -> bool:
         """Changes the values in place; whether any were meant   pos: of the rows."""
@@ -36,20 +36,37 @@ class Edit:
         index: Any = rows if heads is None else np.ix_(rows, np.array(heads))
         before = values[index]
         try:
-            values[index] = np.broadcast_to(
-                np.asarray(self.change(before, which), np.float32), before.shape
-            )
-        except (ValueError, TypeError, IndexError) as error:
+            values[index] = self.change(before, which)
+        except _ShapeError as error:
             raise RequestError(
                 f"{self.what} at {site}: expected values of shape {list(before.shape)}, or what "
-                f"broadcasts to it: {error}"
+                f"broadcasts to it, got {error}"
             ) from None
         return True
 
 
-def _of_rows(values: Floats, part: Floats, which: Ints) -> Floats:
+class _ShapeError(Exception):
+    """Values of this shape do not fit what is selected."""
+
+
+def _fitted(values: Floats, part: Floats, which: Ints) -> Floats:
     """The values of a part's rows: all the same, or one of each selected position."""
-    return values[which] if values.ndim == part.ndim and len(values) > 1 else values
+    has_rows = values.ndim == part.ndim and len(values) > 1
+    if has_rows and which.max() >= len(values):
+        raise _ShapeError(list(values.shape))
+    try:
+        return np.broadcast_to(values[which] if has_rows else values, part.shape)
+    except ValueError:
+        raise _ShapeError(list(values.shape)) from None
+
+
+def _returned(values: ArrayLike, part: Floats) -> Floats:
+    """What a function of the caller's has made of a part."""
+    made = np.asarray(values, np.float32)
+    try:
+        return np.broadcast_to(made, part.shape)
+    except ValueError:
+        raise _ShapeError(list(made.shape)) from None
 
 
 class Edits:
@@ -70,17 +87,17 @@ class Edits:
     def replace(self, site: str, values: ArrayLike, *, head: Heads = None, at: At = None) -> Self:
         """Values in the place of what is computed there."""
         new = _checked_values("replace", values)
-        return self._add("replace", site, lambda x, which: _of_rows(new, x, which), head, at)
+        return self._add("replace", site, lambda x, which: _fitted(new, x, which), head, at)
 
     def add(self, site: str, values: ArrayLike, *, head: Heads = None, at: At = None) -> Self:
         """Values, a vector for instance, beside what is computed there."""
         more = _checked_values("add", values)
-        return self._add("add", site, lambda x, which: x + _of_rows(more, x, which), head, at)
+        return self._add("add", site, lambda x, which: x + _fitted(more, x, which), head, at)
 
     def scale(self, site: str, factor: float, *, head: Heads = None, at: At = None) -> Self:
         """So many times what is computed there; 0 takes it out."""
         times = _checked_values("scale", factor)
-        return self._add("scale", site, lambda x, _: x * times, head, at)
+        return self._add("scale", site, lambda x, which: x * _fitted(times, x, which), head, at)
 
     def ablate(
         self, site: str, mean: ArrayLike | None = None, *, head: Heads = None, at: At = None
@@ -100,13 +117,13 @@ class Edits:
         shape, or what broadcasts to it."""
         if not callable(function):
             raise RequestError(f"change: expected a function, got {function!r}")
-        return self._add("change", site, lambda x, _: function(x), head, at)
+        return self._add("change", site, lambda x, _: _returned(function(x), x), head, at)
 
     def _add(
         self,
         what: str,
         site: str,
-        change: Callable[[Floats, Ints], ArrayLike],
+        change: Callable[[Floats, Ints], Floats],
         head: Heads,
         at: At,
     ) -> Self:
@@ -143,6 +160,27 @@ class Edits:
         for edit in self._of_site.get(site, ()):
             is_changed |= edit.apply(site, values, pos, self._n_tokens)
         return is_changed
+
+
+class Chain:
+    """Several hooks as one: each sees what those before it have changed."""
+
+    def __init__(self, hooks: Sequence[Hooks]) -> None:
+        self._hooks = hooks
+
+    def begin(self, batch: Batch) -> None:
+        for each in self._hooks:
+            each.begin(batch)
+
+    def wants(self, site: str) -> bool:
+        return any(each.wants(site) for each in self._hooks)
+
+    def visit(
+        self, site: str, memory: Memory, buffer: Any, rows: NDArray[np.int32] | None = None
+    ) -> None:
+        for each in self._hooks:
+            if each.wants(site):
+                each.visit(site, memory, buffer, rows)
 
 
 def _checked_values(what: str, values: ArrayLike) -> Floats:

@@ -17,7 +17,7 @@ from m40llm.llm.arguments import is_many
 from m40llm.model.sites import Hooks, sites_of
 from m40llm.progress import Progress
 from m40llm.research.cache import Cache
-from m40llm.research.edits import Edits
+from m40llm.research.edits import Chain, Edits
 from m40llm.research.lens import (
     Attribution,
     Lens,
@@ -27,7 +27,7 @@ from m40llm.research.lens import (
     lens_sites,
 )
 from m40llm.research.patching import Patching, patched
-from m40llm.research.selection import At, positions
+from m40llm.research.selection import At, kept_positions
 from m40llm.research.steering import SteeringVector
 from m40llm.research.steps import Choose, RawStep, checked_token
 from m40llm.research.trace import Trace
@@ -139,7 +139,7 @@ class LLM(plain.LLM):
             raise RequestError(f"top: expected 1 to {self.hparams.vocab_size}, got {top!r}")
         with self.trace(prompt, keep=lens_sites(self.hparams.n_layers), at=at) as trace:
             pass
-        where = positions(at, len(trace.prompts[0]))
+        where = kept_positions(at, len(trace.prompts[0]))
         with self._take_turn():
             return lens_of(self.transformer, trace, where, top, self._piece)
 
@@ -239,7 +239,7 @@ def _hooked(engine: Engine, hooks: Hooks) -> Iterator[None]:
     use(engine, None)
     before = engine.model.hooks
     engine.forget()
-    engine.model.hooks = hooks
+    engine.model.hooks = hooks if before is None else Chain((before, hooks))
     try:
         yield
     finally:

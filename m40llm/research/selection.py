@@ -56,6 +56,11 @@ def positions(at: At, n_tokens: int | None) -> Ints:
     return np.where(wanted < 0, wanted + (n_tokens or 0), wanted).astype(np.int64)
 
 
+def kept_positions(at: At, n_tokens: int) -> Ints:
+    """The same, each once, in the order of the text: as a trace has them."""
+    return np.unique(positions(at, n_tokens))
+
+
 def matching(pattern: Any, sites: Sequence[str]) -> list[str]:
     """The sites that a name or glob means, in their order. RequestError where there is none."""
     if not isinstance(pattern, str):

@@ -12,7 +12,7 @@ from m40llm.model.hparams import HParams
 from m40llm.model.sites import Memory
 from m40llm.research import frames
 from m40llm.research.edits import Edits, Floats
-from m40llm.research.selection import At, Ints, Selection, matching, positions
+from m40llm.research.selection import At, Ints, Selection, kept_positions, matching, positions
 
 Run = Callable[["Trace"], None]
 _BEYOND = {"scores": -np.inf, "pattern": 0.0}  # at positions that no row of a piece has reached
@@ -39,7 +39,8 @@ class Trace(Edits):
         self._has_run = False
 
     def keep(self, *sites: str, at: At = None, on_device: bool = False) -> Self:
-        """Keeps what these sites, or globs of sites, have at these positions, last said first.
+        """Keeps what these sites, or globs of sites, have at these positions, in the order of the
+        text; what is said of a site later counts.
 
         on_device  the model's device keeps a copy: `trace[site]` is then an array of the device,
                    which torch and CuPy read where it lies (__cuda_array_interface__), of a prompt
@@ -82,7 +83,10 @@ class Trace(Edits):
         """All that was kept of the n-th prompt as an xarray.Dataset, its dimensions by name."""
         return frames.dataset(
             {site: self[site, n] for site in self.kept},
-            {site: positions(self._wanted[site].at, len(self.prompts[n])) for site in self.kept},
+            {
+                site: kept_positions(self._wanted[site].at, len(self.prompts[n]))
+                for site in self.kept
+            },
         )
 
     def _whole(self, site: str, n: int) -> Any:
@@ -103,6 +107,8 @@ class Trace(Edits):
         return np.concatenate(pieces)
 
     def __enter__(self) -> Self:
+        if self._has_run:
+            raise RequestError("trace: this one has run; make another")
         return self
 
     def __exit__(

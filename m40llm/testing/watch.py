@@ -42,13 +42,15 @@ def watched(model: Model, ids: list[int]) -> Seen:
     return watch.seen
 
 
-def spread(make: Callable[[int], Model], ids: list[int], exact: Seen) -> dict[str, float]:
-    """How far each site may stray: four noisy runs show it (noisy_ops.py), and the true error is
-    one more draw of it, so twice the widest. Scores are left out: they are infinite where masked.
+def spread(make: Callable[[int], Model], ids: list[int], exact: Seen) -> Seen:
+    """How far each row of each site may stray: float64[rows].
+
+    Four noisy runs show it (noisy_ops.py), and the true error is one more draw of it, so twice the
+    widest. Scores are left out: they are infinite where masked.
     """
     runs = [watched(make(seed), ids) for seed in range(4)]
     return {
-        site: 2 * max(float(np.abs(run[site] - values).max()) for run in runs)
+        site: 2 * np.max([np.abs(run[site] - values).max(axis=1) for run in runs], axis=0)
         for site, values in exact.items()
         if not site.endswith(".scores")
     }

@@ -4,7 +4,7 @@
     PYTHONPATH=. python tests/goldens/make_real_sites.py smollm2=FILE gemma3=FILE > \
         tests/goldens/real_sites.json
 
-Beside each site's values how far rounding to FP32 may take any of them (m40llm/testing/watch.py): of
+Beside a row's values how far rounding to FP32 may take any of them (m40llm/testing/watch.py): of
 models of this size that takes minutes, so that it is stored, too. Run by hand.
 """
 
@@ -45,7 +45,10 @@ def golden(path: Path, ids: list[int]) -> dict[str, Any]:
     return {
         "ids": ids,
         "sites": {
-            site: {"values": [kept(values[pos]) for pos in POSITIONS], "bound": bounds[site]}
+            site: {
+                "values": [kept(values[pos]) for pos in POSITIONS],
+                "bounds": [float(f"{bounds[site][pos]:.3g}") for pos in POSITIONS],
+            }
             for site, values in sorted(sites.items())
             if not site.startswith("blk.") or site.split(".")[1] in LAYERS
         },

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from m40llm.device.cpu.ops import CpuOps
 from m40llm.model.sites import sites_of
 from m40llm.model.transformer import Transformer
+from m40llm.testing.models import build
 from m40llm.testing.noisy_ops import NoisyOps, NoisyTables
 from m40llm.testing.reference_ops import ReferenceOps
 from m40llm.testing.watch import spread, watched
@@ -41,11 +42,17 @@ def test_each_is_what_transformers_has(name: str, tiny: Tiny) -> None:
     assert list(got) == list(exact)
     for site, rows in theirs.items():
         wanted = np.array(rows)
-        error = np.abs(kept(exact[site], wanted.shape[1]) - wanted).max()
-        printed = 5e-9 * np.abs(wanted).max()  # nine digits of each
-        assert error <= of_tables[site] + printed, site
-        error = np.abs(kept(got[site], wanted.shape[1]) - wanted).max()
-        assert error <= of_fp32[site] + printed, site
+        assert_near(exact[site], wanted, of_tables[site][POSITIONS], site)
+        assert_near(got[site], wanted, of_fp32[site][POSITIONS], site)
+
+
+def assert_near(
+    values: NDArray[Any], wanted: NDArray[Any], bounds: NDArray[Any] | list[float], site: str
+) -> None:
+    """The rows of POSITIONS, each within its bound."""
+    error = np.abs(kept(values, wanted.shape[1]) - wanted).max(axis=1)
+    printed = 5e-9 * np.abs(wanted).max()  # nine digits of each
+    assert (error <= np.array(bounds) + printed).all(), (site, error, bounds)
 
 
 _REAL = json.loads((_GOLDENS / "real_sites.json").read_text(encoding="utf-8"))
@@ -56,7 +63,4 @@ def test_each_of_a_real_model(name: str, request: pytest.FixtureRequest) -> None
     golden, path = _REAL["models"][name], request.getfixturevalue(name)
     got = watched(build(path, CpuOps()), golden["ids"])
     for site, theirs in golden["sites"].items():
-        wanted = np.array(theirs["values"])
-        printed = 5e-9 * np.abs(wanted).max()
-        error = np.abs(kept(got[site], wanted.shape[1]) - wanted).max()
-        assert error <= theirs["bound"] + printed, site
+        assert_near(got[site], np.array(theirs["values"]), theirs["bounds"], site)

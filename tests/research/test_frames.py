@@ -22,8 +22,11 @@ def test_a_trace_in_xarray(llm: LLM) -> None:
     assert found["blk.1.pattern"].dims == ("position", "head", "looked_at")
     assert found["logits"].sel(position=4).argmax("token") == t["logits"][4].argmax()
     late = found["blk.2.resid_post"]
-    np.testing.assert_array_equal(late.sel(position=[4, 1]), t["blk.2.resid_post"])
+    np.testing.assert_array_equal(late.sel(position=[1, 4]), t["blk.2.resid_post"])
     assert np.isnan(late.sel(position=0)).all()
+    with llm.trace(IDS, keep=(*keep, "blk.2.resid_post")) as whole:
+        pass
+    np.testing.assert_array_equal(late.sel(position=4), whole["blk.2.resid_post"][4])
 
 
 def test_lens_and_attribution_in_pandas(llm: LLM) -> None:

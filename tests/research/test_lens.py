@@ -40,6 +40,9 @@ def test_the_last_layer_says_what_the_model_says(llm: LLM) -> None:
     one = llm.lens(IDS, at=-2, top=3)
     np.testing.assert_array_equal(one.top_ids[:, 0], lens.top_ids[:, -2])
     assert one.positions.tolist() == [6]
+    two = llm.lens(IDS, at=[5, 2], top=3)
+    assert two.positions.tolist() == [2, 5]
+    np.testing.assert_array_equal(two.top_ids, lens.top_ids[:, [2, 5]])
 
 
 def rounding_of(llm: LLM, tokens: list[int], heads: bool) -> float:

@@ -64,6 +64,9 @@ def test_positions_and_prompts(llm: LLM) -> None:
         assert whole["blk.1.q", n].shape[0] == len(ids)
     np.testing.assert_array_equal(some["blk.1.q"], whole["blk.1.q", 0][[1, 4]])
     assert some["blk.1.k"].shape[0] == 3
+    with llm.trace(IDS, keep="blk.1.q", at=[4, 1, -4]) as turned:  # in the order of the text
+        pass
+    np.testing.assert_array_equal(turned["blk.1.q"], some["blk.1.q"])
 
 
 def test_a_long_prompt_goes_through_in_pieces(loaded: Callable[..., LLM]) -> None:
@@ -181,6 +184,26 @@ def test_edits_hold_while_text_is_made(llm: LLM) -> None:
     assert late != plain
 
 
+def test_a_trace_within_edits_sees_them(llm: LLM) -> None:
+    with llm.trace(IDS, keep="embd") as plain:
+        pass
+    with llm.edited() as edits:
+        edits.scale("embd", 3)
+        with llm.trace(IDS, keep="embd") as t:
+            t.scale("embd", 2)
+        assert llm.decode_form == "host"
+    np.testing.assert_array_equal(t["embd"], 6 * plain["embd"])
+    with pytest.raises(RequestError, match="this one has run; make another"), t:
+        pass
+
+
+def test_values_of_positions_go_to_these(llm: LLM) -> None:
+    rows = np.arange(2 * 64, dtype=np.float32).reshape(2, 64)
+    with llm.trace(IDS, keep="embd") as t:
+        t.replace("embd", rows, at=[5, 2])
+    np.testing.assert_array_equal(t["embd"][[5, 2]], rows)
+
+
 def test_edits_leave_nothing_in_the_cache(llm: LLM) -> None:
     before = llm.logits(IDS)
     with llm.edited() as edits:
@@ -230,6 +253,10 @@ def test_what_cannot_be_traced(llm: LLM) -> None:
         llm.trace([IDS, []])
 
 
+def mistaken(x: Any) -> Any:
+    raise ValueError("of mine")
+
+
 def test_values_of_a_wrong_shape_are_said_and_nothing_is_left_behind(llm: LLM) -> None:
     before = llm.logits(IDS)
     expected = r"replace at blk.1.z: expected values of shape \[8, 1, 16\]"
@@ -240,5 +267,13 @@ def test_values_of_a_wrong_shape_are_said_and_nothing_is_left_behind(llm: LLM) -
     with pytest.raises(ZeroDivisionError), llm.trace(IDS) as t:
         t.change("blk.1.z", lambda x: x / 0 if x.size == 0 else 1 // 0)
     np.testing.assert_array_equal(llm.logits(IDS), before)
+    with pytest.raises(ValueError, match="of mine"), llm.trace(IDS) as t:
+        t.change("blk.1.z", mistaken)
+    expected = r"change at blk.1.z: expected values of shape \[8, 4, 16\], .* got \[3\]"
+    with pytest.raises(RequestError, match=expected), llm.trace(IDS) as t:
+        t.change("blk.1.z", lambda x: np.zeros(3))
+    expected = r"expected .* \[4, 64\], .* got \[3, 64\]"
+    with pytest.raises(RequestError, match=expected), llm.trace(IDS) as t:
+        t.add("embd", np.zeros((3, 64)), at=slice(4))
     with pytest.raises(KeyError), llm.trace(IDS, keep="embd") as t:
         raise KeyError("of the caller's own")
