@@ -31,6 +31,8 @@ class Multiprocessor:
     reserved_bytes: int = 0
 
 
+GDDR5: Final = (0.70, 0.85)
+HBM3: Final = (0.80, 0.93)  # 3,112 of 3,352 GB/s, measured on an H100
 MAXWELL: Final = Multiprocessor()  # GM200; GP102 has as much
 HOPPER: Final = Multiprocessor(shared_bytes=228 * 1024, shared_unit=128, reserved_bytes=1024)
 
@@ -42,6 +44,7 @@ class CardSpec:
     capability   of the code that runs there
     peak         bytes a second that its memory is said to give
     has_ecc      in GDDR5 beside the data: it takes a sixteenth of the memory, and bandwidth
+    read_shares  of the peak, what a kernel that only reads reaches: at worst, at best
     """
 
     name: str
@@ -54,6 +57,7 @@ class CardSpec:
     memory_bytes: int
     has_ecc: bool
     sm: Multiprocessor = MAXWELL
+    read_shares: tuple[float, float] = GDDR5
 
     @property
     def free(self) -> int:
@@ -61,16 +65,14 @@ class CardSpec:
         return free_bytes(self.memory_bytes, has_ecc=self.has_ecc)
 
 
-CARDS: Final = {
-    card.name: card
-    for card in (
-        CardSpec("m40-24", "Tesla M40 24 GB", (5, 2), 24, 948, 1112, 288.4e9, 24 * GIB, True),
-        CardSpec("m40-12", "Tesla M40 12 GB", (5, 2), 24, 948, 1112, 288.4e9, 12 * GIB, True),
-        CardSpec("p40", "Tesla P40", (6, 1), 30, 1303, 1531, 347.1e9, 24 * GIB, True),
-        CardSpec("titan-x", "GTX Titan X", (5, 2), 24, 1000, 1075, 336.6e9, 12 * GIB, False),
-        CardSpec("h100", "H100 SXM", (9, 0), 132, 1590, 1980, 3352e9, 80 * GIB, False, HOPPER),
-    )
-}
+_CARDS: Final = (
+    CardSpec("m40-24", "Tesla M40 24 GB", (5, 2), 24, 948, 1112, 288.4e9, 24 * GIB, True),
+    CardSpec("m40-12", "Tesla M40 12 GB", (5, 2), 24, 948, 1112, 288.4e9, 12 * GIB, True),
+    CardSpec("p40", "Tesla P40", (6, 1), 30, 1303, 1531, 347.1e9, 24 * GIB, True),
+    CardSpec("titan-x", "GTX Titan X", (5, 2), 24, 1000, 1075, 336.6e9, 12 * GIB, False),
+    CardSpec("h100", "H100 SXM", (9, 0), 132, 1590, 1980, 3352e9, 80 * GIB, False, HOPPER, HBM3),
+)
+CARDS: Final = {card.name: card for card in _CARDS}
 
 
 def card_of(name: str) -> CardSpec:

@@ -97,10 +97,20 @@ class Listing:
     loops: tuple[Loop, ...]
 
     @cached_property
+    def inner_loops(self) -> tuple[Loop, ...]:
+        """Those that contain no other."""
+        return tuple(a for a in self.loops if not any(a.contains(b) for b in self.loops))
+
+    @cached_property
     def hot_loop(self) -> Loop | None:
         """See above; None where there is no loop."""
-        inner = [a for a in self.loops if not any(a.contains(b) for b in self.loops)]
-        return max(inner, key=_heat, default=None)
+        return max(self.inner_loops, key=_heat, default=None)
+
+    @cached_property
+    def straight(self) -> tuple[Instruction, ...]:
+        """What is in none of the inner loops."""
+        looped = {one.address for loop in self.inner_loops for one in loop.body}
+        return tuple(one for one in self.instructions if one.address not in looped)
 
 
 def _heat(loop: Loop) -> tuple[int, int, int]:

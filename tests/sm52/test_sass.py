@@ -57,6 +57,8 @@ def test_the_hot_loop_is_an_inner_one() -> None:
     assert loop.mix == {"FFMA": 2, "LDG": 1, "ISETP": 1, "BRA": 1}
     assert loop.ffma_share == 0.4
     assert loop.loaded_bytes == 16
+    in_no_inner_loop = [one.name for one in listing.straight]
+    assert in_no_inner_loop == ["MOV", "S2R", "MOV", "BRA", "STG", "EXIT"]
 
 
 def test_without_ffma_the_loop_that_loads_most() -> None:
