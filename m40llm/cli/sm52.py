@@ -7,6 +7,7 @@ import typer
 from m40llm.cli import options as opt
 from m40llm.cli.guard import guarded
 from m40llm.cli.output import human_bytes, print_json, progress_bar, status, table
+from m40llm.errors import DeviceError
 
 _CARDS = ("m40-24", "m40-12", "p40", "titan-x", "h100")  # those of sm52/cards.py; a test compares
 
@@ -59,8 +60,12 @@ def sm52(
       m40llm sm52 --model smollm2
       m40llm sm52 --model model.gguf --card m40-12 --context 8192 --json
     """
+    from m40llm.device.numba_cuda import numba_cuda_problem
     from m40llm.gguf import open_gguf
     from m40llm.hub import resolve
+
+    if problem := numba_cuda_problem():
+        raise DeviceError(f"kernels cannot be compiled: {problem}")
     from m40llm.sm52.cards import card_of
     from m40llm.sm52.report import report
 

@@ -125,6 +125,14 @@ def test_fetch_says_what_it_fetches(
     assert json.loads(result.stdout)["kernels"][0]["loop_instructions"] == 32
 
 
+def test_without_a_compiler(run: Run, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    why = "numba-cuda is not installed: pip install it"
+    monkeypatch.setattr("m40llm.device.numba_cuda.numba_cuda_problem", lambda: why)
+    result = run("--model", model)
+    assert result.exit_code == 1
+    assert result.stderr == f"error: kernels cannot be compiled: {why}\n"
+
+
 def test_usage(run: Run, model: str) -> None:
     result = run("--model", model, "--card", "k80")
     assert result.exit_code == 2
