@@ -39,12 +39,13 @@ def assemble(
 
     DeviceError where the assembler is missing, or refuses the code.
     """
+    assembler = ptxas()
     _, ptx = ptx_of(kernel, arg_types, SM_52)
     with tempfile.TemporaryDirectory() as folder:
         source, cubin = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
         source.write_text(ptx)
         arch = "-arch=sm_{}{}".format(*capability)
-        command = [ptxas(), arch, "-v", str(source), "-o", str(cubin)]
+        command = [assembler, arch, "-v", str(source), "-o", str(cubin)]
         if kernel.registers is not None:
             command.append(f"-maxrregcount={kernel.registers}")
         done = subprocess.run(command, capture_output=True, text=True, check=False)

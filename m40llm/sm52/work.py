@@ -66,10 +66,11 @@ def _in_place(args: Args, positions: Positions) -> Work:
 def _product(args: Args, positions: Positions) -> Work:
     """Sums that blocks leave for the last of a tile are written and read once a split."""
     quants, x, out = args["quants"], args["x"], args["out"]
-    moved = _whole({name: a for name, a in args.items() if name not in ("sums", "arrived")}, x)
+    given = {name: arg for name, arg in args.items() if name not in ("sums", "arrived")}
     n_splits = int(args.get("n_splits", 1))
     left = 2 * n_splits * out.nbytes if n_splits > 1 and not args["n_whole"] else 0
-    return Work(moved.n_bytes + left, 2 * int(quants.shape[0]) * int(x.size))
+    n_bytes = _whole(given, positions).n_bytes + left
+    return Work(n_bytes, 2 * int(quants.shape[0]) * int(x.size))
 
 
 def _gathered(args: Args, positions: Positions) -> Work:
