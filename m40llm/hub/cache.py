@@ -3,6 +3,7 @@
 <cache>/models/SmolLM2-135M-Instruct.Q4_1.gguf     models of the alias table
 <cache>/models/.pull-smollm2-XXXXXX/               a pull at work, or what a killed one left
 <cache>/models/.lock-smollm2                       held by the process that pulls
+<cache>/tools/nvdisasm-12.4                        what is no model: see tools.py
 <cache>/hf/                                        what huggingface_hub keeps, in its own layout
 """
 

