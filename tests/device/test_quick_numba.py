@@ -2,6 +2,7 @@
 
 import gc
 import math
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -49,9 +50,12 @@ def test_the_ir_is_numbas(monkeypatch: pytest.MonkeyPatch) -> None:
     slow = numba_ir(made(), ARGUMENTS, {})
     assert len(quick) == len(set(quick)) == 4
     assert len(slow) > len(set(slow)) == 4  # a module for each way to it
-    expected = host_ir(list(dict.fromkeys(slow)))
-    assert sorted(host_ir(quick).modules) == sorted(expected.modules)
-    assert host_ir(quick).shared == expected.shared
+    assert sorted(rewritten(quick)) == sorted(rewritten(list(dict.fromkeys(slow))))
+
+
+def rewritten(texts: list[str]) -> list[str]:
+    """For the host, which names functions as they come: the modules' order is that of a set."""
+    return [re.sub(r"emu\.function\.\d+", "function", text) for text in host_ir(texts).modules]
 
 
 def test_numba_is_as_it_was_afterwards() -> None:

@@ -7,6 +7,7 @@ sizes     of LLVM types, each by parsing a module with a global of that type: 16
 hashes    of debug information, through all that a node refers to: six million nodes
 flags     as dictionaries of all 30, to compare or to show them to nobody: 130,000
 calls     of built-in functions: each is resolved anew in every round of type inference
+variables of an instruction, asked for by nine passes: all else in it is compared with 13 types
 
 Python's garbage collector waits meanwhile: a quarter of the time, and it finds little.
 """
@@ -21,6 +22,7 @@ from llvmlite.ir import types as llvm_types
 from llvmlite.ir import values
 from numba.cuda import types
 from numba.cuda.codegen import CUDACodeLibrary
+from numba.cuda.core import ir
 from numba.cuda.core.targetconfig import ConfigStack, TargetConfig
 
 _sizes: dict[tuple[Any, str], int] = {}
@@ -28,6 +30,8 @@ _signatures: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
 
 _abi_size: Final = llvm_types.Type.get_abi_size
 _call_type: Final = types.BaseFunction.get_call_type
+_list_vars: Final = ir.Inst._rec_list_vars
+_HAVE_NO_VARS: Final = (str, int, bool, type(None), ir.Loc, ir.Scope)
 
 
 def _modules(library: Any) -> list[Any]:
@@ -87,6 +91,20 @@ def _resolved(function: Any, context: Any, args: Any, kws: Any) -> Any:
     return known[key]
 
 
+def _listed(instruction: Any, part: Any) -> list[Any]:
+    """The variables in a part of an instruction."""
+    kind = type(part)
+    if kind is ir.Var:
+        return [part]
+    if kind in _HAVE_NO_VARS:
+        return []
+    if kind is dict:
+        part = part.values()
+    elif kind is not list and kind is not tuple:
+        return list(_list_vars(instruction, part))
+    return [var for each in part for var in _listed(instruction, each)]
+
+
 _QUICK: Final[tuple[tuple[Any, str, Any], ...]] = (
     (CUDACodeLibrary, "modules", property(_modules)),
     (llvm_types.Type, "get_abi_size", _size),
@@ -96,6 +114,7 @@ _QUICK: Final[tuple[tuple[Any, str, Any], ...]] = (
     (TargetConfig, "__hash__", lambda flags: hash(tuple(sorted(flags.options)))),
     (TargetConfig, "values", _flag_values),
     (types.BaseFunction, "get_call_type", _resolved),
+    (ir.Inst, "_rec_list_vars", _listed),
 )
 
 
