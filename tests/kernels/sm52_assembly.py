@@ -12,10 +12,9 @@ from importlib.metadata import files
 from pathlib import Path
 
 from numba import types
-from numba.cuda import compiler
 from numba.cuda.types import float16
 
-from m40llm.device.emulator.frontend import no_driver_needed
+from m40llm.device.gpu.compiler import ptx_of
 from m40llm.kernels.contract import Kernel
 
 F32, I32, I64 = types.float32, types.int32, types.int64
@@ -66,13 +65,7 @@ class Assembled:
 def assemble(signature: Signature) -> Assembled:
     """Compile the kernel for cc (5, 2) and assemble it."""
     kernel = signature.kernel
-    with no_driver_needed():
-        ptx, _ = compiler.compile_ptx(
-            kernel.function,
-            types.void(*signature.arg_types),
-            fastmath=kernel.fastmath,
-            cc=(5, 2),
-        )
+    _, ptx = ptx_of(kernel, signature.arg_types, (5, 2))
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "kernel.ptx")
         source.write_text(ptx)
