@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -23,6 +24,8 @@ settings.register_profile(
     "fuzz", max_examples=20_000, deadline=None, suppress_health_check=_SLOW, print_blob=True
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+HOME = os.environ.get("M40LLM_HOME")  # before a test names a folder of its own
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -50,6 +53,23 @@ def _offline_reason() -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"offline: pip does not answer ({type(error).__name__})"
     return "" if answer.returncode == 0 else f"offline: {answer.stderr.strip()[-200:]}"
+
+
+@pytest.fixture(scope="session")
+def with_compiled() -> Callable[[Path], Path]:
+    """A folder for M40LLM_HOME that has nothing but the emulated kernels which others compiled."""
+    import platformdirs
+
+    home = Path(HOME or platformdirs.user_cache_dir("m40llm"))
+
+    def made(folder: Path) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("emulator", "emulator-ir"):
+            home.joinpath(name).mkdir(parents=True, exist_ok=True)
+            folder.joinpath(name).symlink_to(home / name)
+        return folder
+
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -22,8 +22,8 @@ DEVICES = ["emulator", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 @pytest.fixture(params=DEVICES)
-def model(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setenv("M40LLM_HOME", str(tmp_path))
+def model(request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_compiled: Any) -> Any:
+    monkeypatch.setenv("M40LLM_HOME", str(with_compiled(tmp_path)))
     monkeypatch.setattr(tuning, "candidates", lambda *size: CHOICES[:2])
     monkeypatch.setattr(tuning, "SAMPLE_S", 0)
     ops, _ = open_device(request.param)

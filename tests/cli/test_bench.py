@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -78,8 +79,10 @@ def test_refusals_of_tune(args: list[str], words: str) -> None:
     assert_refused("tune", args, words)
 
 
-def test_tuning_for_a_model_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("M40LLM_HOME", str(tmp_path))
+def test_tuning_for_a_model_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_compiled: Any
+) -> None:
+    monkeypatch.setenv("M40LLM_HOME", str(with_compiled(tmp_path)))
     monkeypatch.setattr("m40llm.bench.tune.N_CANDIDATES", 1)
     path = write_tiny_gguf(tmp_path / "tiny.gguf", head_dim=64, context_length=64)
     args = ["bench", "tune", str(path), "--device", "emulator", "--tokens", "16", "--json"]

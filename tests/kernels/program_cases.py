@@ -126,7 +126,7 @@ def make_case(
     """types: of all matrices but ffn_down and output, and of these two."""
     shape, make = shape or Shape(), _Maker(launcher, seed)
     form = Form(
-        tuple(dict.fromkeys(types)), GGMLType.F16, n_seqs, shape.n_heads, shape.n_kv_heads,
+        tuple(sorted(set(types))), GGMLType.F16, n_seqs, shape.n_heads, shape.n_kv_heads,
         shape.head_dim, shape.rope_dim, layout,
     )  # fmt: skip
     cache_shape = (shape.n_layers, n_seqs, shape.n_kv_heads, shape.max_seq_len, shape.head_dim)

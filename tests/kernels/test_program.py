@@ -15,7 +15,7 @@ F16, Q8_0, Q4_0, Q4_K, Q6_K = (GGMLType[n] for n in ("F16", "Q8_0", "Q4_0", "Q4_
 
 @pytest.mark.parametrize(
     ("types", "layout"),
-    [((F16,), "interleaved"), ((Q4_0,), "half"), ((Q8_0,), "interleaved"), ((Q4_K, Q6_K), "half")],
+    [((F16,), "interleaved"), ((Q4_0, Q8_0), "half"), ((Q4_K, Q6_K), "half")],
     ids=lambda value: value if isinstance(value, str) else "+".join(t.name for t in value),
 )
 def test_both_forms_are_the_numpy_loop(launcher: Any, types: Any, layout: str) -> None:
@@ -65,16 +65,16 @@ def test_slots_decode_together(launcher: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("n_ff", "n_blocks", "n_seqs"),
-    [(1536, 1, 8), (1536, 2, 8), (4352, 4, 8), (4352, 2, 4)],
+    ("type", "n_ff", "n_blocks", "n_seqs"),
+    [(Q8_0, 1536, 1, 8), (Q8_0, 1536, 2, 8), (Q8_0, 4352, 4, 8), (F16, 4352, 2, 4)],
     ids=["stages", "slices", "slices in stages", "four sequences"],
 )
 def test_columns_that_find_no_room_together(
-    launcher: Any, n_ff: int, n_blocks: int, n_seqs: int
+    launcher: Any, type: GGMLType, n_ff: int, n_blocks: int, n_seqs: int
 ) -> None:
     """Eight slots leave room for 1,024 columns of x, four for 2,048; parts are of unequal size."""
     shape = Shape(n_layers=1, n_ff=n_ff, vocab_size=301)
-    case = make_case(launcher, (Q8_0,), n_seqs=n_seqs, shape=shape, n_blocks=n_blocks)
+    case = make_case(launcher, (type,), n_seqs=n_seqs, shape=shape, n_blocks=n_blocks)
     first = (5, 6, 7, 8, 9, 10, 11, 12)[:n_seqs]
     case.begin(*first, count=2)
     case.persistent()
@@ -167,9 +167,9 @@ def test_as_many_launches_as_tokens(launcher: Any) -> None:
 
 
 def test_types_of_other_widths_follow_one_another(launcher: Any) -> None:
-    """Q4_0's partial results lie beyond Q8_0's x, whatever comes after what."""
+    """Q4_0's partial results lie beyond Q8_0's x, whatever comes after what: one kernel."""
     for types in ((Q4_0, Q8_0), (Q8_0, Q4_0)):
-        case = make_case(launcher, types, shape=Shape(n_layers=1))
+        case = make_case(launcher, types, layout="half", shape=Shape(n_layers=1))
         case.begin(5, count=3)
         case.persistent()
         assert [token for _, token, _, _ in case.answers()] == NumpyLoop(case).greedy(5, 3)

@@ -145,7 +145,8 @@ def test_on_a_device_with_steps_of_its_own(
     device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each form says what the host's loop says, without that loop."""
-    path = write_tiny_gguf(tmp_path / "tiny.gguf", n_layers=1)
+    shape = {"head_dim": 64, "tensor_type": "F16"}  # the program of test_decode_step.py
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", n_layers=1, **shape)
     asked: list[dict[str, Any]] = [
         {"temperature": 0, "regex": "b{2}c"},
         {"seed": 3, "temperature": 1.5, "repetition_penalty": 1.2, "json_schema": SCHEMA},

@@ -292,9 +292,11 @@ def test_the_default_measures_on_a_card_only(
 
 
 @pytest.mark.parametrize("device", ["emulator", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_on_a_device(device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_device(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_compiled: Callable[..., Path]
+) -> None:
     """Answers are what they are without a measurement before them, and the cache is empty."""
-    monkeypatch.delenv("M40LLM_HOME")  # kernels that are compiled already
+    monkeypatch.setenv("M40LLM_HOME", str(with_compiled(tmp_path / "compiled")))
     monkeypatch.setattr(rooms, "cache_dir", lambda: tmp_path)
     path = write_tiny_gguf(
         tmp_path / "tiny.gguf", head_dim=64, context_length=32, tensor_type="F16"

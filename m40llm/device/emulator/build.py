@@ -68,7 +68,7 @@ def _compile(host: HostIR, checks: bool, steps: bool) -> tuple[dict[str, Any], b
     result = coroutine(text, host, checks=checks, steps=steps)
     module = llvm.parse_assembly(result.text)
     module.verify()
-    _optimise(module, machine, speed=2 if checks or steps else 3, vectorise=True)
+    _split(module, machine)
     header = {
         "sites": [location.lines for location in result.sites],
         "polls": result.polls,
@@ -99,6 +99,17 @@ def _optimise(
     options.loop_vectorization = False  # LLVM 22's fails its own assertion on some of our kernels
     passes = llvm.create_pass_builder(machine, options)
     passes.getModulePassManager().run(module, passes)
+
+
+def _split(module: llvm.ModuleRef, machine: llvm.TargetMachine) -> None:
+    """Functions of the coroutine, and the copies tidied up: what they do was optimised before."""
+    _optimise(module, machine, speed=0, vectorise=False)
+    passes = llvm.create_new_module_pass_manager()
+    passes.add_simplify_cfg_pass()
+    passes.add_instruction_combine_pass()
+    passes.add_simplify_cfg_pass()
+    options = llvm.create_pipeline_tuning_options()
+    passes.run(module, llvm.create_pass_builder(machine, options))
 
 
 @cache

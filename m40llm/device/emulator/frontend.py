@@ -41,7 +41,7 @@ def numba_ir(
             fastmath=options.get("fastmath", False),
             cc=COMPUTE_CAPABILITY,
         )
-    return list(result.library.llvm_strs)
+        return list(result.library.llvm_strs)
 
 
 def no_driver_needed() -> AbstractContextManager[None]:

@@ -171,6 +171,14 @@ def _with_space(match: re.Match[str]) -> str:
     return f"{match[0]}, {SPACES[match[1]]} !{{}}"
 
 
+def _untyped(line: str) -> str:
+    """The line with `ptr` for every pointer, from the innermost outwards."""
+    before = ""
+    while before != line:
+        before, line = line, _POINTER.sub("ptr", line)
+    return line
+
+
 def _rewrite(text: str) -> str:
     text = re.sub(r"^target triple = .*$", f'target triple = "{TRIPLE}"', text, flags=re.M)
     text = re.sub(r"^target datalayout = .*$", "", text, flags=re.M)
@@ -178,9 +186,7 @@ def _rewrite(text: str) -> str:
     text = _SHARED_ARRAY.sub("", text)
     text = _IN_A_SPACE.sub(_with_space, text)
     text = re.sub(r" ?addrspace\(\d\)", "", text)
-    before = ""
-    while before != text:  # from the innermost pointer outwards
-        before, text = text, _POINTER.sub("ptr", text)
+    text = "\n".join(_untyped(line) if "*" in line else line for line in text.split("\n"))
     text = re.sub(
         r'addrspacecast ptr @"emu\.shared\.(\d+)" to ptr', r"call ptr @emu.shared(i32 \1)", text
     )

@@ -12,6 +12,7 @@ from numba import types
 from numba.cuda import compiler, dispatcher
 from numba.np.numpy_support import from_dtype
 
+from m40llm.device.gpu.quick_numba import quick_numba
 from m40llm.errors import KernelContractError
 from m40llm.kernels.contract import Kernel
 
@@ -72,6 +73,7 @@ def device_functions_for(capability: Capability, *, lineinfo: bool = False) -> I
     dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=capability)
     dispatcher.compile_cuda = for_capability
     try:
-        yield
+        with quick_numba():
+            yield
     finally:
         dispatcher.get_current_device, dispatcher.compile_cuda = device, compile_cuda
