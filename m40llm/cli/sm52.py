@@ -1,5 +1,6 @@
 """`m40llm sm52`: what a model will do on a card that is not here, projected from its code."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -37,6 +38,14 @@ PromptTokens = Annotated[int, typer.Option(min=1, metavar="N", help="Tokens of t
 Fetch = Annotated[
     bool, typer.Option("--fetch", help="Fetch NVIDIA's disassembler where there is none (210 MB).")
 ]
+Chart = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Draw where the time goes, as FILE.png and FILE.svg.",
+        show_default=False,
+    ),
+]
 
 
 @guarded
@@ -46,6 +55,7 @@ def sm52(
     context: Context = 512,
     prompt: PromptTokens = 512,
     fetch: Fetch = False,
+    chart: Chart = None,
     as_json: opt.AsJson = False,
     debug: opt.Debug = False,
 ) -> None:
@@ -59,6 +69,7 @@ def sm52(
     Examples:
       m40llm sm52 --model smollm2
       m40llm sm52 --model model.gguf --card m40-12 --context 8192 --json
+      m40llm sm52 --model model.gguf --fetch --chart where-it-goes
     """
     from m40llm.device.numba_cuda import numba_cuda_problem
     from m40llm.gguf import open_gguf
@@ -67,6 +78,7 @@ def sm52(
     if problem := numba_cuda_problem():
         raise DeviceError(f"kernels cannot be compiled: {problem}")
     from m40llm.sm52.cards import card_of
+    from m40llm.sm52.chart import save
     from m40llm.sm52.report import report
 
     with progress_bar() as progress:
@@ -76,6 +88,9 @@ def sm52(
         with open_gguf(path) as file:
             found = report(file, card_of(card), **how)
     document = {"model": model, **found}
+    if chart is not None:
+        for drawn in save(found, Path(chart)):
+            status(f"chart: {drawn}")
     if as_json:
         print_json(document)
     else:

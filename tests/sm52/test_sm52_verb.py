@@ -138,3 +138,10 @@ def test_usage(run: Run, model: str) -> None:
     assert result.exit_code == 2
     assert "expected m40-24, m40-12, p40, titan-x, h100, got 'k80'" in result.stderr
     assert run().exit_code == 2
+
+
+def test_chart(run: Run, model: str, tmp_path: Path) -> None:
+    result = run("--model", model, "--chart", str(tmp_path / "where"))
+    assert result.exit_code == 0, result.output
+    assert {path.suffix for path in tmp_path.glob("where.*")} == {".png", ".svg"}
+    assert "where.png" in result.output
