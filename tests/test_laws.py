@@ -75,3 +75,9 @@ def test_sizes(path: Path) -> None:
             limit = 80 if node.decorator_list else 40
             n_lines = (node.end_lineno or node.lineno) - node.body[0].lineno + 1
             assert n_lines <= limit, f"{path.name}:{node.lineno} {node.name} has {n_lines} lines"
+
+
+def test_names_of_tests_are_unique() -> None:
+    """pytest imports them by name alone: of two it would collect one."""
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
