@@ -92,10 +92,16 @@ class LLM(plain.LLM):
         engine = self._open_engine()
         if not is_whole(examples) or examples < 1:
             raise RequestError(f"examples: expected at least 1, got {examples!r}")
-        from m40llm.research.own_kernel import check_kernel, put, targets_of
-
+        if not hasattr(engine.model.ops, "launches"):
+            device = engine.model.ops.name
+            raise RequestError(f"device: expected cuda or emulator, {device} runs no kernels")
+        try:
+            from m40llm.research.own_kernel import check_kernel, put, targets_of
+        except ImportError as error:
+            extra = 'pip install "m40llm[fuzz]"'
+            raise RequestError(f"use_kernel: {error.name} is missing; try: {extra}") from None
         targets_of(name)
-        put(engine.model.ops, name, None)  # which refuses what is no card
+        put(engine.model.ops, name, None)  # which refuses what cuBLAS does
         if launch is not None:
             device = self.device_name
             check_kernel(name, launch, device=device, examples=examples, progress=progress)

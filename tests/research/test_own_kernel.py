@@ -3,6 +3,7 @@
 import inspect
 import re
 import runpy
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,12 +89,24 @@ def test_each_can_be_checked() -> None:
 def test_what_cannot_be_replaced(llm: LLM, granite: LLM) -> None:
     with pytest.raises(RequestError, match="name: expected one of add_rows, "):
         granite.use_kernel("norm", launching(scale_kernel))
-    with pytest.raises(RequestError, match="device: expected cuda or emulator, cpu runs none"):
+    with pytest.raises(
+        RequestError, match="device: expected cuda or emulator, cpu runs no kernels"
+    ):
         llm.use_kernel("scale", launching(scale_kernel))
     with pytest.raises(RequestError, match="examples: expected at least 1, got 0"):
         granite.use_kernel("scale", launching(scale_kernel), examples=0)
     with pytest.raises(RequestError, match="launch: expected a function such as"):
         granite.use_kernel("scale", 7)  # type: ignore[arg-type]
+
+
+OWN = "m40llm.research.own_kernel"
+
+
+def test_without_hypothesis(granite: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, OWN, raising=False)
+    monkeypatch.setitem(sys.modules, "m40llm.fuzz.runner", None)  # which needs it
+    with pytest.raises(RequestError, match=r"use_kernel: .* is missing; try: pip install"):
+        granite.use_kernel("scale", launching(scale_kernel))
 
 
 PAGE = (Path(__file__).parents[2] / "docs" / "your_own_kernel.md").read_text(encoding="utf-8")
