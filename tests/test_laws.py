@@ -18,7 +18,7 @@ LEVELS = [  # from the top down; a room may import lower levels and itself, noth
     {"model"},
     {"device"},
     {"kernels", "reference"},
-    {"gguf"},
+    {"gguf", "pictures"},
     {"errors", "progress"},
 ]
 LEVEL_OF = {room: depth for depth, rooms in enumerate(LEVELS) for room in rooms}

@@ -9,7 +9,7 @@ from m40llm.cli import memory_options as mem
 from m40llm.cli import options as opt
 from m40llm.cli.guard import guarded
 from m40llm.cli.output import loaded, print_json, progress_bar, shown_token, status, table
-from m40llm.cli.prompt import read_text
+from m40llm.cli.prompt import prompt_ids, read_text
 from m40llm.errors import RequestError
 
 if TYPE_CHECKING:
@@ -58,9 +58,7 @@ def lens(
         loaded(model, *on, gpu_layers=mem.gpu_layers(gpu_layers)) as llm,
         progress_bar() as progress,
     ):
-        ids = llm.tokenizer.encode(text)
-        if not ids:
-            raise RequestError("-p: the text is empty and the model puts no token before it")
+        ids = prompt_ids(llm.tokenizer, text)
         found = llm.lens(ids, at=-1, top=top)
         if where is not None:
             page = report(llm, ids, top=top, progress=progress)

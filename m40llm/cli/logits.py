@@ -8,8 +8,7 @@ from m40llm.cli import memory_options as mem
 from m40llm.cli import options as opt
 from m40llm.cli.guard import guarded
 from m40llm.cli.output import loaded, piece_of, print_json, shown_token, table
-from m40llm.cli.prompt import read_text
-from m40llm.errors import RequestError
+from m40llm.cli.prompt import prompt_ids, read_text
 
 if TYPE_CHECKING:
     from m40llm.llm import LLM
@@ -42,12 +41,10 @@ def logits(
     text = read_text(prompt, file)
     on, n_layers = (device, max_seq_len, kv_type), mem.gpu_layers(gpu_layers)
     with loaded(model, *on, cublas, require_sm52, gpu_layers=n_layers) as llm:
-        prompt_ids = llm.tokenizer.encode(text)
-        if not prompt_ids:
-            raise RequestError("-p: the text is empty and the model puts no token before it")
-        best = top_tokens(llm, prompt_ids, top)
+        ids = prompt_ids(llm.tokenizer, text)
+        best = top_tokens(llm, ids, top)
         if as_json:
-            head = {"model": model, "device": llm.device_name, "prompt_ids": prompt_ids}
+            head = {"model": model, "device": llm.device_name, "prompt_ids": ids}
             print_json({**head, "top": best})
             return
     rows: list[tuple[object, ...]] = [("id", "token", "logit", "logprob", "probability")]
@@ -58,11 +55,11 @@ def logits(
     print(table(rows, indent=0))
 
 
-def top_tokens(llm: "LLM", prompt_ids: list[int], n_top: int) -> list[dict[str, Any]]:
+def top_tokens(llm: "LLM", ids: list[int], n_top: int) -> list[dict[str, Any]]:
     """The `n_top` likeliest next tokens: id, piece, logit, logprob (natural), probability."""
     import numpy as np
 
-    row = np.asarray(llm.logits(prompt_ids)[-1], np.float64)  # [vocab_size]
+    row = np.asarray(llm.logits(ids)[-1], np.float64)  # [vocab_size]
     highest = row.max()
     lse = highest + np.log(np.exp(row - highest).sum())
     # A stable sort of the negated row: equal logits in the order of their ids.

@@ -41,11 +41,12 @@ def _check_kv_type(value: str | None) -> str | None:
     return value
 
 
+MODEL_HELP = "A GGUF file, a known name (m40llm pull --list) or hf:OWNER/REPO/FILE.gguf."
 Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A GGUF file, a known name (m40llm pull --list) or hf:OWNER/REPO/FILE.gguf.",
+        help=MODEL_HELP,
         show_default=False,
     ),
 ]

@@ -2,10 +2,14 @@
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from m40llm.errors import RequestError
+
+if TYPE_CHECKING:
+    from m40llm.text import Tokenizer
 
 
 def read_text(prompt: str | None, file: str | None) -> str:
@@ -26,6 +30,14 @@ def read_text(prompt: str | None, file: str | None) -> str:
         return prompt
     assert file is not None
     return _text_of("-f", file)
+
+
+def prompt_ids(tokenizer: "Tokenizer", text: str) -> list[int]:
+    """The text's tokens. RequestError where there are none."""
+    ids = tokenizer.encode(text)
+    if not ids:
+        raise RequestError("-p: the text is empty and the model puts no token before it")
+    return ids
 
 
 def read_option(flag: str, file: str | None) -> str | None:

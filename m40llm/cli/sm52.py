@@ -1,6 +1,5 @@
 """`m40llm sm52`: what a model will do on a card that is not here, projected from its code."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -24,7 +23,7 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         metavar="MODEL",
-        help="A GGUF file, a known name (m40llm pull --list) or hf:OWNER/REPO/FILE.gguf.",
+        help=opt.MODEL_HELP,
         show_default=False,
     ),
 ]
@@ -74,11 +73,12 @@ def sm52(
     from m40llm.device.numba_cuda import numba_cuda_problem
     from m40llm.gguf import open_gguf
     from m40llm.hub import resolve
+    from m40llm.pictures import save
 
     if problem := numba_cuda_problem():
         raise DeviceError(f"kernels cannot be compiled: {problem}")
     from m40llm.sm52.cards import card_of
-    from m40llm.sm52.chart import save
+    from m40llm.sm52.chart import chart as drawing
     from m40llm.sm52.report import report
 
     with progress_bar() as progress:
@@ -89,7 +89,7 @@ def sm52(
             found = report(file, card_of(card), **how)
     document = {"model": model, **found}
     if chart is not None:
-        for drawn in save(found, Path(chart)):
+        for drawn in save(drawing(found), chart):
             status(f"chart: {drawn}")
     if as_json:
         print_json(document)

@@ -15,6 +15,10 @@ from m40llm.model.transformer import Transformer
 from m40llm.model.workspace import Rows
 
 
+def _stage_of(layer: int, stages: tuple[Transformer, ...]) -> Transformer:
+    return next(stage for stage in stages if layer in stage.part.layers)
+
+
 class StagedTransformer:
     """Stages in the order of their layers, each with its own device, weights, cache and workspace.
 
@@ -72,7 +76,7 @@ class StagedTransformer:
         return self.stages[-1].norm_weight()
 
     def head_outputs(self, layer: int, z: NDArray[np.float32]) -> NDArray[np.float64]:
-        stage = next(stage for stage in self.stages if layer in stage.part.layers)
+        stage = _stage_of(layer, self.stages)
         return stage.head_outputs(layer, z)
 
     def _layers(self, batch: Batch) -> Rows:
@@ -100,11 +104,11 @@ class StagedCache:
         raise RequestError(f"kv.read: no layer {layer} of sequence {seq}")
 
     def prefix(self, layer: int, seq: int, n: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        stage = next(stage for stage in self._stages if layer in stage.part.layers)
+        stage = _stage_of(layer, self._stages)
         return stage.kv.prefix(layer - stage.part.first, seq, n)
 
     def write(self, layer: int, seq: int, k: NDArray[Any], v: NDArray[Any]) -> None:
-        stage = next(stage for stage in self._stages if layer in stage.part.layers)
+        stage = _stage_of(layer, self._stages)
         stage.kv.write(layer - stage.part.first, seq, k, v)
 
     def copy_prefix(self, source: int, seq: int, seq_len: int) -> None:

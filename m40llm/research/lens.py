@@ -87,12 +87,11 @@ def lens_sites(n_layers: int) -> list[str]:
 
 def lens_of(model: Model, trace: Trace, positions: Ints, top: int, piece_of: PieceOf) -> Lens:
     """From a trace of one prompt that has kept lens_sites at the positions."""
-    ids, step = trace.prompts[0], model.workspace.max_logits
+    ids = trace.prompts[0]
     following = np.array([*ids[1:], -1], np.int64)[positions]
     rows: dict[str, list[Any]] = {"top": [], "p": [], "next": [], "entropy": []}
     for site in trace.kept:
-        x = trace[site]
-        logits = np.concatenate([model.unembed(x[at : at + step]) for at in range(0, len(x), step)])
+        logits = _unembedded(model, trace[site])
         log_p = logprobs(logits)
         best = np.argsort(-logits, axis=-1, kind="stable")[:, :top]
         rows["top"].append(best)
@@ -151,9 +150,13 @@ def _parts(model: Model, trace: Trace, heads: bool) -> Iterator[tuple[str, Doubl
 
 def _scores(model: Model, normed: Floats, token: int, other: int | None) -> Doubles:
     """Of rows behind the last norm: the token's logit, less the other's."""
-    step, found = model.workspace.max_logits, []
-    for at in range(0, len(normed), step):
-        logits = model.unembed(normed[at : at + step], is_normed=True, is_capped=False)
-        wide = logits.astype(np.float64)
-        found.append(wide[:, token] - (0 if other is None else wide[:, other]))
-    return np.concatenate(found)
+    wide = _unembedded(model, normed, is_normed=True, is_capped=False).astype(np.float64)
+    return np.asarray(wide[:, token] - (0 if other is None else wide[:, other]))
+
+
+def _unembedded(model: Model, x: Floats, **how: bool) -> Floats:
+    """model.unembed of any number of rows."""
+    step = model.workspace.max_logits
+    return np.concatenate(
+        [model.unembed(x[at : at + step], **how) for at in range(0, len(x), step)]
+    )

@@ -96,12 +96,11 @@ class LLM(plain.LLM):
             device = engine.model.ops.name
             raise RequestError(f"device: expected cuda or emulator, {device} runs no kernels")
         try:
-            from m40llm.research.own_kernel import check_kernel, put, targets_of
+            from m40llm.research.own_kernel import check_in_use, check_kernel, put
         except ImportError as error:
             extra = 'pip install "m40llm[fuzz]"'
             raise RequestError(f"use_kernel: {error.name} is missing; try: {extra}") from None
-        targets_of(name)
-        put(engine.model.ops, name, None)  # which refuses what cuBLAS does
+        check_in_use(engine.model.ops, name)
         if launch is not None:
             device = self.device_name
             check_kernel(name, launch, device=device, examples=examples, progress=progress)

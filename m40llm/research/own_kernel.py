@@ -16,9 +16,7 @@ from m40llm.progress import Progress, silent
 
 
 def targets_of(name: str) -> list[Target]:
-    """The fuzz targets that launch this op. RequestError for an op that cannot be replaced."""
-    if name not in OURS:
-        raise RequestError(f"name: expected one of {', '.join(OURS)}, got {name!r}")
+    """The fuzz targets that launch this op."""
     found = [load_target(known) for known in target_names()]
     uses = re.compile(rf"\bops\.{name}\b|getattr\(ops, name\)")
     return [t for t in found if hasattr(t.ops, name) and uses.search(inspect.getsource(t.check))]
@@ -50,10 +48,16 @@ def check_kernel(
     told(f"checking {name}", 1.0)
 
 
-def put(ops: Any, name: str, launch: Launch | None) -> bool:
-    """Puts the wrapper, or ours for None, in its place; whether all are ours then."""
+def check_in_use(ops: Any, name: str) -> None:
+    """RequestError for an op that cannot be replaced, or that nobody calls."""
+    if name not in OURS:
+        raise RequestError(f"name: expected one of {', '.join(OURS)}, got {name!r}")
     if ops.products is not None and name in ("gemm", "gemv"):
         raise RequestError(f"name: {name} is not in use: cuBLAS makes the products")
+
+
+def put(ops: Any, name: str, launch: Launch | None) -> bool:
+    """Puts the wrapper, or ours for None, in its place; whether all are ours then."""
     now = {key: getattr(ops.launches, key) for key in OURS}
     ops.launches = Launches(**now | {name: launch or OURS[name]})
     is_ours: bool = ops.launches.is_ours

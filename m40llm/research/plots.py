@@ -4,15 +4,17 @@ Needs matplotlib: pip install "m40llm[research]".
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from m40llm.errors import RequestError
+from m40llm.pictures import new_figure, save
 from m40llm.research.lens import Lens
 from m40llm.research.patching import Patching
+
+__all__ = ["attention_map", "lens_grid", "nll_strip", "patching_grid", "save"]
 
 _CELL, _LEAST = 0.62, 3.2  # inches: of a cell, and of a picture's side
 _MOST_TOKENS = 64
@@ -67,25 +69,10 @@ def nll_strip(values: NDArray[Any], tokens: Sequence[str]) -> Any:
     return fig
 
 
-def save(figure: Any, path: str | Path) -> tuple[Path, Path]:
-    """The picture as NAME.png and NAME.svg, whichever of them, or neither, `path` ends in."""
-    stem = Path(path)
-    stem = stem.with_suffix("") if stem.suffix in (".png", ".svg") else stem
-    paths = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.svg")
-    for one in paths:
-        figure.savefig(one, dpi=150)
-    return paths
-
-
 def _figure(width: float, height: float, title: str) -> tuple[Any, Any]:
     """Of so many cells."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        message = 'plots: no matplotlib here; try: pip install "m40llm[research]"'
-        raise RequestError(message) from None
     size = (max(_LEAST, _CELL * width + 2), max(_LEAST, _CELL * height + 1.5))
-    fig = Figure(figsize=size, layout="constrained")
+    fig = new_figure("plots", size)
     axes = fig.subplots()
     axes.set_title(title, fontsize=10)
     return fig, axes

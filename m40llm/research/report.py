@@ -11,7 +11,6 @@ from m40llm import __version__
 from m40llm.llm.answers import Prompt
 from m40llm.progress import Progress, silent
 from m40llm.research.lens import Attribution, Lens
-from m40llm.research.measures import nll
 
 if TYPE_CHECKING:
     from m40llm.research.llm import LLM
@@ -35,7 +34,7 @@ def report(llm: "LLM", prompt: Prompt, *, top: int = 5, progress: Progress | Non
     patterns = _patterns(llm, lens.ids) if len(lens.ids) <= MOST_ATTENTION else []
     told("attention", 1.0)
     tokens = llm.pieces(lens.ids)
-    costs = np.array([0.0, *nll(llm.logits(lens.ids), lens.ids)])
+    costs = np.array([0.0, *-lens.next_logprobs[-1, :-1].astype(np.float64)])
     return _template().render(
         title=f"m40llm lens: {''.join(tokens)[:60]}",
         model=llm.path.name,

@@ -25,7 +25,6 @@ class SteeringVector:
 
     site    one of llm.sites()
     values  float32[...] of a row there: mean over the first prompts less mean over the second
-    model   the architecture and width it was made with, which `LLM` does not check
     """
 
     site: str

@@ -4,10 +4,10 @@ Needs matplotlib: pip install "m40llm[research]".
 """
 
 from collections import defaultdict
-from pathlib import Path
 from typing import Any, Final
 
 from m40llm.errors import RequestError
+from m40llm.pictures import new_figure
 
 _COLOURS: Final = {"memory": "#2a6f5e", "issue": "#c07a2b", "latency": "#6a5a9c"}
 _STEPS: Final = ("decode", "prefill")
@@ -19,30 +19,16 @@ def chart(document: dict[str, Any]) -> Any:
     projected, or matplotlib is missing."""
     if not document["kernels"]:
         raise RequestError("chart: there are no times: not all layers fit on this card")
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Patch
-    except ImportError:
-        message = 'chart: no matplotlib here; try: pip install "m40llm[research]"'
-        raise RequestError(message) from None
     width, height = _PANEL
-    fig = Figure(figsize=(width, height * len(_STEPS)), layout="constrained")
+    fig = new_figure("chart", (width, height * len(_STEPS)))
+    from matplotlib.patches import Patch
+
     for axes, name in zip(fig.subplots(len(_STEPS)), _STEPS, strict=True):
         _draw(axes, name, document)
     fig.suptitle(f"{document['card']}: {document['what']}", fontsize=10)
     bounds = [Patch(color=colour, label=bound) for bound, colour in _COLOURS.items()]
     fig.legend(handles=bounds, title="bound by", loc="outside lower center", ncols=len(bounds))
     return fig
-
-
-def save(document: dict[str, Any], path: Path) -> tuple[Path, Path]:
-    """The chart as NAME.png and NAME.svg, whichever of them, or neither, `path` ends in."""
-    figure = chart(document)
-    stem = path.with_suffix("") if path.suffix in (".png", ".svg") else path
-    paths = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.svg")
-    for one in paths:
-        figure.savefig(one, dpi=150)
-    return paths
 
 
 def _draw(axes: Any, name: str, document: dict[str, Any]) -> None:

@@ -134,3 +134,13 @@ def test_the_page_s_race_is_found(tmp_path: Path) -> None:
     message = r"launch: it is not rms_norm, which stays as it was: rms_norm\(schedule=0, n_tokens=1"
     with pytest.raises(RequestError, match=message):
         run_page(racing, tmp_path)
+
+
+def test_a_refused_one_leaves_what_was_there(granite: LLM) -> None:
+    seen: list[int] = []
+    granite.use_kernel("scale", launching(scale_kernel, seen), examples=2)
+    with pytest.raises(RequestError, match="which stays as it was"):
+        granite.use_kernel("scale", launching(short_kernel))
+    seen.clear()
+    granite.logits(IDS)
+    assert len(seen) == 2

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from m40llm.errors import RequestError
-from m40llm.sm52.chart import chart, save
+from m40llm.pictures import save
+from m40llm.sm52.chart import chart
 
 
 def kernel(step: str, name: str, bound: str, count: int, low: float, high: float) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def test_a_bar_a_kernel() -> None:
 
 
 def test_both_files(tmp_path: Path) -> None:
-    png, svg = save(DOCUMENT, tmp_path / "chart.svg")
+    png, svg = save(chart(DOCUMENT), tmp_path / "chart.svg")
     assert png.read_bytes()[:4] == b"\x89PNG"
     assert svg.read_text(encoding="utf-8").rstrip().endswith("</svg>")
 
