@@ -1,11 +1,12 @@
 """What HTTP adds to the time per token, with so many streams at once.
 
-    python benchmarks/serve_overhead.py [--streams 32] [--step-ms 10] [--tokens 100] [--out FILE]
+    python benchmarks/serve_overhead.py [--streams 32] [--tokens 100] [--step-ms 10] [--out FILE]
+    python benchmarks/serve_overhead.py --shape 8b --type Q4_K_M     # on a card
 
-A tiny model with a slot for each stream, whose every step is made to take so long besides, as that
-of a large one on a card does, while the host waits. Measured twice: by listeners in the server's
-process, and by as many clients over HTTP in another one. One JSON document: the times per token of
-both, and what HTTP adds.
+With a slot for each stream, either a tiny model, whose every step is made to take so long besides,
+as that of a large one on a card does, while the host waits; or, on a card, drawn weights of a real
+shape. Measured twice: by listeners in the server's process, and by as many clients over HTTP in
+another one. One JSON document: the times per token of both, and what HTTP adds.
 """
 
 import argparse
@@ -21,7 +22,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from gguf import TokenType
+
 from m40llm import SamplingParams, Service, StreamItem
+from m40llm.bench.shapes import SHAPES, shape_of
+from m40llm.model.hparams import HParams
 from m40llm.testing import write_tiny_gguf
 
 PROMPT = "ab"
@@ -42,6 +47,29 @@ def paced(path: Path, n_slots: int, step_s: float) -> Service:
 
     scheduler.run = slow_run  # type: ignore[method-assign]
     return service
+
+
+def of_shape(path: Path, shape: str, kind: str, n_slots: int) -> Service:
+    """A service of drawn weights on a card, which speaks the tiny file's vocabulary."""
+    from m40llm.bench.synthetic import synthetic_model
+    from m40llm.llm import load
+
+    def drawn(model: Any, ops: Any, part: Any, plan: Any, progress: Any) -> Any:
+        return synthetic_model(
+            *(ops, shape_of(shape), kind),
+            n_seqs=plan.n_seqs,
+            max_seq_len=plan.max_seq_len,
+            max_tokens=plan.max_tokens,
+        )
+
+    load._stage = drawn
+    return Service.load(path, device="cuda", slots=n_slots)
+
+
+def vocabulary_of(hp: HParams) -> dict[str, Any]:
+    """For a file of that many tokens, each of which writes something."""
+    kinds = [TokenType.NORMAL] * hp.vocab_size
+    return {"vocab_size": hp.vocab_size, "metadata": {"tokenizer.ggml.token_type": kinds}}
 
 
 def by_listeners(service: Service, n_streams: int, n_tokens: int) -> Times:
@@ -96,7 +124,7 @@ async def client(port: int, n_tokens: int) -> list[float]:
     return times
 
 
-def serve(pipe: Connection, path: Path, n_streams: int, n_tokens: int, step_s: float) -> None:
+def serve(pipe: Connection, path: Path, n_tokens: int, wanted: argparse.Namespace) -> None:
     """In a process of its own: times by listeners first, then a server."""
     import uvicorn
 
@@ -104,7 +132,12 @@ def serve(pipe: Connection, path: Path, n_streams: int, n_tokens: int, step_s: f
     from m40llm.server.run import bound, config_of
     from m40llm.server.settings import Settings
 
-    with paced(path, n_streams, step_s) as service:
+    n_streams = wanted.streams
+    if wanted.shape:
+        opened = of_shape(path, wanted.shape, wanted.type, n_streams)
+    else:
+        opened = paced(path, n_streams, wanted.step_ms / 1e3)
+    with opened as service:
         by_listeners(service, n_streams, 3)
         pipe.send(tpot_ms(by_listeners(service, n_streams, n_tokens), n_tokens))
         app = create_app(service, Settings(names=("tiny",)))
@@ -124,13 +157,15 @@ def tpot_ms(times: Times, n_tokens: int) -> float:
     return 1e3 * statistics.median(each)
 
 
-def measure(n_streams: int, n_tokens: int, step_ms: float) -> dict[str, Any]:
+def measure(wanted: argparse.Namespace) -> dict[str, Any]:
+    n_streams, n_tokens = wanted.streams, wanted.tokens
     ours, theirs = multiprocessing.Pipe()
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
-        path = write_tiny_gguf(Path(folder) / "tiny.gguf", context_length=max(128, 2 * n_tokens))
-        how = (theirs, path, n_streams, n_tokens, step_ms / 1e3)
-        process = spawn.Process(target=serve, args=how, daemon=True)
+        words = vocabulary_of(shape_of(wanted.shape)) if wanted.shape else {}
+        length = max(128, 2 * n_tokens)
+        path = write_tiny_gguf(Path(folder) / "tiny.gguf", context_length=length, **words)
+        process = spawn.Process(target=serve, args=(theirs, path, n_tokens, wanted), daemon=True)
         process.start()
         engine_ms = ours.recv()
         port = ours.recv()
@@ -142,10 +177,11 @@ def measure(n_streams: int, n_tokens: int, step_ms: float) -> dict[str, Any]:
     if n_events[0] < n_tokens / 2 or n_events[-1] > n_tokens:
         sys.exit(f"verification failed: {n_tokens} tokens a stream were {n_events} events")
     http_ms = tpot_ms(times, n_tokens)
+    what = {"shape": wanted.shape, "type": wanted.type} if wanted.shape else {}
     return {
         "streams": n_streams,
         "tokens": n_tokens,
-        "step_ms": step_ms,
+        **(what or {"step_ms": wanted.step_ms}),
         "engine_tpot_ms": round(engine_ms, 3),
         "http_tpot_ms": round(http_ms, 3),
         "http_adds": round(http_ms / engine_ms - 1, 4),
@@ -156,10 +192,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--streams", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=100)
-    parser.add_argument("--step-ms", type=float, default=10.0)
+    parser.add_argument("--step-ms", type=float, default=10.0, help="of the tiny model")
+    parser.add_argument("--shape", choices=sorted(SHAPES), help="drawn weights, on a card")
+    parser.add_argument("--type", default="Q4_K_M", help="of the drawn weights")
     parser.add_argument("--out", type=Path)
     wanted = parser.parse_args()
-    row = measure(wanted.streams, wanted.tokens, wanted.step_ms)
+    row = measure(wanted)
     print(json.dumps(row))
     if wanted.out:
         with wanted.out.open("a") as out:

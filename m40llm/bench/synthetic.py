@@ -127,6 +127,7 @@ def synthetic_model(
     n_seqs: int,
     max_seq_len: int,
     max_tokens: int | None = None,
+    max_logits: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Transformer:
@@ -148,7 +149,7 @@ def synthetic_model(
         n_seqs=n_seqs,
         max_seq_len=max_seq_len,
         max_tokens=max_tokens or n_seqs,
-        max_logits=n_seqs,
+        max_logits=max_logits or n_seqs,
     )
     fill_cache(model, np.random.default_rng(seed))
     if progress:

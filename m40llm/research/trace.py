@@ -43,7 +43,7 @@ class Trace(Edits):
         text; what is said of a site later counts.
 
         on_device  the model's device keeps a copy: `trace[site]` is then an array of the device,
-                   which torch and CuPy read where it lies (__cuda_array_interface__), of a prompt
+                   which torch, JAX and CuPy read where it lies (DLPack), of a prompt
                    that goes through in one piece; scores and patterns are the host's, always
         """
         if self._has_run:

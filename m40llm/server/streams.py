@@ -10,8 +10,10 @@ from sse_starlette.sse import EventSourceResponse
 from m40llm.server.serving import record_of, serving_of
 from m40llm.server.shell import told_of
 
-AS_EVENTS: Final[dict[str, Any]] = {  # for the OpenAPI document
-    "content": {"text/event-stream": {"schema": {"type": "string"}}}
+_DATA: Final = {"type": "string", "description": "A chunk as JSON; of the last event [DONE]."}
+_EVENT: Final = {"type": "object", "properties": {"data": _DATA}, "required": ["data"]}
+AS_EVENTS: Final[dict[str, Any]] = {  # for the OpenAPI document: itemSchema is what each event is
+    "content": {"text/event-stream": {"itemSchema": _EVENT}}
 }
 DONE: Final = b"data: [DONE]\r\n\r\n"
 PING_S: Final = 15  # comments that keep the connection open while a prompt is read

@@ -101,6 +101,20 @@ def test_kept_on_the_device(device: str, loaded: Callable[..., LLM]) -> None:
     assert llm.transformer.workspace.rows(8).attn_heads is not kept
 
 
+@pytest.mark.gpu
+def test_torch_reads_where_it_lies(loaded: Callable[..., LLM]) -> None:
+    torch = pytest.importorskip("torch", reason="no torch")
+    llm = loaded(device="cuda", head_dim=32, n_layers=1)
+    with llm.trace(IDS).keep("blk.0.z", on_device=True) as t:
+        pass
+    kept = t["blk.0.z"]
+    for taken in (torch.from_dlpack(kept), torch.as_tensor(kept, device="cuda")):
+        assert taken.data_ptr() == kept.address
+        np.testing.assert_array_equal(taken.cpu().numpy(), llm.transformer.ops.read(kept))
+    part = torch.from_dlpack(kept[1:, ::2])
+    np.testing.assert_array_equal(part.cpu().numpy(), llm.transformer.ops.read(kept)[1:, ::2])
+
+
 def test_a_long_prompt_on_the_device_is_said(loaded: Callable[..., LLM]) -> None:
     llm = loaded(context_length=1024)
     with llm.trace([7] * 700).keep("embd", on_device=True) as t:

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from m40llm.device.cuda import dlpack
+
 
 class _Address:
     """Lends an address to NumPy, so that it does the arithmetic of views."""
@@ -70,8 +72,19 @@ class DeviceArray:
         for index in itertools.product(*map(range, self.shape[:n_outer])):
             yield index, self[index] if index else self
 
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return dlpack.CUDA, self._owner.context.index
+
+    def __dlpack__(self, **_: Any) -> Any:
+        """For torch.from_dlpack and its like, which get the memory itself, its values all there."""
+        self._owner.context.finish()
+        where = self.address, self.shape, self.strides, self.dtype
+        return dlpack.capsule(*where, self.__dlpack_device__(), self._owner)
+
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
+        """For torch.as_tensor, CuPy and Numba; as `__dlpack__`."""
+        self._owner.context.finish()
         strides = None if self.flags.c_contiguous else self.strides
         data = (self.address, False)
         return {

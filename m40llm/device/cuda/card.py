@@ -17,6 +17,7 @@ from numba.cuda.core import config
 from numpy.typing import NDArray
 
 from m40llm.device.cuda.array import DeviceArray
+from m40llm.device.cuda.context import Context
 from m40llm.device.cuda.driver import STREAM_WITHOUT_LEGACY_SYNC as NON_BLOCKING
 from m40llm.device.cuda.driver import DriverError, call
 from m40llm.device.cuda.graph import Event, Graph
@@ -43,9 +44,7 @@ class CudaCard:
         self._threads: set[int] = set()
         self._graph: Graph | None = None
         with _as_device_error(f"opening {self.name}"):
-            call(driver.cuInit, 0)
-            self._device = call(driver.cuDeviceGet, index)
-            self._context = call(driver.cuDevicePrimaryCtxRetain, self._device)
+            self._context = Context(index)
             self._bind()
             self.capability: Capability = (
                 self._attribute("COMPUTE_CAPABILITY_MAJOR"),
@@ -55,7 +54,7 @@ class CudaCard:
             self.has_time_limit = bool(self._attribute("KERNEL_EXEC_TIMEOUT"))
             self.max_steps = 32 if self.has_time_limit else 1 << 20
             self._stream = call(driver.cuStreamCreate, NON_BLOCKING)
-            self._staging = Staging(self._stream)
+            self._staging = Staging(self._context, self._stream)
             self._modules = Modules(self.capability, config.FORCE_CUDA_CC or self.capability)
 
     @property
@@ -66,7 +65,7 @@ class CudaCard:
     @property
     def about(self) -> str:
         with _as_device_error(f"asking for the name of {self.name}"):
-            name = call(driver.cuDeviceGetName, NAME_BYTES, self._device)
+            name = call(driver.cuDeviceGetName, NAME_BYTES, self._context.device)
             version = call(driver.cuDriverGetVersion)
         name = name.partition(b"\0")[0].decode(errors="replace")
         target = self._modules.compiling.target
@@ -165,7 +164,7 @@ class CudaCard:
         """A point in the stream's work, for `has_come` and `elapsed_ms`."""
         self._bind()
         with _as_device_error("recording an event"):
-            return Event(self._stream)
+            return Event(self._context, self._stream)
 
     def has_come(self, event: Event) -> bool:
         """Whether the work before the event is done."""
@@ -186,7 +185,7 @@ class CudaCard:
         Kernels must have been compiled, that is launched, before.
         """
         self._bind()
-        graph = Graph(self._stream)
+        graph = Graph(self._context, self._stream)
         with _as_device_error("capturing a graph"):
             graph.begin()
             self._graph = graph
@@ -208,43 +207,34 @@ class CudaCard:
         thread = threading.get_ident()
         if thread not in self._threads:
             with _as_device_error(f"opening {self.name}"):
-                call(driver.cuCtxSetCurrent, self._context)
+                self._context.bind()
             self._threads.add(thread)
 
     def _attribute(self, name: str) -> int:
         attribute = getattr(driver.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
-        return int(call(driver.cuDeviceGetAttribute, attribute, self._device))
+        return int(call(driver.cuDeviceGetAttribute, attribute, self._context.device))
 
 
 class _Memory:
     """Device memory, freed with the last array that looks at it."""
 
-    def __init__(self, n_bytes: int, context: Any) -> None:
+    def __init__(self, n_bytes: int, context: Context) -> None:
+        self.context = context
         self.address = int(call(driver.cuMemAlloc, n_bytes))
-        weakref.finalize(self, _free, self.address, context)
+        weakref.finalize(self, context.give_back, driver.cuMemFree, self.address)
 
 
 class _MappedMemory:
     """Zeroed page-locked memory that host and card both see; freed with its last device array."""
 
-    def __init__(self, n_bytes: int, context: Any) -> None:
+    def __init__(self, n_bytes: int, context: Context) -> None:
+        self.context = context
         host = int(call(driver.cuMemHostAlloc, n_bytes, driver.CU_MEMHOSTALLOC_DEVICEMAP))
-        weakref.finalize(self, _free_host, host, context)
+        weakref.finalize(self, context.give_back, driver.cuMemFreeHost, host)
         memory = (ctypes.c_uint8 * n_bytes).from_address(host)
         self.bytes: NDArray[np.uint8] = np.ctypeslib.as_array(memory)
         self.bytes[...] = 0
         self.address = int(call(driver.cuMemHostGetDevicePointer, host, 0))
-
-
-def _free_host(address: int, context: Any) -> None:
-    driver.cuCtxSetCurrent(context)
-    driver.cuMemFreeHost(address)
-
-
-def _free(address: int, context: Any) -> None:
-    """From whichever thread drops the last array; when the process ends, the driver is gone."""
-    driver.cuCtxSetCurrent(context)
-    driver.cuMemFree(address)
 
 
 def _three(size: Dim) -> tuple[int, int, int]:

@@ -125,7 +125,7 @@ class CublasProducts:
 
 
 def _address(buffer: Buffer) -> int:
-    return int(buffer.__cuda_array_interface__["data"][0])
+    return int(buffer.address)
 
 
 def open_cublas(card: StreamCard) -> CublasProducts:
