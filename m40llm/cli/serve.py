@@ -33,6 +33,7 @@ def serve(
     slots: own.Slots = 4,
     max_waiting: own.MaxWaiting = 64,
     chunk: own.Chunk = None,
+    batch_invariant: own.BatchInvariant = True,
     lora: own.Adapters = None,
     api_key_file: own.ApiKeyFile = None,
     open_metrics: own.OpenMetrics = False,
@@ -112,7 +113,7 @@ def serve(
     how: dict[str, Any] = {"slots": slots, "max_waiting": max_waiting, "chunk": chunk}
     how |= {"device": device, "max_seq_len": max_seq_len, "kv_type": kv_type, "cublas": cublas}
     how |= {"require_sm52": require_sm52, "gpu_layers": mem.gpu_layers(gpu_layers), "fit": fit}
-    how |= {"decode": decode, "lora": adapters}
+    how |= {"decode": decode, "lora": adapters, "batch_invariant": batch_invariant}
     if not keys and not is_private:
         status(f"note: no API keys were given: whoever reaches {host} may use this server")
     if ray:

@@ -42,6 +42,14 @@ Chunk = Annotated[
         show_default=False,
     ),
 ]
+BatchInvariant = Annotated[
+    bool,
+    typer.Option(
+        help="An answer is the same, bit for bit, alone and in company. Without, a step on a card "
+        "has only as many rows as are needed: one request on 8 or 32 slots is several times "
+        "faster, and its last bits depend on the others."
+    ),
+]
 Adapters = Annotated[
     list[str] | None,
     typer.Option(

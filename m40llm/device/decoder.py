@@ -152,8 +152,8 @@ class Decoder(Protocol):
         """Those that have come since the last call, in order."""
         ...
 
-    def cancel(self, slot: int) -> None:
-        """Ends the slot's work, and waits until the device is idle; its answers are dropped."""
+    def cancel(self, *slots: int) -> None:
+        """Ends their work, and waits until the device is idle; their answers are dropped."""
         ...
 
     def recover(self) -> None:

@@ -10,7 +10,8 @@ An answer does not depend on what else is under way, bit for bit:
 - Only whole chunks that a prefill computed serve another prompt: their K and V are those that it
   would compute itself. What decode has put there is rounded otherwise, and is computed again.
 - Decode gives a row the bits that it has alone: on cpu by products that do (`Ops.alike_rows`), on
-  a card since a step always has the same number of rows, of which some may repeat another.
+  a card since a step always has the same number of rows, of which some may repeat another. Without
+  `batch_invariant` a card's step has as many as are needed.
 - A choice depends on the request's own logits, seed and tokens.
 """
 
@@ -22,8 +23,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from m40llm.device.decoder import Answer, Decoder
-from m40llm.engine.decode_step import begin, heed, slot_request, step_of
+from m40llm.device.decoder import Answer
+from m40llm.engine.decode_step import heed, step_of
+from m40llm.engine.device_slots import DeviceSlots
 from m40llm.engine.engine import Engine
 from m40llm.engine.job import Job
 from m40llm.engine.sampling import Logits
@@ -43,16 +45,21 @@ class Scheduler:
     """Runs jobs on an engine's model, whose other requests must wait. One thread calls `run`, any
     may add to `waiting` or set a job's `is_cancelled`.
 
-    chunk  tokens of a prompt that are read at once
+    chunk            tokens of a prompt that are read at once
+    batch_invariant  an answer's bits do not depend on what else is under way
     """
 
-    def __init__(self, engine: Engine, chunk: int | None = None) -> None:
+    def __init__(
+        self, engine: Engine, chunk: int | None = None, *, batch_invariant: bool = True
+    ) -> None:
         self._engine, self._model = engine, engine.model
         wanted = CHUNKS.get(self._model.ops.name, CHUNK_OF_CARDS) if chunk is None else chunk
         if wanted < 1:
             raise RequestError(f"chunk: expected at least 1 token, got {wanted}")
         self.chunk = min(wanted, self._model.workspace.max_tokens)
         self.slots = [Slot(index) for index in range(self._model.kv.n_seqs)]
+        self._batch_invariant = batch_invariant
+        self._on_device = DeviceSlots(engine, len(self.slots), batch_invariant=batch_invariant)
         self._step_rows = step_rows(engine.model)
         self.waiting = Waiting()
         self._n_begun = 0
@@ -95,7 +102,7 @@ class Scheduler:
 
     def give_up(self) -> list[Job]:
         """All that waits, for who goes on with it elsewhere. Nothing holds on to the model."""
-        del self._engine, self._model
+        del self._engine, self._model, self._on_device
         return self.waiting.take_all()
 
     def cancel_all(self) -> None:
@@ -123,7 +130,7 @@ class Scheduler:
                 raise
 
     def _begin(self, job: Job) -> None:
-        slot = best_slot(self.slots, job, self.chunk)
+        slot = best_slot(self.slots, job, self.chunk, lowest=not self._batch_invariant)
         assert slot is not None
         self._copy_prefix(slot, job)
         self._n_begun += 1
@@ -138,7 +145,7 @@ class Scheduler:
         other = max(self.slots, key=lambda s: s.n_shared(job, self.chunk))
         n = other.n_shared(job, self.chunk)
         if n > slot.n_shared(job, self.chunk):
-            self._make_way()
+            self._on_device.make_way(self.slots)
             self._model.kv.copy_prefix(other.index, slot.index, n)
             slot.whole_ids, slot.adapter = other.whole_ids[:n], other.adapter
 
@@ -146,21 +153,9 @@ class Scheduler:
         job = slot.job
         assert job is not None
         if slot.is_on_device:
-            slot.is_on_device = False
-            self._decoder.cancel(slot.index)
+            self._on_device.cancel(slot)
         slot.job = None
         job.done(error)
-
-    @property
-    def _decoder(self) -> Decoder:
-        decoder = self._model.decoder
-        assert not isinstance(decoder, str)
-        return decoder
-
-    def _make_way(self) -> None:
-        """A launch that goes on for whole answers ends, for what is enqueued next."""
-        if any(slot.is_on_device for slot in self.slots):
-            self._decoder.make_way()
 
     def _read_chunk(self) -> bool:
         """The next chunk of a prompt; prompts take turns. Whether there was one."""
@@ -195,7 +190,7 @@ class Scheduler:
         """What is wanted of a chunk: hidden states of all rows, logits of the last; no rows where
         nothing is, and then nothing is waited for."""
         model = self._model
-        self._make_way()
+        self._on_device.make_way(self.slots)
         model.adapter = job.adapter
         if is_last and job.read is None:
             return np.asarray(model.ops.read(model.forward(Batch.of((seq, first, ids)))))
@@ -209,13 +204,10 @@ class Scheduler:
         job = slot.job
         if job is None or job.adapter is not None or self._engine.form_of(job.request) is None:
             return
-        request = slot_request(job.request, self._model.hp.vocab_size)
         try:
-            begin(self._decoder, request, slot.index, job.request.constraint)
+            self._on_device.begin(slot, self.slots)
         except RequestError as error:  # of the constraint: no token may come
             self._end(slot, error)
-            return
-        slot.is_on_device = True
 
     def _decode_on_host(self) -> bool:
         """The next token of each slot that the host decodes. Whether there were any."""
@@ -232,8 +224,9 @@ class Scheduler:
     def _decode(self, slots: Sequence[Slot]) -> list[Made]:
         requests = [slot.job.request for slot in slots if slot.job is not None]
         rows = [(s.index, r.last_pos, r.ids[-1]) for s, r in zip(slots, requests, strict=True)]
-        n_rows = len(rows) if self._model.ops.alike_rows else self._step_rows
-        self._make_way()
+        is_free = self._model.ops.alike_rows or not self._batch_invariant
+        n_rows = len(rows) if is_free else self._step_rows
+        self._on_device.make_way(self.slots)
         self._model.adapter = slots[0].adapter
         logits = self._model.ops.read(self._model.forward(Batch.decode(rows, n_rows)))
         made = (self._chosen(*each) for each in zip(slots, logits, strict=False))
@@ -269,12 +262,9 @@ class Scheduler:
     def _decode_on_device(self, *, may_wait: bool) -> None:
         if not any(slot.is_on_device for slot in self.slots):
             return
-        form = self._engine.decode_form
-        assert form != "host"
         # A launch that goes on would be told to end by the next chunk, before it has begun.
         is_reading = any(slot.is_reading for slot in self.slots)
-        self._decoder.advance(form, one_step=is_reading)
-        answers = self._decoder.answers()
+        answers = self._on_device.advance(self.slots, one_step=is_reading)
         made = (self._heard(self.slots[answer.slot], answer) for answer in answers)
         self._tell([one for one in made if one])
         if may_wait and not answers:
@@ -287,7 +277,7 @@ class Scheduler:
             return None
         slot.is_on_device = answer.done is None
         try:
-            heed(self._decoder, answer, job.request.constraint)
+            heed(self._on_device.decoder, answer, job.request.constraint)
         except Exception as error:
             self._end(slot, error)
             return None

@@ -68,10 +68,14 @@ class Slot:
         self.n_read += len(ids)
 
 
-def best_slot(slots: Sequence[Slot], job: Job, chunk: int) -> Slot | None:
-    """The free one that has most of the prompt, else the one unused for longest."""
+def best_slot(slots: Sequence[Slot], job: Job, chunk: int, *, lowest: bool = False) -> Slot | None:
+    """The free one that has most of the prompt; else the one unused for longest, or the first."""
     free = [slot for slot in slots if slot.job is None]
-    return max(free, key=lambda s: (s.n_shared(job, chunk), -s.last_used), default=None)
+
+    def worth(slot: Slot) -> tuple[int, int]:
+        return slot.n_shared(job, chunk), -slot.index if lowest else -slot.last_used
+
+    return max(free, key=worth, default=None)
 
 
 def step_rows(model: Model) -> int:

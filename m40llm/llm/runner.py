@@ -2,9 +2,9 @@
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from traceback import format_exc
-from typing import Final
+from typing import Any, Final
 
 from m40llm.engine.job import Job
 from m40llm.engine.scheduler import Scheduler
@@ -19,19 +19,22 @@ _LOADED_AGAIN: Final = "the device has failed; the model is being loaded again"
 class Runner:
     """Rounds of a scheduler, until it is closed and nothing is left to do.
 
+    how        arguments of the scheduler
     llm        the model of now; another one after the device was lost
     scheduler  its own
     failure    why nothing is served any more; empty while it is
     """
 
-    def __init__(self, llm: LLM, chunk: int | None, reload: Callable[[], LLM] | None) -> None:
-        self._chunk, self._reload = chunk, reload
+    def __init__(
+        self, llm: LLM, how: Mapping[str, Any], reload: Callable[[], LLM] | None = None
+    ) -> None:
+        self._how, self._reload = how, reload
         self._work = threading.Event()
         self._lock = threading.Lock()  # of what follows
         self._is_closing = False
         self.failure = ""
         lent = llm.lend()
-        self.llm, self.scheduler = llm, Scheduler(lent.engine, chunk)
+        self.llm, self.scheduler = llm, Scheduler(lent.engine, **how)
         self._lent: Lent | None = lent  # None while the model is loaded again
         self._thread = threading.Thread(target=self._serve, name="m40llm-service", daemon=True)
         self._thread.start()
@@ -116,7 +119,7 @@ class Runner:
                 raise DeviceError(why)
             llm = self._reload()
             lent = llm.lend()
-            scheduler = Scheduler(lent.engine, self._chunk)
+            scheduler = Scheduler(lent.engine, **self._how)
         except Exception as error:
             self._fail(f"the device has failed, and cannot be opened again: {error}", waiting)
             return

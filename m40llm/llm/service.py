@@ -57,7 +57,8 @@ class Service:
         with Service.load("smollm2", slots=4) as service:
             service.submit("The capital of France is", listen=print)
 
-    An answer is the same, bit for bit, whatever else is under way (engine/scheduler.py). A device
+    An answer is the same, bit for bit, whatever else is under way (engine/scheduler.py), unless
+    batch_invariant=False trades that for the speed of as few slots as are at work. A device
     error fails the requests under way; what waits goes on, if need be on the model loaded anew.
     """
 
@@ -67,6 +68,7 @@ class Service:
         *,
         max_waiting: int = 64,
         chunk: int | None = None,
+        batch_invariant: bool = True,
         reload: Callable[[], LLM] | None = None,
     ) -> None:
         _check_int("max_waiting", max_waiting, 0)
@@ -74,7 +76,8 @@ class Service:
             _check_int("chunk", chunk, 1)
         self._max_waiting = max_waiting
         self._seconds = 1.0  # that a request takes, of late
-        self._runner = Runner(llm, chunk, reload)
+        how = {"chunk": chunk, "batch_invariant": batch_invariant}
+        self._runner = Runner(llm, how, reload)
 
     @property
     def llm(self) -> LLM:
@@ -94,6 +97,7 @@ class Service:
         slots: int = DEFAULT_SLOTS,
         max_waiting: int = 64,
         chunk: int | None = None,
+        batch_invariant: bool = True,
         lora: dict[str, str | Path] | None = None,
         **how: Any,
     ) -> "Service":
@@ -108,7 +112,8 @@ class Service:
                 llm.load_lora(path, name)
             return llm
 
-        return cls(load(), max_waiting=max_waiting, chunk=chunk, reload=load)
+        own: dict[str, Any] = {"max_waiting": max_waiting, "chunk": chunk}
+        return cls(load(), **own, batch_invariant=batch_invariant, reload=load)
 
     def submit(
         self,

@@ -13,28 +13,30 @@ if TYPE_CHECKING:
     from m40llm.model.workspace import Rows
 
 
-def decoder_of(model: "Transformer", forward: Callable[["Rows"], None]) -> Decoder | str:
-    """The decoder, or why there is none.
+def decoder_of(
+    model: "Transformer", n_seqs: int, forward: Callable[["Rows"], None]
+) -> Decoder | str:
+    """The decoder of the cache's first n_seqs sequences, or why there is none.
 
     forward  rows whose token ids, sequences and positions are on the device -> the first rows of
              `workspace.logits`
     """
     reason = why_not(model.arch, model.hp, model.weights, model.kv.kv_type)
-    found = reason or _of_program(model)
+    found = reason or _of_program(model, n_seqs)
     if not isinstance(found, str):
         return found
-    return _why_no_ops(model) or _of_ops(model, forward)
+    return _why_no_ops(model, n_seqs) or _of_ops(model, n_seqs, forward)
 
 
-def _of_program(model: "Transformer") -> Decoder | str:
+def _of_program(model: "Transformer", n_seqs: int) -> Decoder | str:
     hp, weights = model.hp, model.weights
     parts = ModelParts(
         weights=weights_by_name(weights),
         table=weights.token_embd,
         ropes=model.ropes,
         windows=model.windows,
-        k=model.kv.k,
-        v=model.kv.v,
+        k=model.kv.k[:, :n_seqs],
+        v=model.kv.v[:, :n_seqs],
         n_heads=hp.n_heads,
         n_embd=hp.n_embd,
         n_ff=hp.n_ff,
@@ -46,9 +48,9 @@ def _of_program(model: "Transformer") -> Decoder | str:
     return model.ops.decoder(decode_program(model.arch, hp, weights), parts)
 
 
-def _why_no_ops(model: "Transformer") -> str:
+def _why_no_ops(model: "Transformer", n_rows: int) -> str:
     """Why a step of the ops, a row a sequence, needs the host; empty where it does not."""
-    n_rows, hp, ws = model.kv.n_seqs, model.hp, model.workspace
+    hp, ws = model.hp, model.workspace
     if n_rows > min(ws.max_tokens, ws.max_logits):
         return f"the workspace has no room for a row of each of {n_rows} sequences"
     if hp.n_experts and n_rows * hp.n_experts_used > hp.n_experts:
@@ -56,9 +58,7 @@ def _why_no_ops(model: "Transformer") -> str:
     return ""
 
 
-def _of_ops(model: "Transformer", forward: Callable[["Rows"], None]) -> Decoder | str:
-    n_rows = model.kv.n_seqs
-
+def _of_ops(model: "Transformer", n_rows: int, forward: Callable[["Rows"], None]) -> Decoder | str:
     def step(token_ids: Buffer, seq: Buffer, pos: Buffer) -> None:
         rows = model.workspace.rows(int(token_ids.shape[0]))
         forward(replace(rows, token_ids=token_ids, seq=seq, pos=pos))

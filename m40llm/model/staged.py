@@ -54,6 +54,9 @@ class StagedTransformer:
         where = " and ".join(f"{len(s.part.layers)} on {s.ops.name}" for s in self.stages)
         return f"its layers are on two devices, {where}, and the host hands over between them"
 
+    def decoder_of(self, n_seqs: int) -> str:
+        return self.decoder
+
     def ops_of(self, name: str) -> Ops:
         return next(stage.ops for stage in self.stages if stage.part.holds(name))
 

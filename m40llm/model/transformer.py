@@ -48,11 +48,18 @@ class Transformer(Layers):
         ropes = rope_tables(ops, arch, hp.rope, part.layers, max_seq_len, freq_factors)
         super().__init__(ops, arch, hp, weights, part, kv, ropes)
         self._embedding_factor = arch.embedding_factor(hp)
+        self._decoders: dict[int, Decoder | str] = {}
 
     @cached_property
     def decoder(self) -> Decoder | str:
-        """What decodes on the device by itself, made at the first call; or why nothing does."""
-        return decoder_of(self, self._forward_rows)
+        """What decodes all sequences on the device by itself; or why nothing does."""
+        return self.decoder_of(self.kv.n_seqs)
+
+    def decoder_of(self, n_seqs: int) -> Decoder | str:
+        """What decodes the first n_seqs sequences, made at the first call."""
+        if n_seqs not in self._decoders:
+            self._decoders[n_seqs] = decoder_of(self, n_seqs, self._forward_rows)
+        return self._decoders[n_seqs]
 
     def ops_of(self, name: str) -> Ops:
         """Whose device a matrix is on: "blk.0.attn_q", "output"."""
@@ -61,9 +68,9 @@ class Transformer(Layers):
     def recover(self) -> None:
         """Makes good what a failed op may have left half-done."""
         self.ops.recover()
-        decoder = self.__dict__.get("decoder")  # none is made for it
-        if decoder is not None and not isinstance(decoder, str):
-            decoder.recover()
+        for decoder in self._decoders.values():  # none is made for it
+            if not isinstance(decoder, str):
+                decoder.recover()
 
     def forward(self, batch: Batch) -> Buffer:
         """Logits of the batch's `logit_rows`: float32[n_logits, vocab_size], on the device.

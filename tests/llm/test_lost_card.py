@@ -35,7 +35,7 @@ with Service.load(sys.argv[1], device="cuda", slots=2) as service:
     for _ in range(2):
         begun, ended, events = ask(service, 4000)
         assert begun.wait(60)
-        scale(nowhere, 2.0, stream=service.llm.transformer.ops.card)
+        scale(nowhere, 2.0, stream=service._runner._lent.engine.model.ops.card)
         assert ended.wait(60)
         assert isinstance(events[-1], DeviceError), events[-1]
         print("failed:", events[-1])

@@ -139,12 +139,13 @@ class CardDecoder(ABC):
         self._n_commands += 1
         rings.put_command(self._rings.commands, self._n_commands, operation, slot, count)
 
-    def cancel(self, slot: int) -> None:
-        self._command(rings.CANCEL, slot)
+    def cancel(self, *slots: int) -> None:
+        for slot in slots:
+            self._command(rings.CANCEL, slot)
         self.make_way()
         self._take_commands()
         self._wait()
-        self._kept = [answer for answer in self.answers() if answer.slot != slot]
+        self._kept = [answer for answer in self.answers() if answer.slot not in slots]
 
     def _wait(self) -> None:
         self._card.read(self._state.control)
