@@ -5,9 +5,10 @@
 
 Drawn weights; each number of requests is a scheduler with as many slots, or with --slots. Decode is
 what is made between the first moment at which all have their first token and the first one's end;
-prefill, from the beginning to that moment, is told apart. Verified first: the answers of the requests together
-are those of some of them alone, token by token and bit by bit; with --no-batch-invariant up to the
-first token that a rounding decides otherwise, and the line says how many are the same.
+prefill, from the beginning to that moment, is told apart. Verified first: the answers of the
+requests together are those of some of them alone, token by token and bit by bit; with
+--no-batch-invariant up to the first token that a rounding decides otherwise, and the line says how
+many are the same. A JSON line each.
 """
 
 import argparse

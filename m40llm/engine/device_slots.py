@@ -9,7 +9,7 @@ goes from one to another between two tokens, as a request whose first tokens are
 from collections.abc import Sequence
 from typing import Final
 
-from m40llm.device.decoder import Answer, Decoder, SlotRequest
+from m40llm.device.decoder import Answer, Decoder, Form, SlotRequest
 from m40llm.engine.decode_step import begin, decode, slot_request
 from m40llm.engine.engine import Engine
 from m40llm.engine.slot import Slot
@@ -51,9 +51,7 @@ class DeviceSlots:
         if not at_work:
             return []
         self._fit(at_work, max(slot.index for slot in at_work) + 1)
-        form = self._engine.decode_form
-        assert form != "host"
-        self.decoder.advance(form, one_step=one_step)
+        self.decoder.advance(self._form, one_step=one_step)
         answers = self.decoder.answers()
         self._n_spare += len(answers)
         return answers
@@ -61,17 +59,30 @@ class DeviceSlots:
     @property
     def decoder(self) -> Decoder:
         """The one at work."""
-        decoder = self._model.decoder_of(self._size)
+        return self._known(self._size)
+
+    @property
+    def _form(self) -> Form:
+        """The engine's; or persistent, where only the decoder of all slots has no such form."""
+        form, whole = self._engine.decode_form, self._known(self._sizes[-1])
+        assert form != "host"
+        if self._size < self._sizes[-1] and whole.why_not("persistent"):
+            return "persistent" if "persistent" in self.decoder.forms else form
+        return form
+
+    def _known(self, size: int) -> Decoder:
+        decoder = self._model.decoder_of(size)
         assert not isinstance(decoder, str)
         return decoder
 
-    def _works(self, n_slots: int) -> bool:
+    def _works(self, size: int) -> bool:
         """Whether there is such a decoder; its kernels are compiled here, and not while others
         wait for their tokens."""
-        decoder, form = self._model.decoder_of(n_slots), self._engine.decode_form
+        decoder, form = self._model.decoder_of(size), self._engine.decode_form
         if isinstance(decoder, str) or form == "host" or decoder.why_not(form):
             return False
-        for _ in decode(decoder, form, SlotRequest(token_id=0, pos=0, count=2)):
+        self._size = size
+        for _ in decode(decoder, self._form, SlotRequest(token_id=0, pos=0, count=2)):
             pass
         return True
 
