@@ -18,17 +18,22 @@ from m40llm.errors import RequestError
 from m40llm.server.app import create_app
 from m40llm.server.connections import protocol_of
 from m40llm.server.log import configure, log
+from m40llm.server.restart import inherited, restart
 from m40llm.server.serving import Serving
 from m40llm.server.settings import Settings
 
 if TYPE_CHECKING:
     from m40llm.llm.service import Service
 
+_WATCH_S = 0.2  # between two looks at whether the service works
 _LAST_BYTES_S = 2  # for answers that are made, once nothing is under way any more
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """A socket at the address, before a model is loaded for nothing. RequestError says why not."""
+    """A socket at the address, before a model is loaded for nothing, or the one that the process
+    before has left. RequestError says why not."""
+    if left := inherited():
+        return left
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
@@ -63,11 +68,18 @@ def url_of(at: socket.socket) -> str:
 def run(
     service: "Service", settings: Settings, at: socket.socket, ready: Callable[[], None]
 ) -> None:
-    """Serves until SIGTERM or SIGINT; `ready` is called when the first request can come."""
+    """Serves until SIGTERM or SIGINT; `ready` is called when the first request can come.
+
+    Where the device is lost to this process, another one goes on: see restart.py, and what it
+    raises.
+    """
     configure()
     app = create_app(service, settings)
     server = Server(config_of(app), app.state.serving, ready)
-    server.run(sockets=[at])
+    with at.dup() as left:  # uvicorn closes its own
+        server.run(sockets=[at])
+        if server.failure:
+            restart(left, server.failure)
 
 
 def config_of(app: FastAPI) -> uvicorn.Config:
@@ -109,6 +121,8 @@ class Server(uvicorn.Server):
 
     The first signal: no more requests are taken, and /health says so; what is under way has
     `grace_s` to end, then it is cancelled, and told so. The second ends the process at once.
+
+    failure  why the service has ended by itself; empty while it has not
     """
 
     def __init__(self, config: uvicorn.Config, serving: Serving, ready: Callable[[], None]) -> None:
@@ -116,11 +130,23 @@ class Server(uvicorn.Server):
         self._serving, self._ready = serving, ready
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ending: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self.failure = ""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        self._watching = asyncio.ensure_future(self._watch())
         self._ready()
+
+    async def _watch(self) -> None:
+        """All that was under way has been told when a service has failed; answers go out at the
+        end."""
+        while not (failure := self._serving.service.stats().failure):
+            await asyncio.sleep(_WATCH_S)
+        log("failed", logging.ERROR, message=failure)
+        self._serving.is_closing = self.should_exit = True
+        self.failure = failure
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._serving.is_closing or self._loop is None:

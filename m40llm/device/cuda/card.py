@@ -54,7 +54,7 @@ class CudaCard:
             self.has_time_limit = bool(self._attribute("KERNEL_EXEC_TIMEOUT"))
             self.max_steps = 32 if self.has_time_limit else 1 << 20
             self._stream = call(driver.cuStreamCreate, NON_BLOCKING)
-            self._staging = Staging(self._context, self._stream)
+            self._staging = Staging(self._stream)
             self._modules = Modules(self.capability, config.FORCE_CUDA_CC or self.capability)
 
     @property
@@ -164,7 +164,7 @@ class CudaCard:
         """A point in the stream's work, for `has_come` and `elapsed_ms`."""
         self._bind()
         with _as_device_error("recording an event"):
-            return Event(self._context, self._stream)
+            return Event(self._stream)
 
     def has_come(self, event: Event) -> bool:
         """Whether the work before the event is done."""
@@ -185,7 +185,7 @@ class CudaCard:
         Kernels must have been compiled, that is launched, before.
         """
         self._bind()
-        graph = Graph(self._context, self._stream)
+        graph = Graph(self._stream)
         with _as_device_error("capturing a graph"):
             graph.begin()
             self._graph = graph

@@ -6,7 +6,6 @@ from typing import Any
 
 from cuda.bindings import driver
 
-from m40llm.device.cuda.context import Context
 from m40llm.device.cuda.driver import STREAM_WITHOUT_LEGACY_SYNC, call, is_done
 
 
@@ -16,8 +15,7 @@ class Graph:
     stream  that launches are to be enqueued in while it is recorded
     """
 
-    def __init__(self, context: Context, stream: Any) -> None:
-        self._context = context
+    def __init__(self, stream: Any) -> None:
         self._main = self.stream = stream
         self._side: Any = None
         self._executable: Any = None
@@ -58,7 +56,7 @@ class Graph:
 
     def __del__(self) -> None:
         if self._executable is not None:
-            self._context.give_back(driver.cuGraphExecDestroy, self._executable)
+            driver.cuGraphExecDestroy(self._executable)
 
 
 def _let_wait(later: Any, earlier: Any) -> None:
@@ -72,8 +70,7 @@ def _let_wait(later: Any, earlier: Any) -> None:
 class Event:
     """A point in a stream's work."""
 
-    def __init__(self, context: Context, stream: Any) -> None:
-        self._context = context
+    def __init__(self, stream: Any) -> None:
         self.handle: Any = None
         self.handle = call(driver.cuEventCreate, 0)
         call(driver.cuEventRecord, self.handle, stream)
@@ -84,4 +81,4 @@ class Event:
 
     def __del__(self) -> None:
         if self.handle is not None:
-            self._context.give_back(driver.cuEventDestroy, self.handle)
+            driver.cuEventDestroy(self.handle)

@@ -8,7 +8,6 @@ import numpy as np
 from cuda.bindings import driver
 from numpy.typing import NDArray
 
-from m40llm.device.cuda.context import Context
 from m40llm.device.cuda.driver import call
 
 CHUNK_BYTES: Final = 16 << 20
@@ -19,9 +18,9 @@ Bytes = NDArray[np.uint8]
 class Staging:
     """Two page-locked buffers. Copies are ordered as the stream's other work is."""
 
-    def __init__(self, context: Context, stream: Any) -> None:
+    def __init__(self, stream: Any) -> None:
         self._stream = stream
-        self._chunks = [_Chunk(context) for _ in range(2)]
+        self._chunks = [_Chunk() for _ in range(2)]
         self._next = 0
 
     def write(self, address: int, values: Bytes) -> None:
@@ -70,9 +69,9 @@ def _arrive(chunk: "_Chunk", piece: Bytes) -> None:
 
 
 class _Chunk:
-    def __init__(self, context: Context) -> None:
+    def __init__(self) -> None:
         address = int(call(driver.cuMemHostAlloc, CHUNK_BYTES, 0))
-        weakref.finalize(self, context.give_back, driver.cuMemFreeHost, address)
+        weakref.finalize(self, driver.cuMemFreeHost, address)
         memory = (ctypes.c_uint8 * CHUNK_BYTES).from_address(address)
         self.bytes: Bytes = np.ctypeslib.as_array(memory)
         self.done = call(driver.cuEventCreate, 0)  # freed with the process
