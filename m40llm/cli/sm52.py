@@ -119,21 +119,39 @@ def _disassembler(progress: Any, *, fetch: bool) -> Any:
 
 
 def _report(document: dict[str, Any]) -> str:
-    lacks = "" if document["fits"] else ": not all layers, beside a useful context, so no times"
-    parts = [f"{document['card']}, {document['what']}", f"what fits: {document['plan']}{lacks}"]
+    parts = [f"{document['card']}, {document['what']}"]
+    parts.append(f"what fits: {document['plan']}{_lacks(document)}")
     for name in ("decode", "prefill"):
         if found := document[name]:
             parts.append(_rate(name, found))
+            if name == "decode" and document["fits"] and document["has_persistent"]:
+                parts.append(
+                    f"  of these {_range(found['gap_ms'])} ms are gaps between launches, which the "
+                    "persistent form does not have; its barriers are not projected"
+                )
             parts.append(_kernels([k for k in document["kernels"] if k["step"] == name]))
     return "\n".join(parts)
 
 
+def _lacks(document: dict[str, Any]) -> str:
+    """What is not projected because it is not on the card."""
+    if document["fits"]:
+        return ""
+    if n := document["n_card_layers"]:
+        return (
+            f": {n} of {document['n_layers']} layers on the card, whose times these are; what the "
+            "CPU takes for the others is not projected"
+        )
+    return ": no layers, beside a useful context, so no times"
+
+
 def _rate(name: str, step: dict[str, Any]) -> str:
-    rate, time = _range(step["tokens_per_s"]), _range(step["ms"])
+    time = _range(step["ms"])
+    rate = f"{_range(step['tokens_per_s'])} tokens/s, " if step["tokens_per_s"] else ""
     told = {
-        "decode": f"decode behind {step['n_context']} tokens: {rate} tokens/s, {time} ms each",
-        "prefill": f"prefill of {step['n_tokens']} tokens: {rate} tokens/s, the first token after "
-        f"{time} ms",
+        "decode": f"decode behind {step['n_context']} tokens: {rate}{time} ms each",
+        "prefill": f"prefill of {step['n_tokens']} tokens: {rate}"
+        + (f"the first token after {time} ms" if rate else f"{time} ms"),
     }[name]
     launches = f"{step['n_launches']} launches, {human_bytes(step['n_bytes'])}"
     return f"{told}; {launches}, mostly bound by {step['bound']}"

@@ -7,7 +7,7 @@ makes them, not from a list beside it.
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import groupby, pairwise
 from typing import Any
@@ -26,6 +26,7 @@ from m40llm.kernels.contract import Dim, Kernel
 from m40llm.kernels.planes import Planes, from_blocks
 from m40llm.progress import Progress
 from m40llm.sm52.cards import CardSpec
+from m40llm.sm52.experts import ImaginedExperts, even_choice
 from m40llm.sm52.work import Work, work
 
 _FIRST_ADDRESS = 1 << 40
@@ -98,6 +99,10 @@ class ImaginedCard:
             )
         )
 
+    def amend(self, **changes: Any) -> None:
+        """What the last launch's arguments do not say of it."""
+        self.launches[-1] = replace(self.launches[-1], **changes)
+
     def alloc(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
         buffer = DeviceArray.at(self._next, tuple(shape), dtype, None)
         self._next += -(-max(buffer.nbytes, 1) // _ALIGNMENT) * _ALIGNMENT
@@ -142,6 +147,18 @@ class ImaginedOps(GpuOps):
 
     def __init__(self, card: ImaginedCard) -> None:
         super().__init__(card)
+        self.experts = ImaginedExperts(card, card.amend)
+        self._choice: tuple[int, int] | None = None  # address of the ids, and number of experts
+
+    def choose_experts(self, logits: DeviceArray, *, ids: DeviceArray, **how: Any) -> None:
+        super().choose_experts(logits, ids=ids, **how)
+        self._choice = ids.address, int(logits.shape[1])
+
+    def read(self, buffer: DeviceArray) -> NDArray[Any]:
+        """Zeros; of what a router has chosen, an even choice."""
+        if self._choice is not None and buffer.address == self._choice[0]:
+            return even_choice(int(buffer.shape[0]), self._choice[1])
+        return super().read(buffer)
 
     def matrix(
         self, ggml_type: GGMLType, n_rows: int, n_cols: int, data: NDArray[np.uint8]
