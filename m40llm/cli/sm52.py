@@ -37,6 +37,10 @@ PromptTokens = Annotated[int, typer.Option(min=1, metavar="N", help="Tokens of t
 Fetch = Annotated[
     bool, typer.Option("--fetch", help="Fetch NVIDIA's disassembler where there is none (210 MB).")
 ]
+Count = Annotated[
+    bool,
+    typer.Option("--count", help="Count sectors and bank conflicts in the emulator (a minute)."),
+]
 Chart = Annotated[
     str | None,
     typer.Option(
@@ -54,6 +58,7 @@ def sm52(
     context: Context = 512,
     prompt: PromptTokens = 512,
     fetch: Fetch = False,
+    count: Count = False,
     chart: Chart = None,
     as_json: opt.AsJson = False,
     debug: opt.Debug = False,
@@ -84,9 +89,9 @@ def sm52(
     with progress_bar() as progress:
         path = resolve(model, progress=progress)
         tool = _disassembler(progress, fetch=fetch)
-        how = {"n_context": context, "n_prompt": prompt, "tool": tool, "progress": progress}
+        how = {"n_context": context, "n_prompt": prompt, "tool": tool, "count": count}
         with open_gguf(path) as file:
-            found = report(file, card_of(card), **how)
+            found = report(file, card_of(card), progress=progress, **how)
     document = {"model": model, **found}
     if chart is not None:
         for drawn in save(drawing(found), chart):
@@ -159,7 +164,9 @@ def _rate(name: str, step: dict[str, Any]) -> str:
 
 def _kernels(kernels: list[dict[str, Any]]) -> str:
     head = ("us each", "times", "kernel", "operand", "bound", "registers", "spilled", "shared")
-    return table([(*head, "warps an SM", "loop", "FFMA"), *map(_cells, kernels)])
+    return table(
+        [(*head, "warps an SM", "loop", "FFMA", "sectors", "wavefronts"), *map(_cells, kernels)]
+    )
 
 
 def _cells(kernel: dict[str, Any]) -> tuple[str, ...]:
@@ -170,6 +177,7 @@ def _cells(kernel: dict[str, Any]) -> tuple[str, ...]:
         f"{k['n_warps']} ({k['occupancy_limit']})",
         "-" if k["loop_instructions"] is None else str(k["loop_instructions"]),
         "-" if k["ffma_share"] is None else f"{k['ffma_share']:.0%}",
+        *("-" if k[key] is None else f"{k[key]:.1f}" for key in ("sectors", "wavefronts")),
     )
 
 

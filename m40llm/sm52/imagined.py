@@ -7,7 +7,7 @@ makes them, not from a list beside it.
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import groupby, pairwise
 from typing import Any
@@ -30,7 +30,17 @@ from m40llm.sm52.experts import ImaginedExperts, even_choice
 from m40llm.sm52.work import Work, work
 
 _FIRST_ADDRESS = 1 << 40
-_ALIGNMENT = 256
+ALIGNMENT = 256
+
+
+@dataclass(frozen=True)
+class Given:
+    """An argument of a launch: a number, its value; or an array of this shape, and its bytes where
+    it holds integers that the host has written."""
+
+    shape: tuple[int, ...] | None
+    dtype: str
+    value: Any = None
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,7 @@ class Launch:
     grid          blocks
     shared_bytes  dynamic ones
     operand       of a product, the weights: "Q4_K 4096 x 14336"
+    given         the arguments; launches that differ in nothing else are one kind
     """
 
     kernel: Kernel
@@ -49,6 +60,7 @@ class Launch:
     shared_bytes: int
     work: Work
     operand: str = ""
+    given: tuple[Given, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def n_blocks(self) -> int:
@@ -72,6 +84,7 @@ class ImaginedCard:
         self.launches: list[Launch] = []
         self.positions = np.zeros(1, np.int32)
         self.operand = ""
+        self._written: dict[int, bytes] = {}  # integers, by address
         self._next = _FIRST_ADDRESS
 
     @property
@@ -96,8 +109,16 @@ class ImaginedCard:
                 shared_bytes=shared_bytes,
                 work=work(kernel, args, self.positions),
                 operand=self.operand,
+                given=tuple(map(self._given, args)),
             )
         )
+
+    def _given(self, arg: Any) -> Given:
+        if not hasattr(arg, "address"):
+            return Given(None, type(arg).__name__, arg)
+        shape, dtype = tuple(map(int, arg.shape)), np.dtype(arg.dtype)
+        value = self._written.get(arg.address, b"")
+        return Given(shape, dtype.str, value if 0 < len(value) == arg.nbytes else None)
 
     def amend(self, **changes: Any) -> None:
         """What the last launch's arguments do not say of it."""
@@ -105,7 +126,7 @@ class ImaginedCard:
 
     def alloc(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
         buffer = DeviceArray.at(self._next, tuple(shape), dtype, None)
-        self._next += -(-max(buffer.nbytes, 1) // _ALIGNMENT) * _ALIGNMENT
+        self._next += -(-max(buffer.nbytes, 1) // ALIGNMENT) * ALIGNMENT
         return buffer
 
     def alloc_mapped(self, shape: tuple[int, ...], dtype: Any) -> tuple[DeviceArray, NDArray[Any]]:
@@ -115,7 +136,9 @@ class ImaginedCard:
         return self.alloc(values.shape, values.dtype)
 
     def write(self, buffer: DeviceArray, values: NDArray[Any]) -> None:
-        """Values go nowhere."""
+        """Integers are remembered, which a launch may read as rows and positions."""
+        if np.issubdtype(buffer.dtype, np.integer):
+            self._written[buffer.address] = values.astype(buffer.dtype).tobytes()
 
     def read(self, buffer: DeviceArray) -> NDArray[Any]:
         return np.zeros(buffer.shape, buffer.dtype)

@@ -13,6 +13,7 @@ from m40llm.model.program import why_never
 from m40llm.progress import Progress, silent
 from m40llm.sm52.cards import CardSpec
 from m40llm.sm52.code import Code, code_of
+from m40llm.sm52.counting import Counted, counted
 from m40llm.sm52.imagined import Launch
 from m40llm.sm52.projection import GAP_S, ZERO, Projection, Range, project
 from m40llm.sm52.steps import ImaginedModel, Step
@@ -28,6 +29,7 @@ class Row:
     count: int
     launch: Launch
     code: Code
+    counted: Counted | None
     projection: Projection
 
     @property
@@ -53,6 +55,8 @@ class Row:
             "n_instructions": len(code.listing.instructions) if code.listing else None,
             "loop_instructions": len(loop.body) if loop else None,
             "ffma_share": loop.ffma_share if loop else None,
+            "sectors": self.counted.sectors if self.counted else None,
+            "wavefronts": self.counted.wavefronts if self.counted else None,
             "n_bytes": launch.work.n_bytes,
             "n_flops": launch.work.n_flops,
             "us": _pair(found.seconds, 1e6),
@@ -67,6 +71,7 @@ def report(
     n_context: int,
     n_prompt: int,
     tool: Path | None,
+    count: bool = False,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """The document. Where not all layers fit beside a useful context (llm/fit.py), the times are
@@ -76,6 +81,7 @@ def report(
     n_context  tokens in the cache where one is decoded; n_prompt: of a prompt; both are cut to
                what fits
     tool       the disassembler; None: times by memory alone
+    count      have the emulator count each kernel's sectors and wavefronts
     """
     arch, hp = architecture_of(file), HParams.from_gguf(file)
     check_tensors(file, arch, hp)
@@ -99,7 +105,7 @@ def report(
     n_context, n_prompt = min(n_context, longest - 1), min(n_prompt, longest)
     imagined = ImaginedModel(card, file, arch, hp, plan.best)
     steps = {"decode": imagined.decode(n_context), "prefill": imagined.prefill(n_prompt)}
-    rows = _rows(steps, card, tool, progress)
+    rows = _rows(steps, card, tool, progress, count=count)
     for name, context in (("decode", n_context), ("prefill", 0)):
         mine = [row for row in rows if row.step == name]
         document[name] = _summary(steps[name], context, mine, is_whole=document["fits"])
@@ -113,16 +119,17 @@ def _card_layers(plan: CardPlan) -> int:
 
 
 def _rows(
-    steps: dict[str, Step], card: CardSpec, tool: Path | None, progress: Progress
+    steps: dict[str, Step], card: CardSpec, tool: Path | None, progress: Progress, *, count: bool
 ) -> list[Row]:
     """What takes longest first, step by step."""
     kinds = [(name, *kind) for name, step in steps.items() for kind in step.launches.items()]
     rows = []
-    for i, (name, launch, count) in enumerate(kinds):
+    for i, (name, launch, n) in enumerate(kinds):
         arch = "sm_{}{}".format(*card.capability)
         progress(f"compiling {launch.kernel.name} for {arch}", i / len(kinds))
         code = code_of(launch.kernel, launch.arg_types, card.capability, tool)
-        rows.append(Row(name, count, launch, code, project(launch, code, card)))
+        found = counted(launch) if count else None
+        rows.append(Row(name, n, launch, code, found, project(launch, code, card, found)))
     progress("compiling", 1.0)
     order = list(steps)
     return sorted(rows, key=lambda row: (order.index(row.step), -row.seconds.high))

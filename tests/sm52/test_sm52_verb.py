@@ -17,6 +17,7 @@ from m40llm.cli.app import app
 from m40llm.sm52 import report
 from m40llm.sm52.cards import CARDS
 from m40llm.sm52.code import Code
+from m40llm.sm52.counting import Counted
 from m40llm.sm52.sass import parse
 from m40llm.testing import write_tiny_gguf
 from m40llm.testing.hollow import write_hollow_gguf
@@ -93,7 +94,7 @@ def test_table(run: Run, model: str) -> None:
     (gate,) = [line for line in lines if "gemv" in line and "14336 x 4096" in line]
     assert gate.split()[3:] == [
         *("64", "gemv", "Q8_0", "14336", "x", "4096", "memory"),
-        *("64", "0", "1.0", "kB", "32", "(registers)", "32", "94%"),
+        *("64", "0", "1.0", "kB", "32", "(registers)", "32", "94%", "-", "-"),
     ]
 
 
@@ -133,6 +134,17 @@ def test_a_model_with_experts(run: Run, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "2 of 8" in result.stdout
     assert "gaps" not in result.stdout, "experts have no persistent form"
+
+
+def test_what_is_counted(run: Run, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "counted", lambda launch: Counted(12.5, 2.0))
+    result = run("--model", model, "--count")
+    assert result.exit_code == 0, result.output
+    (gate,) = [a for a in result.stdout.splitlines() if "gemv" in a and "14336 x 4096" in a]
+    assert gate.split()[-3:] == ["94%", "12.5", "2.0"]
+    row = json.loads(run("--model", model, "--count", "--json").stdout)["kernels"][0]
+    assert (row["sectors"], row["wavefronts"]) == (12.5, 2.0)
+    assert json.loads(run("--model", model, "--json").stdout)["kernels"][0]["sectors"] is None
 
 
 def test_without_a_disassembler(run: Run, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
