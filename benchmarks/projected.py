@@ -23,6 +23,7 @@ from rich.table import Table
 from m40llm.device.ops import Q8Cache
 from m40llm.sm52.cards import CARDS, CardSpec
 from m40llm.sm52.code import code_of
+from m40llm.sm52.counting import counted
 from m40llm.sm52.disassembler import find_disassembler
 from m40llm.sm52.imagined import ImaginedCard, ImaginedOps, Launch
 from m40llm.sm52.projection import Projection, project
@@ -102,7 +103,9 @@ def launches(row: dict[str, Any], spec: CardSpec) -> list[Launch]:
     return card.launches
 
 
-def projected(paths: list[Path], only: str) -> Iterator[tuple[dict[str, Any], Projection]]:
+def projected(
+    paths: list[Path], only: str, *, count: bool = False
+) -> Iterator[tuple[dict[str, Any], Projection]]:
     tool = find_disassembler()
     assert tool is not None, "no nvdisasm: m40llm sm52 --fetch"
     for path in paths:
@@ -113,7 +116,7 @@ def projected(paths: list[Path], only: str) -> Iterator[tuple[dict[str, Any], Pr
                 continue
             for launch in launches(row, spec):
                 code = code_of(launch.kernel, launch.arg_types, spec.capability, tool)
-                yield row, project(launch, code, spec)
+                yield row, project(launch, code, spec, counted(launch) if count else None)
 
 
 def main() -> None:
@@ -121,9 +124,10 @@ def main() -> None:
     parser.add_argument("paths", nargs="+", type=Path)
     parser.add_argument("--only", default="", help="rows whose benchmark and case hold this")
     parser.add_argument("--rows", action="store_true", help="each row, not only what comes of all")
+    parser.add_argument("--count", action="store_true", help="what the emulator counts, too")
     args = parser.parse_args()
     found = defaultdict(list)
-    for row, projection in projected(args.paths, args.only):
+    for row, projection in projected(args.paths, args.only, count=args.count):
         low, high = (1e6 * end for end in (projection.seconds.low, projection.seconds.high))
         found[row["bench"]].append((row["median"], low, high))
         if args.rows:

@@ -56,6 +56,12 @@ def _offline_reason() -> str:
 
 
 @pytest.fixture(scope="session")
+def offline_reason() -> Callable[[], str]:
+    """Asked only where something must be fetched."""
+    return _offline_reason
+
+
+@pytest.fixture(scope="session")
 def with_compiled() -> Callable[[Path], Path]:
     """A folder for M40LLM_HOME that has nothing but the emulated kernels which others compiled."""
     import platformdirs

@@ -37,6 +37,10 @@ PromptTokens = Annotated[int, typer.Option(min=1, metavar="N", help="Tokens of t
 Fetch = Annotated[
     bool, typer.Option("--fetch", help="Fetch NVIDIA's disassembler where there is none (210 MB).")
 ]
+Count = Annotated[
+    bool,
+    typer.Option("--count", help="Count sectors and bank conflicts in the emulator (a minute)."),
+]
 Chart = Annotated[
     str | None,
     typer.Option(
@@ -54,6 +58,7 @@ def sm52(
     context: Context = 512,
     prompt: PromptTokens = 512,
     fetch: Fetch = False,
+    count: Count = False,
     chart: Chart = None,
     as_json: opt.AsJson = False,
     debug: opt.Debug = False,
@@ -84,9 +89,9 @@ def sm52(
     with progress_bar() as progress:
         path = resolve(model, progress=progress)
         tool = _disassembler(progress, fetch=fetch)
-        how = {"n_context": context, "n_prompt": prompt, "tool": tool, "progress": progress}
+        how = {"n_context": context, "n_prompt": prompt, "tool": tool, "count": count}
         with open_gguf(path) as file:
-            found = report(file, card_of(card), **how)
+            found = report(file, card_of(card), progress=progress, **how)
     document = {"model": model, **found}
     if chart is not None:
         for drawn in save(drawing(found), chart):
@@ -119,21 +124,39 @@ def _disassembler(progress: Any, *, fetch: bool) -> Any:
 
 
 def _report(document: dict[str, Any]) -> str:
-    lacks = "" if document["fits"] else ": not all layers, beside a useful context, so no times"
-    parts = [f"{document['card']}, {document['what']}", f"what fits: {document['plan']}{lacks}"]
+    parts = [f"{document['card']}, {document['what']}"]
+    parts.append(f"what fits: {document['plan']}{_lacks(document)}")
     for name in ("decode", "prefill"):
         if found := document[name]:
             parts.append(_rate(name, found))
+            if name == "decode" and document["fits"] and document["has_persistent"]:
+                parts.append(
+                    f"  of these {_range(found['gap_ms'])} ms are gaps between launches, which the "
+                    "persistent form does not have; its barriers are not projected"
+                )
             parts.append(_kernels([k for k in document["kernels"] if k["step"] == name]))
     return "\n".join(parts)
 
 
+def _lacks(document: dict[str, Any]) -> str:
+    """What is not projected because it is not on the card."""
+    if document["fits"]:
+        return ""
+    if n := document["n_card_layers"]:
+        return (
+            f": {n} of {document['n_layers']} layers on the card, whose times these are; what the "
+            "CPU takes for the others is not projected"
+        )
+    return ": no layers, beside a useful context, so no times"
+
+
 def _rate(name: str, step: dict[str, Any]) -> str:
-    rate, time = _range(step["tokens_per_s"]), _range(step["ms"])
+    time = _range(step["ms"])
+    rate = f"{_range(step['tokens_per_s'])} tokens/s, " if step["tokens_per_s"] else ""
     told = {
-        "decode": f"decode behind {step['n_context']} tokens: {rate} tokens/s, {time} ms each",
-        "prefill": f"prefill of {step['n_tokens']} tokens: {rate} tokens/s, the first token after "
-        f"{time} ms",
+        "decode": f"decode behind {step['n_context']} tokens: {rate}{time} ms each",
+        "prefill": f"prefill of {step['n_tokens']} tokens: {rate}"
+        + (f"the first token after {time} ms" if rate else f"{time} ms"),
     }[name]
     launches = f"{step['n_launches']} launches, {human_bytes(step['n_bytes'])}"
     return f"{told}; {launches}, mostly bound by {step['bound']}"
@@ -141,7 +164,9 @@ def _rate(name: str, step: dict[str, Any]) -> str:
 
 def _kernels(kernels: list[dict[str, Any]]) -> str:
     head = ("us each", "times", "kernel", "operand", "bound", "registers", "spilled", "shared")
-    return table([(*head, "warps an SM", "loop", "FFMA"), *map(_cells, kernels)])
+    return table(
+        [(*head, "warps an SM", "loop", "FFMA", "sectors", "wavefronts"), *map(_cells, kernels)]
+    )
 
 
 def _cells(kernel: dict[str, Any]) -> tuple[str, ...]:
@@ -152,6 +177,7 @@ def _cells(kernel: dict[str, Any]) -> tuple[str, ...]:
         f"{k['n_warps']} ({k['occupancy_limit']})",
         "-" if k["loop_instructions"] is None else str(k["loop_instructions"]),
         "-" if k["ffma_share"] is None else f"{k['ffma_share']:.0%}",
+        *("-" if k[key] is None else f"{k[key]:.1f}" for key in ("sectors", "wavefronts")),
     )
 
 

@@ -18,7 +18,7 @@ def chart(document: dict[str, Any]) -> Any:
     """Of report.py's document: a matplotlib figure, a panel a step. RequestError where nothing was
     projected, or matplotlib is missing."""
     if not document["kernels"]:
-        raise RequestError("chart: there are no times: not all layers fit on this card")
+        raise RequestError("chart: there are no times: no layers fit on this card")
     width, height = _PANEL
     fig = new_figure("chart", (width, height * len(_STEPS)))
     from matplotlib.patches import Patch
@@ -29,6 +29,15 @@ def chart(document: dict[str, Any]) -> Any:
     bounds = [Patch(color=colour, label=bound) for bound, colour in _COLOURS.items()]
     fig.legend(handles=bounds, title="bound by", loc="outside lower center", ncols=len(bounds))
     return fig
+
+
+def _rate(step: dict[str, Any]) -> str:
+    """Of a whole model; of a part of one there is only a time."""
+    if step["tokens_per_s"] is None:
+        low, high = step["ms"]
+        return f"{low:,.3g} to {high:,.3g} ms, of the layers on the card"
+    low, high = step["tokens_per_s"]
+    return f"{low:,.0f} to {high:,.0f} tokens/s"
 
 
 def _draw(axes: Any, name: str, document: dict[str, Any]) -> None:
@@ -44,6 +53,5 @@ def _draw(axes: Any, name: str, document: dict[str, Any]) -> None:
         axes.barh(at, low, color=_COLOURS[bound])
         axes.barh(at, high - low, left=low, color=_COLOURS[bound], alpha=0.35)
     axes.set_yticks(range(len(rows)), [kernel for (kernel, _), _ in rows])
-    low, high = document[name]["tokens_per_s"]
-    axes.set_title(f"{name}: {low:,.0f} to {high:,.0f} tokens/s", fontsize=10)
+    axes.set_title(f"{name}: {_rate(document[name])}", fontsize=10)
     axes.set_xlabel("ms of a step; pale: up to the longest")

@@ -7,7 +7,7 @@ makes them, not from a list beside it.
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import groupby, pairwise
 from typing import Any
@@ -26,10 +26,21 @@ from m40llm.kernels.contract import Dim, Kernel
 from m40llm.kernels.planes import Planes, from_blocks
 from m40llm.progress import Progress
 from m40llm.sm52.cards import CardSpec
+from m40llm.sm52.experts import ImaginedExperts, even_choice
 from m40llm.sm52.work import Work, work
 
 _FIRST_ADDRESS = 1 << 40
-_ALIGNMENT = 256
+ALIGNMENT = 256
+
+
+@dataclass(frozen=True)
+class Given:
+    """An argument of a launch: a number, its value; or an array of this shape, and its bytes where
+    it holds integers that the host has written."""
+
+    shape: tuple[int, ...] | None
+    dtype: str
+    value: Any = None
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,7 @@ class Launch:
     grid          blocks
     shared_bytes  dynamic ones
     operand       of a product, the weights: "Q4_K 4096 x 14336"
+    given         the arguments; launches that differ in nothing else are one kind
     """
 
     kernel: Kernel
@@ -48,6 +60,7 @@ class Launch:
     shared_bytes: int
     work: Work
     operand: str = ""
+    given: tuple[Given, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def n_blocks(self) -> int:
@@ -71,6 +84,7 @@ class ImaginedCard:
         self.launches: list[Launch] = []
         self.positions = np.zeros(1, np.int32)
         self.operand = ""
+        self._written: dict[int, bytes] = {}  # integers, by address
         self._next = _FIRST_ADDRESS
 
     @property
@@ -95,12 +109,24 @@ class ImaginedCard:
                 shared_bytes=shared_bytes,
                 work=work(kernel, args, self.positions),
                 operand=self.operand,
+                given=tuple(map(self._given, args)),
             )
         )
 
+    def _given(self, arg: Any) -> Given:
+        if not hasattr(arg, "address"):
+            return Given(None, type(arg).__name__, arg)
+        shape, dtype = tuple(map(int, arg.shape)), np.dtype(arg.dtype)
+        value = self._written.get(arg.address, b"")
+        return Given(shape, dtype.str, value if 0 < len(value) == arg.nbytes else None)
+
+    def amend(self, **changes: Any) -> None:
+        """What the last launch's arguments do not say of it."""
+        self.launches[-1] = replace(self.launches[-1], **changes)
+
     def alloc(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
         buffer = DeviceArray.at(self._next, tuple(shape), dtype, None)
-        self._next += -(-max(buffer.nbytes, 1) // _ALIGNMENT) * _ALIGNMENT
+        self._next += -(-max(buffer.nbytes, 1) // ALIGNMENT) * ALIGNMENT
         return buffer
 
     def alloc_mapped(self, shape: tuple[int, ...], dtype: Any) -> tuple[DeviceArray, NDArray[Any]]:
@@ -110,7 +136,9 @@ class ImaginedCard:
         return self.alloc(values.shape, values.dtype)
 
     def write(self, buffer: DeviceArray, values: NDArray[Any]) -> None:
-        """Values go nowhere."""
+        """Integers are remembered, which a launch may read as rows and positions."""
+        if np.issubdtype(buffer.dtype, np.integer):
+            self._written[buffer.address] = values.astype(buffer.dtype).tobytes()
 
     def read(self, buffer: DeviceArray) -> NDArray[Any]:
         return np.zeros(buffer.shape, buffer.dtype)
@@ -142,6 +170,18 @@ class ImaginedOps(GpuOps):
 
     def __init__(self, card: ImaginedCard) -> None:
         super().__init__(card)
+        self.experts = ImaginedExperts(card, card.amend)
+        self._choice: tuple[int, int] | None = None  # address of the ids, and number of experts
+
+    def choose_experts(self, logits: DeviceArray, *, ids: DeviceArray, **how: Any) -> None:
+        super().choose_experts(logits, ids=ids, **how)
+        self._choice = ids.address, int(logits.shape[1])
+
+    def read(self, buffer: DeviceArray) -> NDArray[Any]:
+        """Zeros; of what a router has chosen, an even choice."""
+        if self._choice is not None and buffer.address == self._choice[0]:
+            return even_choice(int(buffer.shape[0]), self._choice[1])
+        return super().read(buffer)
 
     def matrix(
         self, ggml_type: GGMLType, n_rows: int, n_cols: int, data: NDArray[np.uint8]

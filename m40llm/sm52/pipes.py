@@ -65,18 +65,36 @@ def pipes_of(capability: tuple[int, int]) -> Pipes:
     return HOPPER if capability >= (7, 0) else MAXWELL
 
 
-def slots(code: Iterable[Instruction], pipes: Pipes) -> tuple[float, float]:
+@dataclass(frozen=True)
+class Rounds:
+    """That an access takes of the units that load and store, where they were counted: it is then
+    not taken to be one at best, and one a word at worst."""
+
+    device: float
+    shared: float
+
+    def of(self, opcode: str) -> float | None:
+        """None for what was not counted: constants, local memory, atomics."""
+        if opcode in ("LDS", "STS"):
+            return self.shared
+        return self.device if opcode in ("LD", "LDG", "ST", "STG") else None
+
+
+def slots(
+    code: Iterable[Instruction], pipes: Pipes, counted: Rounds | None = None
+) -> tuple[float, float]:
     """(least, most) issue slots that a warp takes for these instructions."""
-    n_issued, n_words = 0, 0
+    n_issued, n_words = 0, 0.0
     busy: dict[int, float] = defaultdict(float)  # by lanes: slots of the unit that has as many
     for one in code:
         n_issued += 1
         if one.name in _CONTROL:
             continue
         lanes = pipes.lanes_of(one.name)
-        busy[lanes] += _LANES / lanes
+        rounds = counted.of(one.name) if counted else None
+        busy[lanes] += (rounds or 1.0) * _LANES / lanes
         if one.name in _MEMORY:
-            n_words += max(one.n_bytes // _WORD, 1)
+            n_words += rounds or max(one.n_bytes // _WORD, 1)
     busiest = max(busy.values(), default=0.0)
     most = max(float(n_issued), busiest, n_words * _LANES / pipes.memory_lanes)
     return max(n_issued / pipes.issues, busiest), most

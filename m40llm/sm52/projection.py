@@ -7,6 +7,9 @@
              memory for each round of the hot loop, DEPENDENT clocks for each instruction;
              at least one latency of the memory / boost clock
 
+Where the emulator has counted (counting.py), an access of shared memory takes as many rounds as it
+has wavefronts, and one of device memory a round for LINE_SECTORS sectors, at best and at worst.
+
 A launch takes as long as the longest of the three, and GAP_S behind it.
 """
 
@@ -17,9 +20,10 @@ from typing import Final
 from m40llm.kernels.contract import ceil_div
 from m40llm.sm52.cards import CardSpec
 from m40llm.sm52.code import Code
+from m40llm.sm52.counting import Counted
 from m40llm.sm52.imagined import Launch
 from m40llm.sm52.occupancy import WARP_SIZE, Occupancy, occupancy
-from m40llm.sm52.pipes import pipes_of, slots
+from m40llm.sm52.pipes import Rounds, pipes_of, slots
 from m40llm.sm52.sass import Listing, Loop
 
 ECC_SHARE: Final = 0.80  # of the bandwidth, what ECC leaves (CUDA C++ Best Practices Guide)
@@ -28,6 +32,7 @@ LATENCY: Final = 400  # clocks of a load from device memory
 DEPENDENT: Final = 3  # clocks between two instructions of a warp that has its scheduler alone
 STALLS: Final = 4 / 3  # a quarter of the slots stay empty at worst
 GAP_S: Final = (0.5e-6, 5e-6)  # between two launches
+LINE_SECTORS: Final = 4  # of 32 bytes, that one round of a load serves
 FLOPS_AN_FFMA: Final = 2
 
 
@@ -62,7 +67,9 @@ class Projection:
     parts: dict[str, Range]
 
 
-def project(launch: Launch, code: Code, card: CardSpec) -> Projection:
+def project(
+    launch: Launch, code: Code, card: CardSpec, counted: Counted | None = None
+) -> Projection:
     """The launch on this card, where its kernel has this code."""
     held = occupancy(
         code.registers, code.shared_bytes + launch.shared_bytes, launch.n_threads, card.sm
@@ -71,7 +78,7 @@ def project(launch: Launch, code: Code, card: CardSpec) -> Projection:
     parts = {"memory": _memory(launch, card)}
     if code.listing is not None:
         path = _Path(launch, code.listing)
-        parts["issue"] = _issue(launch, path, card, waves)
+        parts["issue"] = _issue(launch, path, card, waves, counted)
         parts["latency"] = _latency(launch, path, card, waves)
     low, high = (max(getattr(part, end) for part in parts.values()) for end in ("low", "high"))
     bound = max(parts, key=lambda name: parts[name].low + parts[name].high)
@@ -108,17 +115,24 @@ def _rounds(launch: Launch, loop: Loop, n_warps: int) -> float:
     return float(n_warps)
 
 
-def _issue(launch: Launch, path: _Path, card: CardSpec, waves: float) -> Range:
+def _issue(
+    launch: Launch, path: _Path, card: CardSpec, waves: float, counted: Counted | None
+) -> Range:
     """Slots of the hot loop; at worst, of what is in no loop besides, and of the last wave."""
     pipes, slots_a_clock = pipes_of(card.capability), card.n_sms * card.sm.n_schedulers
-    least, most = slots(path.hot, pipes)
-    outside = path.n_warps * slots(path.outside, pipes)[1]
+    rounds = None if counted is None else _rounds_of(counted)
+    least, most = slots(path.hot, pipes, rounds)
+    outside = path.n_warps * slots(path.outside, pipes, rounds)[1]
     at_least = path.rounds * least / slots_a_clock
     at_most = (path.rounds * most + outside) * STALLS / slots_a_clock
     an_sm = launch.n_blocks / card.n_sms
     low = at_least * max(1 / an_sm, 1.0)  # fewer blocks than SMs
     high = at_most * max(_whole(waves if waves > 1 else an_sm), launch.work.largest / max(waves, 1))
     return Range(low / (card.boost_mhz * 1e6), high / (card.base_mhz * 1e6))
+
+
+def _rounds_of(counted: Counted) -> Rounds:
+    return Rounds(max(counted.sectors / LINE_SECTORS, 1.0), max(counted.wavefronts, 1.0))
 
 
 def _whole(n: float) -> float:

@@ -1,10 +1,18 @@
-"""The launches that a model's decode step and prefill are made of, on a card that is imagined."""
+"""The launches that a model's decode step and prefill are made of, on a card that is imagined.
+
+Where only some layers are on the card, those of its part: the CPU hands the residual stream over.
+A decode step takes the host's commands and chooses the token, as each form of decode does; it is
+greedy, since what a sampler reads depends on its settings.
+"""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from m40llm.errors import UnsupportedModelError
+import numpy as np
+
 from m40llm.gguf import GGUFFile
+from m40llm.kernels.program import words
+from m40llm.kernels.program.ends import StepEnds, begin_step, end_step
 from m40llm.llm.plan import Plan
 from m40llm.model.arch import Architecture
 from m40llm.model.batch import Batch
@@ -13,6 +21,7 @@ from m40llm.model.transformer import Transformer
 from m40llm.model.weights import load_weights, rope_factors
 from m40llm.sm52.cards import CardSpec
 from m40llm.sm52.imagined import ImaginedCard, ImaginedOps, Launch
+from m40llm.sm52.work import Work
 
 
 @dataclass(frozen=True)
@@ -24,48 +33,57 @@ class Step:
 
 
 class ImaginedModel:
-    """A model file on a card as it would lie there by a plan. No matrices are read."""
+    """A model file on a card as it would lie there by a plan, whose last share is the card's. No
+    matrices are read."""
 
     def __init__(
         self, spec: CardSpec, file: GGUFFile, arch: Architecture, hp: HParams, plan: Plan
     ) -> None:
-        if hp.n_experts:
-            raise UnsupportedModelError(f"{arch.name} with experts: no projection of it yet")
         self.card, self.plan = ImaginedCard(spec), plan
-        ops = ImaginedOps(self.card)
+        ops, part = ImaginedOps(self.card), plan.shares[-1].part
         self._model = Transformer(
-            *(ops, arch, hp, load_weights(ops, file, arch, hp)),
+            *(ops, arch, hp, load_weights(ops, file, arch, hp, part=part)),
             n_seqs=plan.n_seqs,
             max_seq_len=plan.max_seq_len,
             max_tokens=plan.max_tokens,
             max_logits=plan.max_logits,
             freq_factors=rope_factors(file, hp, plan.max_seq_len),
             kv_type=plan.kv_type,
+            part=part,
         )
+        self._ends = StepEnds(self.card.alloc((1, words.N_WORDS), np.int64), n_seqs=1)
 
     def decode(self, pos: int) -> Step:
         """One token of one sequence, which has so many in the cache."""
-        return self._step([Batch.decode([(0, pos, 0)], 1)])
+        self.card.launches.clear()
+        begin_step(self._ends, stream=self.card)
+        self._run(Batch.decode([(0, pos, 0)], 1))
+        self._choose_token()
+        return Step(1, Counter(self.card.launches))
 
     def prefill(self, n_tokens: int) -> Step:
         """A prompt, in chunks as the engine reads it; logits of its last token."""
         chunk = self.plan.max_tokens
         starts = range(0, n_tokens, chunk)
         pieces = [(0, first, [0] * min(chunk, n_tokens - first)) for first in starts]
-        return self._step(
-            [
-                Batch.of(*[piece], logits="last" if piece is pieces[-1] else "none")
-                for piece in pieces
-            ]
-        )
+        self.card.launches.clear()
+        for piece in pieces:
+            self._run(Batch.of(piece, logits="last" if piece is pieces[-1] else "none"))
+        return Step(n_tokens, Counter(self.card.launches))
 
-    def _step(self, batches: list[Batch]) -> Step:
-        card, model = self.card, self._model
-        card.launches.clear()
-        for batch in batches:
-            card.positions = batch.pos
-            rows = model.layers(batch)
-            if batch.logit_rows.size:
-                model.logits(batch, rows)
-        n_tokens = sum(batch.n_tokens for batch in batches)
-        return Step(n_tokens, Counter(card.launches))
+    def _run(self, batch: Batch) -> None:
+        """Through the layers on the card."""
+        model = self._model
+        self.card.positions = batch.pos
+        has_embedding = model.part.has_embedding
+        shape = batch.n_tokens, model.hp.n_embd
+        rows = model.layers(batch, None if has_embedding else np.zeros(shape, np.float32))
+        if batch.logit_rows.size:
+            model.logits(batch, rows)
+
+    def _choose_token(self) -> None:
+        """All logits read and kept by the survey; then one block has work, the others return."""
+        end_step(self._ends, stream=self.card)
+        *others, survey, last = self.card.launches
+        kept = Work(2 * 4 * self._model.hp.vocab_size)
+        self.card.launches = [*others, replace(survey, work=kept), replace(last, grid=(1,))]

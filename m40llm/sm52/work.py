@@ -63,6 +63,11 @@ def _in_place(args: Args, positions: Positions) -> Work:
     return Work(args["x"].nbytes + sum(a.nbytes for a in _arrays(args).values()))
 
 
+def _added_rows(args: Args, positions: Positions) -> Work:
+    """x[rows[i]] += shares[i] * y[i]: of x the rows that are named."""
+    return Work(3 * args["y"].nbytes + args["rows"].nbytes + args["shares"].nbytes)
+
+
 def _product(args: Args, positions: Positions) -> Work:
     """Sums that blocks leave for the last of a tile are written and read once a split."""
     quants, x, out = args["quants"], args["x"], args["out"]
@@ -130,6 +135,8 @@ _RULES: Final[dict[str, Callable[[Args, Positions], Work]]] = {
     "attention_decode_q8": _decoded,
     "attention_prefill": _prefilled,
     "attention_prefill_q8": _prefilled,
+    "add_rows": _added_rows,
+    "add_shares": _in_place,
     "scale": _in_place,
     "add_scaled": _in_place,
     "softcap": _in_place,

@@ -73,7 +73,7 @@ SIGNATURES = [
     *(of_gemm(GGMLType.F16, tile, split=True) for tile in TILES),
     *(of_gemm(ggml_type, Tile(128, 128), split=True, bands=True) for ggml_type in TYPES),
     of_gemm(GGMLType.F16, Tile(128, 128), bands=True),
-    *(of_gemm(GGMLType.Q6_K, tile) for tile in TILES),
+    *(of_gemm(GGMLType.Q6_K, tile) for tile in TILES if tile != Tile(128, 128)),
     *(
         of_gemm(GGMLType.Q5_K, tile, half=True, bias=True)
         for tile in (Tile(64, 64), Tile(128, 128))

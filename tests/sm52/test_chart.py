@@ -37,6 +37,12 @@ def test_a_bar_a_kernel() -> None:
     assert prefill.get_title() == "prefill: 1,000 to 2,000 tokens/s"
 
 
+def test_a_part_of_a_model_has_no_rate() -> None:
+    part = {"tokens_per_s": None, "ms": [10.0, 20.5]}
+    decode, _ = chart({**DOCUMENT, "decode": part}).axes
+    assert decode.get_title() == "decode: 10 to 20.5 ms, of the layers on the card"
+
+
 def test_both_files(tmp_path: Path) -> None:
     png, svg = save(chart(DOCUMENT), tmp_path / "chart.svg")
     assert png.read_bytes()[:4] == b"\x89PNG"
@@ -44,5 +50,5 @@ def test_both_files(tmp_path: Path) -> None:
 
 
 def test_nothing_to_draw() -> None:
-    with pytest.raises(RequestError, match="chart: there are no times: not all layers fit"):
+    with pytest.raises(RequestError, match="chart: there are no times: no layers fit"):
         chart({**DOCUMENT, "kernels": []})

@@ -10,15 +10,16 @@ import pytest
 from m40llm.device.emulator.card import EmulatedCard
 from m40llm.device.gpu.compiler import argument_type
 from m40llm.device.gpu.ops import GpuOps
-from m40llm.errors import UnsupportedModelError
 from m40llm.gguf import GGUFFile, open_gguf
 from m40llm.llm.cards import on_cards
 from m40llm.model.arch import architecture_of
 from m40llm.model.batch import Batch
 from m40llm.model.hparams import HParams
+from m40llm.model.part import Part
 from m40llm.model.transformer import Transformer
 from m40llm.model.weights import load_weights
 from m40llm.sm52.cards import CARDS
+from m40llm.sm52.experts import even_choice
 from m40llm.sm52.imagined import ImaginedCard, Launch
 from m40llm.sm52.steps import ImaginedModel, Step
 from m40llm.sm52.work import Work
@@ -40,10 +41,20 @@ class NotingCard(EmulatedCard):
         sizes = tuple(np.atleast_1d(grid).tolist())
         types = tuple(map(argument_type, args))
         self.noted.append((kernel, types, sizes, int(np.prod(block)), shared_bytes))
+        if kernel.name == "choose_experts_kernel":
+            logits, *_, ids, _ = args
+            ids[:] = even_choice(len(ids), logits.shape[1])
+
+
+ENDS = {"begin_step", "survey_logits", "end_step"}  # of a decode step, which no `forward` has
 
 
 def as_noted(launches: list[Launch]) -> list[tuple[Any, ...]]:
-    return [(a.kernel, a.arg_types, a.grid, a.n_threads, a.shared_bytes) for a in launches]
+    return [
+        (a.kernel, a.arg_types, a.grid, a.n_threads, a.shared_bytes)
+        for a in launches
+        if a.kernel.name not in ENDS
+    ]
 
 
 def imagined(file: GGUFFile, **how: Any) -> ImaginedModel:
@@ -52,7 +63,7 @@ def imagined(file: GGUFFile, **how: Any) -> ImaginedModel:
     return ImaginedModel(CARD, file, arch, hp, replace(plan.best, **how))
 
 
-@pytest.mark.parametrize("arch", ["llama", "qwen3", "gemma2", "phi3"])
+@pytest.mark.parametrize("arch", ["llama", "qwen3", "gemma2", "phi3", "mixtral", "qwen3moe"])
 @pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
 def test_what_is_launched(arch: str, kv_type: Any, tmp_path: Path) -> None:
     """Kernels, types, grids and blocks, in the order of a card that has memory."""
@@ -131,10 +142,67 @@ def test_work_of_a_prefill_in_chunks(tiny: Path) -> None:
     assert total == 100 * n_products + logits
 
 
-def test_experts_are_refused(tmp_path: Path) -> None:
-    path = write_tiny_gguf(tmp_path / "tiny.gguf", arch="mixtral")
-    with open_gguf(path) as file, pytest.raises(UnsupportedModelError, match="with experts"):
-        imagined(file)
+def write_experts(path: Path) -> Path:
+    """Eight of them, of which a token gets two."""
+    shape = {"n_layers": N_LAYERS, "n_embd": N_EMBD, "n_ff": N_FF, "vocab_size": VOCAB}
+    return write_tiny_gguf(path, arch="mixtral", tensor_type="F16", **shape)
+
+
+def test_work_with_experts_in_a_decode_step(tmp_path: Path) -> None:
+    """Two of eight are read; gate and up in one launch."""
+    with open_gguf(write_experts(tmp_path / "tiny.gguf")) as file:
+        found = by_name(imagined(file).decode(99))
+    ids, x, of_slots = 2 * 4, 4 * N_EMBD, 2 * 4 * N_FF
+    gate_up = Work(2 * 2 * 2 * N_FF * N_EMBD + x + ids + of_slots, 2 * 2 * 2 * N_FF * N_EMBD)
+    assert found[f"gemv_experts F16 {2 * N_FF} x {N_EMBD}, 2 of 8"] == (N_LAYERS, gate_up)
+    down = Work(2 * 2 * N_FF * N_EMBD + of_slots + ids + 2 * x, 2 * 2 * N_FF * N_EMBD)
+    assert found[f"gemv_experts F16 {N_EMBD} x {N_FF}, 2 of 8"] == (N_LAYERS, down)
+    assert found["add_shares_kernel"] == (N_LAYERS, Work(2 * x + 2 * 4 + 2 * x))
+
+
+def test_work_with_experts_in_a_prefill(tmp_path: Path) -> None:
+    """Each expert once, with a quarter of the rows: two slots a row for eight experts."""
+    with open_gguf(write_experts(tmp_path / "tiny.gguf")) as file:
+        step = imagined(file, max_tokens=128).prefill(100)
+    products = [
+        (launch, count) for launch, count in step.launches.items() if "gem" in launch.kernel.name
+    ]
+    of_experts = [(a, n) for a, n in products if f"{N_FF}" in a.operand and a.kernel.name == "gemm"]
+    assert sum(n for _, n in of_experts) == N_LAYERS * 8 * 3
+    assert sum(n * a.work.n_flops for a, n in of_experts) == N_LAYERS * 200 * 3 * 2 * N_FF * N_EMBD
+    added = by_name(step)["add_rows_kernel"]
+    assert added == (N_LAYERS * 8, Work(25 * (3 * 4 * N_EMBD + 4 + 4)))
+
+
+def test_an_even_choice() -> None:
+    assert even_choice(6, 4).tolist() == [0, 1, 2, 3, 0, 1]
+    assert np.bincount(even_choice(512 * 2, 8)).tolist() == [128] * 8
+
+
+def test_the_ends_of_a_decode_step(tiny: Path) -> None:
+    """Commands first; last the token, of logits that are read once and kept."""
+    with open_gguf(tiny) as file:
+        model = imagined(file)
+        model.decode(99)
+    first, *_, survey, last = model.card.launches
+    assert [a.kernel.name for a in (first, survey, last)] == ["begin_step", *sorted(ENDS)[:0:-1]]
+    assert survey.work == Work(2 * 4 * VOCAB)
+    assert last.n_blocks == 1
+
+
+def test_layers_of_a_part(tiny: Path) -> None:
+    """The last layer alone: no embedding, half of the layers' launches, the logits."""
+    with open_gguf(tiny) as file:
+        whole = imagined(file)
+        (share,) = whole.plan.shares
+        last = replace(share, part=Part(1, N_LAYERS, N_LAYERS))
+        part = imagined(file, shares=(replace(share, device="cpu"), last))
+        for step, n in ((part.decode(99), 1), (part.prefill(20), 1)):
+            names = {a.kernel.name.removesuffix("_kernel") for a in step.launches}
+            assert "embedding" not in names
+            found = by_name(step)
+            assert found[next(a for a in found if a.startswith("rope_append"))][0] == n
+            assert f"gemv F16 {VOCAB} x {N_EMBD}" in found
 
 
 def test_addresses_do_not_overlap() -> None:

@@ -8,6 +8,7 @@ import pytest
 from m40llm.kernels.contract import Kernel
 from m40llm.sm52.cards import CARDS
 from m40llm.sm52.code import Code
+from m40llm.sm52.counting import Counted
 from m40llm.sm52.imagined import Launch
 from m40llm.sm52.projection import Projection, project
 from m40llm.sm52.sass import Listing, parse
@@ -92,6 +93,20 @@ def test_bound_by_latency() -> None:
     clocks = 400 * (n_rounds + 1) + 3 * (2 * n_rounds + 2)
     assert found.parts["latency"].high == pytest.approx(clocks / 948e6)
     assert found.parts["latency"].low == pytest.approx(400 / 1112e6)
+
+
+def test_sectors_that_were_counted() -> None:
+    """A load of 16 bytes a lane whose lanes lie apart: 32 sectors, 8 rounds instead of 1 to 4."""
+    launch = Launch(KERNEL, (), (24 * 8,), 256, 0, Work(10**9))
+    code = Code(32, 0, 0, listing(0))
+    plain, apart, close = (
+        project(launch, code, M40, found).parts
+        for found in (None, Counted(32.0, 0.0), Counted(2.0, 0.0))
+    )
+    assert apart["issue"].low == pytest.approx(8 * plain["issue"].low)
+    assert apart["issue"].high == pytest.approx(2 * plain["issue"].high, rel=1e-3)
+    assert close["issue"].low == plain["issue"].low
+    assert apart["memory"] == plain["memory"]
 
 
 def test_without_a_listing_only_the_memory_counts() -> None:

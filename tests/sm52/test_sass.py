@@ -1,6 +1,6 @@
 """nvdisasm's text as instructions and loops."""
 
-from m40llm.sm52.pipes import MAXWELL, slots
+from m40llm.sm52.pipes import MAXWELL, Rounds, slots
 from m40llm.sm52.sass import Instruction, parse
 
 # As nvdisasm of CUDA 12.4 writes code for sm_52, shortened: two loops in a third, a pair that is
@@ -83,3 +83,14 @@ def test_slots() -> None:
     assert slots([ffma, shift], MAXWELL) == (2, 2)
     assert slots([ffma, Instruction(0, "BRA")], MAXWELL) == (1, 2)
     assert slots([], MAXWELL) == (0, 0)
+
+
+def test_slots_of_what_was_counted() -> None:
+    """Three rounds of shared memory and two of the device's, at best and at worst, four slots
+    each; what is not counted is as before."""
+    counted = Rounds(device=2.0, shared=3.0)
+    shared, device, local = (Instruction(0, name) for name in ("LDS.128", "STG.E.64", "LDL"))
+    assert slots([shared], MAXWELL, counted) == (12, 12)
+    assert slots([device], MAXWELL, counted) == (8, 8)
+    assert slots([local], MAXWELL, counted) == (4, 4)
+    assert slots([shared, device, local], MAXWELL, counted) == (24, 24)

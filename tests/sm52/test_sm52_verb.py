@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from m40llm.cli.app import app
 from m40llm.sm52 import report
 from m40llm.sm52.cards import CARDS
 from m40llm.sm52.code import Code
+from m40llm.sm52.counting import Counted
 from m40llm.sm52.sass import parse
+from m40llm.testing import write_tiny_gguf
 from m40llm.testing.hollow import write_hollow_gguf
 
 LISTING = f"""
@@ -62,7 +65,7 @@ def test_json(run: Run, model: str) -> None:
     assert "projected, not measured" in document["what"]
     decode, prefill = document["decode"], document["prefill"]
     assert (decode["n_tokens"], decode["n_context"], prefill["n_tokens"]) == (1, 1000, 512)
-    # 7.5 GB of matrices: 31 to 46 ms of the memory, and 388 gaps.
+    # 7.5 GB of matrices: 31 to 46 ms of the memory, and 391 gaps.
     low, high = decode["ms"]
     assert 31 < low < 34
     assert 46 < high < 60
@@ -73,6 +76,8 @@ def test_json(run: Run, model: str) -> None:
     assert (gate["kernel"], gate["count"], gate["n_warps"]) == ("gemv", 64, 32)
     assert (gate["loop_instructions"], gate["ffma_share"]) == (32, 30 / 32)
     assert gate["bound"] == "memory"
+    assert decode["gap_ms"] == pytest.approx([391 * 0.5e-3, 391 * 5e-3])
+    assert document["has_persistent"]
 
 
 def test_table(run: Run, model: str) -> None:
@@ -85,19 +90,61 @@ def test_table(run: Run, model: str) -> None:
         "decode behind 512",
         "prefill of 512",
     ]
+    assert any(line.startswith("  of these ") and "are gaps" in line for line in lines)
     (gate,) = [line for line in lines if "gemv" in line and "14336 x 4096" in line]
     assert gate.split()[3:] == [
         *("64", "gemv", "Q8_0", "14336", "x", "4096", "memory"),
-        *("64", "0", "1.0", "kB", "32", "(registers)", "32", "94%"),
+        *("64", "0", "1.0", "kB", "32", "(registers)", "32", "94%", "-", "-"),
     ]
 
 
-def test_a_model_that_does_not_fit(run: Run, tmp_path: Path) -> None:
+def test_a_model_of_which_some_layers_fit(run: Run, tmp_path: Path) -> None:
+    """16 GB on a card of 12: the times of the card's layers, and no rate of the whole."""
     path = str(write_hollow_gguf(tmp_path / "f16.gguf", SHAPES["8b"], GGMLType.F16))
     result = run("--model", path, "--card", "m40-12")
     assert result.exit_code == 0, result.output
-    assert "not all layers, beside a useful context, so no times" in result.stdout
+    assert re.search(
+        r"\): (\d+) of 32 layers on the card, whose times these are; what the CPU", result.stdout
+    )
     assert "tokens/s" not in result.stdout
+    assert "gaps" not in result.stdout, "with layers on the CPU nothing is persistent"
+    document = json.loads(run("--model", path, "--card", "m40-12", "--json").stdout)
+    assert not document["fits"]
+    assert 16 < document["n_card_layers"] < document["n_layers"] == 32
+    assert document["decode"]["tokens_per_s"] is None
+    rows = [row for row in document["kernels"] if row["step"] == "decode"]
+    (attention,) = (row for row in rows if row["kernel"] == "attention_decode")
+    assert attention["count"] == document["n_card_layers"]
+
+
+def test_a_model_that_does_not_fit_at_all(
+    run: Run, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = replace(CARDS["m40-12"], memory_bytes=400 << 20)
+    monkeypatch.setattr("m40llm.sm52.cards.card_of", lambda name: small)
+    result = run("--model", model)
+    assert result.exit_code == 0, result.output
+    assert "no layers, beside a useful context, so no times" in result.stdout
+    assert "decode behind" not in result.stdout
+
+
+def test_a_model_with_experts(run: Run, tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", arch="mixtral", tensor_type="F16")
+    result = run("--model", str(path), "--prompt", "64")
+    assert result.exit_code == 0, result.output
+    assert "2 of 8" in result.stdout
+    assert "gaps" not in result.stdout, "experts have no persistent form"
+
+
+def test_what_is_counted(run: Run, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "counted", lambda launch: Counted(12.5, 2.0))
+    result = run("--model", model, "--count")
+    assert result.exit_code == 0, result.output
+    (gate,) = [a for a in result.stdout.splitlines() if "gemv" in a and "14336 x 4096" in a]
+    assert gate.split()[-3:] == ["94%", "12.5", "2.0"]
+    row = json.loads(run("--model", model, "--count", "--json").stdout)["kernels"][0]
+    assert (row["sectors"], row["wavefronts"]) == (12.5, 2.0)
+    assert json.loads(run("--model", model, "--json").stdout)["kernels"][0]["sectors"] is None
 
 
 def test_without_a_disassembler(run: Run, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
