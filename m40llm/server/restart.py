@@ -37,4 +37,11 @@ def restart(at: socket.socket, why: str) -> NoReturn:
     os.environ |= {_SOCKET: str(at.fileno()), _SINCE: str(now)}
     sys.stdout.flush()
     sys.stderr.flush()
+    _close_all_but(at.fileno())
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _close_all_but(kept: int) -> None:
+    """Of the files beyond stderr: what holds the card's memory is let go, whoever opened it."""
+    os.closerange(3, kept)
+    os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))

@@ -61,6 +61,7 @@ def test_an_inherited_socket_is_taken_once(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_not_twice_in_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[list[str]] = []
+    monkeypatch.setattr(module, "_close_all_but", lambda fd: None)
     monkeypatch.setattr(module.os, "execv", lambda _, args: called.append(args))
     with socket.create_server(("127.0.0.1", 0)) as at:
         monkeypatch.setenv("M40LLM_RESTARTED", str(time.time() - 10))
