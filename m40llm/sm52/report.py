@@ -94,7 +94,7 @@ def report(
     n_context, n_prompt = min(n_context, longest - 1), min(n_prompt, longest)
     imagined = ImaginedModel(card, file, arch, hp, plan.best)
     steps = {"decode": imagined.decode(n_context), "prefill": imagined.prefill(n_prompt)}
-    rows = _rows(steps, card, tool, progress)
+    rows = projected(steps, card, tool, progress)
     for name, context in (("decode", n_context), ("prefill", 0)):
         document[name] = _summary(name, steps[name], context, rows)
     document["kernels"] = [row.as_json() for row in rows]
@@ -106,10 +106,10 @@ def _fits(plan: CardPlan, n_layers: int) -> bool:
     return not others and len(last.part.layers) == n_layers and last.device == plan.card
 
 
-def _rows(
+def projected(
     steps: dict[str, Step], card: CardSpec, tool: Path | None, progress: Progress
 ) -> list[Row]:
-    """What takes longest first, step by step."""
+    """A row for each kind of launch in the steps: what takes longest first, step by step."""
     kinds = [(name, *kind) for name, step in steps.items() for kind in step.launches.items()]
     rows = []
     for i, (name, launch, count) in enumerate(kinds):

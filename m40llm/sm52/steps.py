@@ -23,25 +23,12 @@ class Step:
     launches: Counter[Launch]
 
 
-class ImaginedModel:
-    """A model file on a card as it would lie there by a plan. No matrices are read."""
+class ImaginedSteps:
+    """The steps of a transformer over the ops of an imagined card; chunk: tokens of a prompt that
+    are read at a time."""
 
-    def __init__(
-        self, spec: CardSpec, file: GGUFFile, arch: Architecture, hp: HParams, plan: Plan
-    ) -> None:
-        if hp.n_experts:
-            raise UnsupportedModelError(f"{arch.name} with experts: no projection of it yet")
-        self.card, self.plan = ImaginedCard(spec), plan
-        ops = ImaginedOps(self.card)
-        self._model = Transformer(
-            *(ops, arch, hp, load_weights(ops, file, arch, hp)),
-            n_seqs=plan.n_seqs,
-            max_seq_len=plan.max_seq_len,
-            max_tokens=plan.max_tokens,
-            max_logits=plan.max_logits,
-            freq_factors=rope_factors(file, hp, plan.max_seq_len),
-            kv_type=plan.kv_type,
-        )
+    def __init__(self, card: ImaginedCard, model: Transformer, chunk: int) -> None:
+        self.card, self._model, self._chunk = card, model, chunk
 
     def decode(self, pos: int) -> Step:
         """One token of one sequence, which has so many in the cache."""
@@ -49,7 +36,7 @@ class ImaginedModel:
 
     def prefill(self, n_tokens: int) -> Step:
         """A prompt, in chunks as the engine reads it; logits of its last token."""
-        chunk = self.plan.max_tokens
+        chunk = self._chunk
         starts = range(0, n_tokens, chunk)
         pieces = [(0, first, [0] * min(chunk, n_tokens - first)) for first in starts]
         return self._step(
@@ -69,3 +56,24 @@ class ImaginedModel:
                 model.logits(batch, rows)
         n_tokens = sum(batch.n_tokens for batch in batches)
         return Step(n_tokens, Counter(card.launches))
+
+
+class ImaginedModel(ImaginedSteps):
+    """A model file on a card as it would lie there by a plan. No matrices are read."""
+
+    def __init__(
+        self, spec: CardSpec, file: GGUFFile, arch: Architecture, hp: HParams, plan: Plan
+    ) -> None:
+        if hp.n_experts:
+            raise UnsupportedModelError(f"{arch.name} with experts: no projection of it yet")
+        self.plan, ops = plan, ImaginedOps(card := ImaginedCard(spec))
+        model = Transformer(
+            *(ops, arch, hp, load_weights(ops, file, arch, hp)),
+            n_seqs=plan.n_seqs,
+            max_seq_len=plan.max_seq_len,
+            max_tokens=plan.max_tokens,
+            max_logits=plan.max_logits,
+            freq_factors=rope_factors(file, hp, plan.max_seq_len),
+            kv_type=plan.kv_type,
+        )
+        super().__init__(card, model, plan.max_tokens)
