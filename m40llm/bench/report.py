@@ -18,11 +18,12 @@ from numba import cuda
 
 from m40llm.bench.budget import Budget
 from m40llm.bench.launches import Effort
-from m40llm.bench.machine import facts_of, software, state_of
+from m40llm.bench.machine import facts_of, software
 from m40llm.bench.multiply_add import flops_per_s
 from m40llm.bench.reading import read_bytes_per_s
 from m40llm.bench.report_file import FORMAT, VERSION
 from m40llm.bench.report_model import ModelBench, Needs, Sizes
+from m40llm.bench.report_stages import STAGES, Stages
 from m40llm.bench.timing import time_launches
 from m40llm.device.gpu.ops import GpuOps
 from m40llm.device.gpu.tuned import Tuned
@@ -39,7 +40,8 @@ ON_CARD: Final = (  # what tells most comes first
     *(("8b", "Q8_0"), ("1b", "Q8_0"), ("8b", "F16")),
 )
 ON_EMULATOR: Final = (("tiny", "Q8_0"),)
-TRIAL: Final = Sizes((8, 24), 16, 4, 2, Effort(2, 2, 2))  # on the emulator
+_LITTLE: Final = Effort(2, 2, 2)
+TRIAL: Final = Sizes((8, 24), 16, 4, 2, _LITTLE, _LITTLE)  # on the emulator
 EVENTS: Final = "CUDA events"
 HOST: Final = "the host's, of an emulator: these times say nothing of a card"
 # Seconds that a stage may take beside its work, before one was seen: kernels are compiled.
@@ -47,8 +49,6 @@ GUESSES: Final = {"make": 20.0, "verify": 60.0, "launches": 10.0, "prefill": 10.
 MEMORY_MARGIN: Final = 256 * 2**20
 _READ_BYTES: Final = 2**30
 _N_SAMPLES: Final = 5
-# How often a stage makes a decode step and a prefill, about.
-_STEPS: Final = {"verify": (1, 2), "launches": (25, 0), "prefill": (0, 20), "decode": (150, 0)}
 
 
 class Report:
@@ -90,7 +90,8 @@ class Report:
                 with self._attempt("ceilings"):
                     self._ceilings()
             for shape, kind in models or (ON_CARD if self._is_card else ON_EMULATOR):
-                self._model(shape, kind)
+                with self._attempt(f"{shape} {kind}"):
+                    self._model(f"{shape} {kind}", shape, kind)
                 gc.collect()  # the next one wants its memory
             self.document["is_complete"] = True
         finally:
@@ -103,20 +104,11 @@ class Report:
         self._progress("measuring the FP32 peak", 0.5)
         found["fp32_tflop_per_s"] = flops_per_s(card, _N_SAMPLES)[0] / 1e12
         found["empty_launch_us"] = _empty_launch_us(card)
-        self._tell(
-            "reads {:.0f} GB/s, {:.2f} TFLOP/s of FP32, an empty launch of a graph takes {:.1f} us",
-            *found.values(),
-        )
+        told = "reads {:.0f} GB/s, {:.2f} TFLOP/s of FP32, {:.1f} us for an empty launch of a graph"
+        self._tell(told.format(*found.values()))
 
-    def _model(self, shape: str, kind: str) -> None:
-        name, ceilings = f"{shape} {kind}", self.document["ceilings"]
+    def _model(self, name: str, shape: str, kind: str) -> None:
         needs = Needs(shape, kind, self._sizes, self._ops.card.n_sms)
-        rates = ((ceilings["read_gb_per_s"], 1e9), (ceilings["fp32_tflop_per_s"], 1e12))
-        times = needs.step_s(*(rate and rate * unit for rate, unit in rates))
-        reckoned = {
-            stage: n_decode * times["decode"] + n_prefill * times["prefill"]
-            for stage, (n_decode, n_prefill) in _STEPS.items()
-        }
         wanted, free = needs.memory_bytes + MEMORY_MARGIN, self._ops.free_bytes()
         if wanted > free:
             self._skip(name, f"it needs {wanted / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
@@ -124,79 +116,37 @@ class Report:
         if why := self._budget.why_not("make"):
             self._skip(name, why)
             return
-        with self._attempt(name):
-            with self._budget.spend("make"):
-                bench = self._bench(shape, kind)
-            self._stages(name, bench, self._entry(shape, kind), reckoned)
+        with self._budget.spend("make"):
+            how = self._sizes, self.document["card"]["l2_bytes"], self._progress
+            bench = ModelBench(self._ops, shape, kind, *how)
+        stages = Stages(bench, self._sizes, self.document["ceilings"], self._tell)
+        self._run_stages(name, stages, self._reckoned(needs))
 
-    def _bench(self, shape: str, kind: str) -> ModelBench:
-        how = self._sizes, self.document["card"]["l2_bytes"], self._progress
-        return ModelBench(self._ops, shape, kind, *how)
-
-    def _entry(self, shape: str, kind: str) -> dict[str, Any]:
-        entry = {
-            "shape": shape,
-            "type": kind,
-            "max_seq_len": self._sizes.max_seq_len,
-            "max_tokens": self._sizes.n_prompt,
-            "largest_logit_error": None,
-            "steps": [],
-            "launches": [],
-            "prefill": None,
-            "decode": [],
-            "state": None,
+    def _reckoned(self, needs: Needs) -> dict[str, float]:
+        """Seconds of each stage's work, twice what it would take at the card's ceilings."""
+        ceilings = self.document["ceilings"]
+        rates = ((ceilings["read_gb_per_s"], 1e9), (ceilings["fp32_tflop_per_s"], 1e12))
+        times = needs.step_s(*(rate and rate * unit for rate, unit in rates))
+        return {
+            stage: n_decode * times["decode"] + n_prefill * times["prefill"]
+            for stage, (n_decode, n_prefill) in STAGES.items()
         }
-        self.document["models"].append(entry)
-        return entry
 
-    def _stages(
-        self, name: str, bench: ModelBench, entry: dict[str, Any], reckoned: dict[str, float]
-    ) -> None:
+    def _run_stages(self, name: str, stages: Stages, reckoned: dict[str, float]) -> None:
         """What of the model is in time; nothing where it could not be verified."""
-
-        def verify() -> None:
-            entry["largest_logit_error"] = bench.verify()
-
-        def launches() -> None:
-            for n_context in self._sizes.contexts:
-                self._step(name, bench, entry, "decode", n_context)
-
-        def prefill() -> None:
-            entry["prefill"] = bench.prefill()
-            self._tell("{}: prefill at {:,.0f} tokens/s", name, entry["prefill"]["tokens_per_s"])
-            self._step(name, bench, entry, "prefill", 0)
-            entry["state"] = state_of(self._ops.card)  # as warm as it gets
-
-        def decode() -> None:
-            read = self.document["ceilings"]["read_gb_per_s"]
-            for n_context in self._sizes.contexts:
-                row = bench.decode(n_context, read and read * 1e9)
-                entry["decode"].append(row)
-                told = name, n_context, row["tokens_per_s"], row["form"]
-                self._tell("{}: decode behind {} tokens at {:.1f} tokens/s, {}", *told)
-
-        for stage in (verify, launches, prefill, decode):
-            key = stage.__name__
-            if why := self._budget.why_not(key, reckoned[key]):
-                self._skip(f"{name}, {key}", why)
+        self.document["models"].append(stages.entry)
+        for stage in STAGES:
+            if why := self._budget.why_not(stage, reckoned[stage]):
+                self._skip(f"{name}, {stage}", why)
             else:
-                with self._attempt(f"{name}, {key}"), self._budget.spend(key, reckoned[key]):
-                    stage()
-            if entry["largest_logit_error"] is None:
+                with self._attempt(f"{name}, {stage}"), self._budget.spend(stage, reckoned[stage]):
+                    getattr(stages, stage)()
+            if not stages.is_verified:
                 return
-
-    def _step(
-        self, name: str, bench: ModelBench, entry: dict[str, Any], step: str, n_context: int
-    ) -> None:
-        row, launches = bench.step(step, n_context)
-        entry["steps"].append(row)
-        entry["launches"] += launches
-        told = name, step, n_context, row["ms"], len(launches), row["n_launches"]
-        self._tell("{}: {} behind {} tokens {:.2f} ms, {} kinds of {} launches", *told)
 
     def _skip(self, what: str, why: str) -> None:
         self.document["skipped"].append({"what": what, "why": why})
-        self._tell("{}: left out: {}", what, why)
+        self._tell(f"{what}: left out: {why}")
 
     @contextmanager
     def _attempt(self, what: str) -> Iterator[None]:
@@ -206,13 +156,13 @@ class Report:
         except Exception as error:  # on a card that nobody has seen, any
             why = without_paths(f"{type(error).__name__}: {error}")
             self.document["failed"].append({"what": what, "why": why})
-            self._tell("{}: failed: {}", what, why)
+            self._tell(f"{what}: failed: {why}")
             if not isinstance(error, M40LLMError):
                 self._tell("this is a bug of ours: please send the report")
 
-    def _tell(self, line: str, *values: Any) -> None:
+    def _tell(self, line: str) -> None:
         self._progress("", 1.0)  # the line of progress goes away
-        self._say(line.format(*values))
+        self._say(line)
 
 
 def without_paths(text: str) -> str:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from m40llm.bench.decode import FIRST_TOKEN, MAX_LOGIT_ERROR, likely_form, time_decode
 from m40llm.bench.launches import Effort, NotedStep, time_kinds
+from m40llm.bench.machine import state_of
 from m40llm.bench.shapes import shape_of
 from m40llm.bench.synthetic import hollow_model, synthetic_model
 from m40llm.device.gpu.ops import GpuOps
@@ -36,6 +37,7 @@ class Sizes:
     contexts   tokens in the cache where some are decoded
     n_prompt   tokens of the prompt, read at once
     n_tokens   that the card's own forms decode at a time, n_repeats times
+    effort     of the launches of a decode step; long_effort: of a prefill, whose take longer
     """
 
     contexts: tuple[int, ...] = (512, 4096)
@@ -43,6 +45,7 @@ class Sizes:
     n_tokens: int = 32
     n_repeats: int = 3
     effort: Effort = field(default_factory=Effort)
+    long_effort: Effort = field(default_factory=lambda: Effort(n_samples=3, in_turn=8))
 
     @property
     def max_seq_len(self) -> int:
@@ -89,7 +92,8 @@ class ModelBench:
     def __init__(
         self, ops: GpuOps, shape: str, kind: str, sizes: Sizes, l2_bytes: int | None, tell: Progress
     ) -> None:
-        self._names, self._sizes, self._l2_bytes, self._tell = (shape, kind), sizes, l2_bytes, tell
+        self.shape, self.kind = shape, kind
+        self._sizes, self._l2_bytes, self._tell = sizes, l2_bytes, tell
         self._model = synthetic_model(
             *(ops, shape_of(shape), kind),
             n_seqs=1,
@@ -118,15 +122,12 @@ class ModelBench:
 
     def step(self, name: str, n_context: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """(a decode step behind so many tokens, or a prefill; its launches by kind)."""
-        effort, n = self._sizes.effort, self._sizes.n_prompt
-        is_decode = name == "decode"
-        batch = (
-            Batch.decode([(0, n_context, FIRST_TOKEN)], 1)
-            if is_decode
-            else Batch.of((0, 0, self._ids[:n]))
-        )
+        if name == "decode":
+            batch, effort = Batch.decode([(0, n_context, FIRST_TOKEN)], 1), self._sizes.effort
+        else:
+            batch, effort = Batch.of((0, 0, self._ids[:-1])), self._sizes.long_effort
         step = NotedStep(self._model, batch)
-        times = step.time(effort.n_samples if is_decode else min(effort.n_samples, 3))
+        times = step.time(effort.n_samples)
         which = {"step": name, "n_context": n_context}
         row = {
             **which,
@@ -154,7 +155,12 @@ class ModelBench:
         """A row of `m40llm bench decode`, by the form that is likely the fastest."""
         how = self._sizes.n_tokens, read_bytes_per_s, self._tell, self._sizes.n_repeats
         form = likely_form(self._model)
-        return time_decode(self._model, self._names, form, n_context, *how).as_json()
+        return time_decode(self._model, (self.shape, self.kind), form, n_context, *how).as_json()
+
+    def state(self) -> dict[str, float | None] | None:
+        """Of the card now."""
+        assert isinstance(self._model.ops, GpuOps)
+        return state_of(self._model.ops.card)
 
     def _logits(self, batch: Batch) -> NDArray[np.float64]:
         values = self._model.ops.read(self._model.forward(batch))[-1]

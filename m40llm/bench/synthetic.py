@@ -6,7 +6,7 @@ longer than to time them.
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from gguf import GGMLQuantizationType as GGMLType
@@ -34,14 +34,19 @@ _MIN_RATIO = {
 }
 
 
+# Numbers that are drawn: more are the same again. A prime, so that no two rows are equal.
+N_DRAWN: Final = 2**22 - 3
+
+
 def random_blocks(
     rng: np.random.Generator, type: GGMLType, n_rows: int, n_cols: int, std: float
 ) -> NDArray[np.uint8]:
     """uint8[n_rows * row_bytes]: quants any bytes, scales of either sign, of this spread."""
     n = n_rows * n_cols
     if type in DENSE:
-        values = rng.standard_normal(n, np.float32) * np.float32(std)
-        return values.astype(np.float16 if type == GGMLType.F16 else np.float32).view(np.uint8)
+        values = rng.standard_normal(min(n, N_DRAWN), np.float32) * np.float32(std)
+        kept = values.astype(np.float16 if type == GGMLType.F16 else np.float32)
+        return np.resize(kept, n).view(np.uint8)
     block = FORMATS[type]
     n_blocks = n // block.n_weights
     blocks = np.frombuffer(rng.bytes(n_blocks * block.n_bytes), np.uint8).copy()

@@ -67,17 +67,16 @@ def report(
 
 
 def _run(found: "Report", models: "tuple[Names, ...]", where: Path) -> None:
-    """The report, and its file in any case in which something was measured."""
+    """The report, and its file, if only of what was measured before it was broken off."""
     from m40llm.bench.report_file import write_report
 
     try:
         found.run(models)
-    except KeyboardInterrupt:
-        if found.document["models"]:
+    finally:
+        if found.document["models"] or found.document["is_complete"]:
             write_report(found.document, where)
+        if found.document["models"] and not found.document["is_complete"]:
             status(f"broken off: {where} has what was measured, and says so")
-        raise
-    write_report(found.document, where)
 
 
 def _models(text: str | None) -> "tuple[Names, ...]":
@@ -95,10 +94,11 @@ def _models(text: str | None) -> "tuple[Names, ...]":
 
 
 def _shown(document: dict[str, Any], where: Path) -> str:
-    n_models, n_kinds = len(document["models"]), sum(len(m["launches"]) for m in document["models"])
+    models = document["models"]
+    n_kinds = sum(len(model["launches"]) for model in models)
     left_out = f", {len(document['skipped'])} left out" if document["skipped"] else ""
     return (
-        f"{where}: {n_models} models{left_out}, {n_kinds} kinds of launches, "
+        f"{where}: {len(models)} of the models{left_out}, {n_kinds} kinds of launches, "
         f"in {document['seconds']:.0f} s\n"
         f"beside what is projected: m40llm sm52 --measured {where}\n"
         "to send it: docs/measure_your_card.md"

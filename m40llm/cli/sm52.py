@@ -164,9 +164,8 @@ def _comparison(measured: str, fetch: bool) -> dict[str, Any]:
     card = card_of_report(report)
     if card is None:
         name, known = report["card"]["name"], ", ".join(_CARDS)
-        status(
-            f"note: no data sheet of {name!r} here ({known}): there are measurements, but no projections"
-        )
+        told = f"note: no data sheet of {name!r} here ({known})"
+        status(f"{told}: there are measurements, but no projections")
     with progress_bar() as progress:
         tool = None if card is None else _disassembler(progress, fetch=fetch)
         return beside(report, card, tool, progress)
