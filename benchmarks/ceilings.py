@@ -9,16 +9,14 @@ from functools import cache, partial
 from typing import Any
 
 import numpy as np
-from numba import cuda, float32, int64
+from numba import cuda, int64
 from rivals import Rival, randn, time_rival
-from timing import time_launches
 
+from m40llm.bench.multiply_add import N_STEPS, flops_per_s
 from m40llm.bench.reading import BLOCKS_PER_SM, N_THREADS, WORDS_PER_LOAD, check_read, filled
+from m40llm.bench.timing import time_launches
 from m40llm.kernels.contract import Kernel
 from m40llm.kernels.intrinsics import load_uint4_readonly, store_uint4
-
-N_SUMS = 16  # accumulators of a thread of the multiply-add kernel
-N_STEPS = 2048
 
 
 @dataclass(frozen=True)
@@ -56,25 +54,6 @@ def copy_kernel() -> Kernel:
             store_uint4(y, at, a, b, c, d)
 
     return Kernel(copy_words)
-
-
-@cache
-def fma_kernel() -> Kernel:
-    """Sixteen sums a thread, s = s * factor + term, in registers alone."""
-
-    def multiply_add(factor: Any, term: Any, n_steps: Any, out: Any) -> None:
-        sums = cuda.local.array(N_SUMS, float32)
-        for i in range(N_SUMS):
-            sums[i] = float32(cuda.threadIdx.x + i)
-        for _ in range(n_steps):
-            for i in range(N_SUMS):
-                sums[i] = sums[i] * factor + term
-        total = float32(0)
-        for i in range(N_SUMS):
-            total += sums[i]
-        out[cuda.grid(1)] = total
-
-    return Kernel(multiply_add)
 
 
 def measure_ceilings(card: Any, n_bytes: int, n_samples: int) -> Ceilings:
@@ -127,20 +106,7 @@ def measure_copy(card: Any, n_bytes: int, n_samples: int) -> Ceiling:
 
 
 def measure_fma(card: Any, n_samples: int, n_steps: int = N_STEPS) -> Ceiling:
-    """s = s / 2 + 1 comes to 2 exactly, from any start."""
-    found = []
-    for blocks_per_sm in (4, 8):
-        n_blocks = blocks_per_sm * card.n_sms
-        out = card.alloc((n_blocks * N_THREADS,), np.float32)
-        numbers = np.float32(0.5), np.float32(1), np.int32(n_steps)
-        args = (fma_kernel(), n_blocks, N_THREADS, *numbers, out)
-        card.launch(*args)
-        if not (card.read(out) == 2 * N_SUMS).all():
-            raise ArithmeticError("fma: a sum has not come to 2")
-        times = time_launches(card, [partial(card.launch, *args)] * 4, n_samples)
-        n_flops = 2 * N_SUMS * n_steps * n_blocks * N_THREADS
-        found.append((1e6 * n_flops / times.median, f"FFMA in registers, {n_blocks} blocks"))
-    return Ceiling("fma", *max(found))
+    return Ceiling("fma", *flops_per_s(card, n_samples, n_steps))
 
 
 def _block_counts(card: Any) -> list[int]:

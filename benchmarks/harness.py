@@ -27,8 +27,8 @@ from numba import cuda
 from numpy.typing import NDArray
 from rivals import captured, release, time_rival
 from table import Table
-from timing import Times, Work, time_in_turn
 
+from m40llm.bench.timing import Times, Work, time_in_turn
 from m40llm.errors import M40LLMError
 from m40llm.kernels.contract import Kernel
 

@@ -10,7 +10,6 @@ import argparse
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from statistics import geometric_mean, median
 from typing import Any, Final
@@ -28,9 +27,9 @@ from m40llm.sm52.disassembler import find_disassembler
 from m40llm.sm52.imagined import ImaginedCard, ImaginedOps, Launch
 from m40llm.sm52.projection import Projection, project
 
-CARD_OF: Final = {  # by what the driver calls it; an H200 is an H100 with another memory
+CARD_OF: Final = {  # by what the driver calls it
     "NVIDIA H100 80GB HBM3": CARDS["h100"],
-    "NVIDIA H200": replace(CARDS["h100"], title="H200 SXM", peak=4.8e12),
+    "NVIDIA H200": CARDS["h200"],
 }
 Shape = dict[str, Any]
 

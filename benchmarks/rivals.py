@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from timing import Times, Work, time_in_turn
+from m40llm.bench.timing import Times, Work, time_in_turn
 
 
 @dataclass(frozen=True)

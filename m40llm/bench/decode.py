@@ -71,6 +71,7 @@ def time_decode(
     n_tokens: int,
     read_bytes_per_s: float | None,
     progress: Progress | None = None,
+    n_repeats: int = N_REPEATS,
 ) -> Row:
     """names: of the model and of its type. Every sequence begins at position `kv`."""
     decoder = decoder_of(model)
@@ -79,10 +80,10 @@ def time_decode(
     tell = progress or (lambda stage, fraction: None)
     error = _verify(model, decoder, form, kv, min(N_CHECKED, n_tokens), tell)
     n_seqs, samples = model.kv.n_seqs, []
-    for repeat in range(N_REPEATS):
+    for repeat in range(n_repeats):
         seconds, answers = _run(decoder, form, n_seqs, kv, n_tokens)
         samples.append(1e3 * seconds / n_tokens)
-        tell(f"timing {form}", (repeat + 1) / N_REPEATS)
+        tell(f"timing {form}", (repeat + 1) / n_repeats)
     n_distinct = len({answer.token_id for answer in answers if answer.slot == 0})
     if n_distinct < min(N_DISTINCT, n_tokens // 4):
         raise DeviceError(f"decode: only {n_distinct} distinct tokens of {n_tokens}")

@@ -31,6 +31,7 @@ def _shape(
 
 
 SHAPES: Final[dict[str, HParams]] = {
+    "tiny": _shape(1, 128, 256, 2, 1, 300),  # no model's: one that the emulator runs in no time
     "135m": _shape(30, 576, 1536, 9, 3, 49152),  # SmolLM2
     "1b": _shape(16, 2048, 8192, 32, 8, 128256),  # Llama 3.2
     "8b": _shape(32, 4096, 14336, 32, 8, 128256),  # Llama 3.1

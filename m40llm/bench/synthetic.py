@@ -6,7 +6,7 @@ longer than to time them.
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from gguf import GGMLQuantizationType as GGMLType
@@ -21,7 +21,7 @@ from m40llm.model.arch import ARCHITECTURES
 from m40llm.model.hparams import HParams
 from m40llm.model.transformer import Transformer
 from m40llm.model.weights import LayerWeights, Weights
-from m40llm.progress import Progress
+from m40llm.progress import Progress, silent
 
 # Where a minimum follows the FP16 scale: its ratio to that which moves the mean of uniform quants
 # to 0.
@@ -34,14 +34,19 @@ _MIN_RATIO = {
 }
 
 
+# Numbers that are drawn: more are the same again. A prime, so that no two rows are equal.
+N_DRAWN: Final = 2**22 - 3
+
+
 def random_blocks(
     rng: np.random.Generator, type: GGMLType, n_rows: int, n_cols: int, std: float
 ) -> NDArray[np.uint8]:
     """uint8[n_rows * row_bytes]: quants any bytes, scales of either sign, of this spread."""
     n = n_rows * n_cols
     if type in DENSE:
-        values = rng.standard_normal(n, np.float32) * np.float32(std)
-        return values.astype(np.float16 if type == GGMLType.F16 else np.float32).view(np.uint8)
+        values = rng.standard_normal(min(n, N_DRAWN), np.float32) * np.float32(std)
+        kept = values.astype(np.float16 if type == GGMLType.F16 else np.float32)
+        return np.resize(kept, n).view(np.uint8)
     block = FORMATS[type]
     n_blocks = n // block.n_weights
     blocks = np.frombuffer(rng.bytes(n_blocks * block.n_bytes), np.uint8).copy()
@@ -119,6 +124,29 @@ class _Maker:
         return self._ops.table(GGMLType.F16, n_rows, n_cols, data)
 
 
+class _HollowMaker(_Maker):
+    """Of nothing is more made than its shape: for a card that is imagined."""
+
+    def _matrix(
+        self, name: str, type: GGMLType, n_rows: int, n_cols: int, gain: float = 1
+    ) -> Planes:
+        return self._ops.matrix(type, n_rows, n_cols, np.empty(0, np.uint8))
+
+    def vector(self, n: int) -> Any:
+        return self._ops.empty((n,))
+
+    def table(self, n_rows: int, n_cols: int) -> Any:
+        return self._ops.table(GGMLType.F16, n_rows, n_cols, np.empty(0, np.uint8))
+
+
+def hollow_model(
+    ops: GpuOps, hp: HParams, kind: str, *, n_seqs: int, max_seq_len: int, max_tokens: int
+) -> Transformer:
+    """As `synthetic_model`, over the ops of an imagined card: nothing is drawn."""
+    weights = _weights(_HollowMaker(ops, hp, kind, 0), hp, silent)
+    return _transformer(ops, hp, weights, n_seqs, max_seq_len, max_tokens)
+
+
 def synthetic_model(
     ops: GpuOps,
     hp: HParams,
@@ -132,29 +160,44 @@ def synthetic_model(
     progress: Progress | None = None,
 ) -> Transformer:
     """A transformer of this shape, its cache full of drawn keys and values."""
-    make = _Maker(ops, hp, kind, seed)
+    tell = progress or silent
+    weights = _weights(_Maker(ops, hp, kind, seed), hp, tell)
+    most = max_tokens or n_seqs, max_logits or n_seqs
+    model = _transformer(ops, hp, weights, n_seqs, max_seq_len, *most)
+    fill_cache(model, np.random.default_rng(seed))
+    tell("making weights", 1.0)
+    return model
+
+
+def _weights(make: _Maker, hp: HParams, tell: Progress) -> Weights:
     layers = []
     for layer in range(hp.n_layers):
         layers.append(_layer(make, hp, layer))
-        if progress:
-            progress("making weights", (layer + 1) / (hp.n_layers + 1))
-    weights = Weights(
+        tell("making weights", (layer + 1) / (hp.n_layers + 1))
+    return Weights(
         token_embd=make.table(hp.vocab_size, hp.n_embd),
         layers=tuple(layers),
         output_norm=make.vector(hp.n_embd),
         output=make.matrix(0, "output", hp.vocab_size, hp.n_embd),
     )
-    model = Transformer(
+
+
+def _transformer(
+    ops: GpuOps,
+    hp: HParams,
+    weights: Weights,
+    n_seqs: int,
+    max_seq_len: int,
+    max_tokens: int,
+    max_logits: int,
+) -> Transformer:
+    return Transformer(
         *(ops, ARCHITECTURES[hp.arch], hp, weights),
         n_seqs=n_seqs,
         max_seq_len=max_seq_len,
-        max_tokens=max_tokens or n_seqs,
-        max_logits=max_logits or n_seqs,
+        max_tokens=max_tokens,
+        max_logits=max_logits,
     )
-    fill_cache(model, np.random.default_rng(seed))
-    if progress:
-        progress("making weights", 1.0)
-    return model
 
 
 def _layer(make: _Maker, hp: HParams, layer: int) -> LayerWeights:

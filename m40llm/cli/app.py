@@ -18,6 +18,7 @@ from m40llm.cli.logits import logits
 from m40llm.cli.perplexity import perplexity
 from m40llm.cli.pull import pull
 from m40llm.cli.quantize import quantize
+from m40llm.cli.report import report
 from m40llm.cli.serve import serve
 from m40llm.cli.sm52 import sm52
 from m40llm.cli.tokenize import tokenize
@@ -50,6 +51,7 @@ VERBS: dict[Callable[..., None], str] = {
 for verb, summary in VERBS.items():
     app.command(short_help=summary)(verb)
 bench_app.command(short_help="Pick the tiles of matrix products by measurement.")(tune)
+bench_app.command(short_help="Measure all that tells of this card, as one file.")(report)
 app.add_typer(bench_app, name="bench", short_help="Measure this card with a model.")
 
 

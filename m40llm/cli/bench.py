@@ -29,12 +29,13 @@ _MARGIN = 8  # tokens of context beyond those that are timed
 
 @bench_app.callback()
 def root() -> None:
-    """Measure this card: decode, or the tiles of its matrix products.
+    """Measure this card: decode, the tiles of its matrix products, or all, as a file to send.
 
     \b
     Examples:
       m40llm bench decode --shape 1b --type Q4_0
       m40llm bench tune --shape 1b --type Q4_K_M
+      m40llm bench report
       m40llm bench decode --help
     """
 

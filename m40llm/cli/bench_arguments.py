@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 Shape = Annotated[
     str | None,
     typer.Option(
-        metavar="135m|1b|8b|qwen3-8b",
-        help="SmolLM2, Llama 3.2 1B, Llama 3.1 8B or Qwen3 8B.  [default: 1b]",
+        metavar="tiny|135m|1b|8b|qwen3-8b",
+        help="No model's, SmolLM2, Llama 3.2 1B, Llama 3.1 8B or Qwen3 8B.  [default: 1b]",
         show_default=False,
     ),
 ]

@@ -6,20 +6,29 @@ import typer
 
 from m40llm.cli import options as opt
 from m40llm.cli.guard import guarded
-from m40llm.cli.output import human_bytes, print_json, progress_bar, status, table
+from m40llm.cli.output import print_json, progress_bar, status
+from m40llm.cli.sm52_shown import comparison_text, projection_text
 from m40llm.errors import DeviceError
 
-_CARDS = ("m40-24", "m40-12", "p40", "titan-x", "h100")  # those of sm52/cards.py; a test compares
+_CARDS = (
+    "m40-24",
+    "m40-12",
+    "p40",
+    "titan-x",
+    "h100",
+    "h200",
+)  # those of sm52/cards.py; a test compares
+_N_TOKENS = 512
 
 
-def _check_card(value: str) -> str:
-    if value not in _CARDS:
+def _check_card(value: str | None) -> str | None:
+    if value is not None and value not in _CARDS:
         raise typer.BadParameter(f"expected {', '.join(_CARDS)}, got {value!r}")
     return value
 
 
 ModelOption = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--model",
         metavar="MODEL",
@@ -27,13 +36,42 @@ ModelOption = Annotated[
         show_default=False,
     ),
 ]
+Measured = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="In place of MODEL, a report of `m40llm bench report`: what was measured on its card "
+        "beside what is projected for that.",
+        show_default=False,
+    ),
+]
 Card = Annotated[
-    str, typer.Option(metavar="|".join(_CARDS), help="Which card.", callback=_check_card)
+    str | None,
+    typer.Option(
+        metavar="|".join(_CARDS),
+        help=f"Which card.  [default: {_CARDS[0]}]",
+        callback=_check_card,
+        show_default=False,
+    ),
 ]
 Context = Annotated[
-    int, typer.Option(min=0, metavar="N", help="Tokens in the cache where one is decoded.")
+    int | None,
+    typer.Option(
+        min=0,
+        metavar="N",
+        help=f"Tokens in the cache where one is decoded.  [default: {_N_TOKENS}]",
+        show_default=False,
+    ),
 ]
-PromptTokens = Annotated[int, typer.Option(min=1, metavar="N", help="Tokens of the prompt.")]
+PromptTokens = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help=f"Tokens of the prompt.  [default: {_N_TOKENS}]",
+        show_default=False,
+    ),
+]
 Fetch = Annotated[
     bool, typer.Option("--fetch", help="Fetch NVIDIA's disassembler where there is none (210 MB).")
 ]
@@ -53,10 +91,11 @@ Chart = Annotated[
 
 @guarded
 def sm52(
-    model: ModelOption,
-    card: Card = "m40-24",
-    context: Context = 512,
-    prompt: PromptTokens = 512,
+    model: ModelOption = None,
+    measured: Measured = None,
+    card: Card = None,
+    context: Context = None,
+    prompt: PromptTokens = None,
     fetch: Fetch = False,
     count: Count = False,
     chart: Chart = None,
@@ -68,20 +107,43 @@ def sm52(
     Its kernels are compiled for the card as the model launches them; their code, the card's data
     sheet and a stated model (docs/sm52.md) give each launch a range of times. No matrices are read.
     Without a disassembler only the memory's share of the time is known: --fetch gets one.
+    --measured lays a report of `m40llm bench report` beside what is projected for its card.
 
     \b
     Examples:
       m40llm sm52 --model smollm2
       m40llm sm52 --model model.gguf --card m40-12 --context 8192 --json
       m40llm sm52 --model model.gguf --fetch --chart where-it-goes
+      m40llm sm52 --measured m40llm-report.json
     """
-    from m40llm.device.numba_cuda import numba_cuda_problem
+    counts = count or None
+    options = {"card": card, "context": context, "prompt": prompt, "count": counts, "chart": chart}
+    if (model is None) == (measured is None):
+        raise typer.BadParameter("expected --model MODEL, or --measured FILE")
+    if measured is not None and (given := [n for n, value in options.items() if value is not None]):
+        raise typer.BadParameter(f"--{given[0]}: not beside --measured, whose file says it")
+    if model is not None:
+        sizes = {"n_context": context, "n_prompt": prompt}
+        given = {name: _N_TOKENS if n is None else n for name, n in sizes.items()}
+        document = _projection(model, card or _CARDS[0], given | {"count": count}, fetch, chart)
+    else:
+        assert measured is not None
+        document = _comparison(measured, fetch)
+    if as_json:
+        print_json(document)
+    else:
+        print(projection_text(document) if model else comparison_text(document))
+
+
+def _projection(
+    model: str, card: str, how: dict[str, Any], fetch: bool, chart: str | None
+) -> dict[str, Any]:
+    """Of a model; how: arguments of sm52.report.report."""
     from m40llm.gguf import open_gguf
     from m40llm.hub import resolve
     from m40llm.pictures import save
 
-    if problem := numba_cuda_problem():
-        raise DeviceError(f"kernels cannot be compiled: {problem}")
+    _check_compiler()
     from m40llm.sm52.cards import card_of
     from m40llm.sm52.chart import chart as drawing
     from m40llm.sm52.report import report
@@ -89,17 +151,39 @@ def sm52(
     with progress_bar() as progress:
         path = resolve(model, progress=progress)
         tool = _disassembler(progress, fetch=fetch)
-        how = {"n_context": context, "n_prompt": prompt, "tool": tool, "count": count}
         with open_gguf(path) as file:
-            found = report(file, card_of(card), progress=progress, **how)
-    document = {"model": model, **found}
+            found = report(file, card_of(card), tool=tool, progress=progress, **how)
     if chart is not None:
         for drawn in save(drawing(found), chart):
             status(f"chart: {drawn}")
-    if as_json:
-        print_json(document)
-    else:
-        print(_report(document))
+    return {"model": model, **found}
+
+
+def _comparison(measured: str, fetch: bool) -> dict[str, Any]:
+    """Of a report: where its card has no data sheet here, measurements alone, which is said."""
+    from pathlib import Path
+
+    _check_compiler()
+    from m40llm.bench.beside import beside, card_of_report
+    from m40llm.bench.report_file import read_report
+
+    report = read_report(Path(measured))
+    card = card_of_report(report)
+    if card is None:
+        name, known = report["card"]["name"], ", ".join(_CARDS)
+        told = f"note: no data sheet of {name!r} here ({known})"
+        status(f"{told}: there are measurements, but no projections")
+    with progress_bar() as progress:
+        tool = None if card is None else _disassembler(progress, fetch=fetch)
+        return beside(report, card, tool, progress)
+
+
+def _check_compiler() -> None:
+    """DeviceError where no kernel can be compiled."""
+    from m40llm.device.numba_cuda import numba_cuda_problem
+
+    if problem := numba_cuda_problem():
+        raise DeviceError(f"kernels cannot be compiled: {problem}")
 
 
 def _disassembler(progress: Any, *, fetch: bool) -> Any:
@@ -121,66 +205,3 @@ def _disassembler(progress: Any, *, fetch: bool) -> Any:
         f"--fetch gets {what_is_fetched()}"
     )
     return None
-
-
-def _report(document: dict[str, Any]) -> str:
-    parts = [f"{document['card']}, {document['what']}"]
-    parts.append(f"what fits: {document['plan']}{_lacks(document)}")
-    for name in ("decode", "prefill"):
-        if found := document[name]:
-            parts.append(_rate(name, found))
-            if name == "decode" and document["fits"] and document["has_persistent"]:
-                parts.append(
-                    f"  of these {_range(found['gap_ms'])} ms are gaps between launches, which the "
-                    "persistent form does not have; its barriers are not projected"
-                )
-            parts.append(_kernels([k for k in document["kernels"] if k["step"] == name]))
-    return "\n".join(parts)
-
-
-def _lacks(document: dict[str, Any]) -> str:
-    """What is not projected because it is not on the card."""
-    if document["fits"]:
-        return ""
-    if n := document["n_card_layers"]:
-        return (
-            f": {n} of {document['n_layers']} layers on the card, whose times these are; what the "
-            "CPU takes for the others is not projected"
-        )
-    return ": no layers, beside a useful context, so no times"
-
-
-def _rate(name: str, step: dict[str, Any]) -> str:
-    time = _range(step["ms"])
-    rate = f"{_range(step['tokens_per_s'])} tokens/s, " if step["tokens_per_s"] else ""
-    told = {
-        "decode": f"decode behind {step['n_context']} tokens: {rate}{time} ms each",
-        "prefill": f"prefill of {step['n_tokens']} tokens: {rate}"
-        + (f"the first token after {time} ms" if rate else f"{time} ms"),
-    }[name]
-    launches = f"{step['n_launches']} launches, {human_bytes(step['n_bytes'])}"
-    return f"{told}; {launches}, mostly bound by {step['bound']}"
-
-
-def _kernels(kernels: list[dict[str, Any]]) -> str:
-    head = ("us each", "times", "kernel", "operand", "bound", "registers", "spilled", "shared")
-    return table(
-        [(*head, "warps an SM", "loop", "FFMA", "sectors", "wavefronts"), *map(_cells, kernels)]
-    )
-
-
-def _cells(kernel: dict[str, Any]) -> tuple[str, ...]:
-    k = kernel
-    return (
-        *(_range(k["us"]), str(k["count"]), k["kernel"], k["operand"], k["bound"]),
-        *(str(k["registers"]), str(k["spill_bytes"]), human_bytes(k["shared_bytes"])),
-        f"{k['n_warps']} ({k['occupancy_limit']})",
-        "-" if k["loop_instructions"] is None else str(k["loop_instructions"]),
-        "-" if k["ffma_share"] is None else f"{k['ffma_share']:.0%}",
-        *("-" if k[key] is None else f"{k[key]:.1f}" for key in ("sectors", "wavefronts")),
-    )
-
-
-def _range(pair: list[float]) -> str:
-    low, high = (f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in pair)
-    return f"{low} to {high}"

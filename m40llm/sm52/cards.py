@@ -71,8 +71,17 @@ _CARDS: Final = (
     CardSpec("p40", "Tesla P40", (6, 1), 30, 1303, 1531, 347.1e9, 24 * GIB, True),
     CardSpec("titan-x", "GTX Titan X", (5, 2), 24, 1000, 1075, 336.6e9, 12 * GIB, False),
     CardSpec("h100", "H100 SXM", (9, 0), 132, 1590, 1980, 3352e9, 80 * GIB, False, HOPPER, HBM3),
+    CardSpec("h200", "H200 SXM", (9, 0), 132, 1590, 1980, 4.8e12, 141 * 10**9, False, HOPPER, HBM3),
 )
 CARDS: Final = {card.name: card for card in _CARDS}
+_DRIVER_NAMES: Final = {  # a part of what the driver calls it
+    "m40-24": "Tesla M40",
+    "m40-12": "Tesla M40",
+    "p40": "Tesla P40",
+    "titan-x": "GTX TITAN X",
+    "h100": "H100",
+    "h200": "H200",
+}
 
 
 def card_of(name: str) -> CardSpec:
@@ -80,3 +89,9 @@ def card_of(name: str) -> CardSpec:
     if name not in CARDS:
         raise RequestError(f"card: expected one of {', '.join(CARDS)}, got {name!r}")
     return CARDS[name]
+
+
+def card_like(driver_name: str, n_sms: int, memory_bytes: int) -> CardSpec | None:
+    """The card that the driver calls so; of two of one name, that whose memory is nearer."""
+    alike = [c for c in _CARDS if _DRIVER_NAMES[c.name] in driver_name and c.n_sms == n_sms]
+    return min(alike, key=lambda card: abs(card.memory_bytes - memory_bytes), default=None)

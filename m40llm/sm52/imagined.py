@@ -67,6 +67,32 @@ class Launch:
         return int(np.prod(self.grid))
 
 
+def launch_of(
+    kernel: Kernel,
+    grid: Dim,
+    block: Dim,
+    args: tuple[Any, ...],
+    shared_bytes: int,
+    positions: NDArray[np.int32],
+    operand: str,
+) -> Launch:
+    """What a card is asked for; positions: of the rows that it works for."""
+    return Launch(
+        kernel=kernel,
+        arg_types=tuple(map(argument_type, args)),
+        grid=_sizes(grid),
+        n_threads=int(np.prod(block)),
+        shared_bytes=shared_bytes,
+        work=work(kernel, args, positions),
+        operand=operand,
+    )
+
+
+def operand_of(w: Planes) -> str:
+    """Weights of a product, as `Launch.operand` names them."""
+    return f"{w.type.name} {w.n_rows} x {w.n_cols}"
+
+
 class ImaginedCard:
     """Implements `device.gpu.card.Card`.
 
@@ -91,6 +117,11 @@ class ImaginedCard:
     def n_launches(self) -> int:
         return len(self.launches)
 
+    @property
+    def allocated_bytes(self) -> int:
+        """By all buffers so far, whether they are still wanted or not."""
+        return self._next - _FIRST_ADDRESS
+
     def tell_compiling(self, progress: Progress | None) -> None:
         """Nothing is compiled here."""
 
@@ -100,18 +131,8 @@ class ImaginedCard:
     def launch(
         self, kernel: Kernel, grid: Dim, block: Dim, *args: Any, shared_bytes: int = 0
     ) -> None:
-        self.launches.append(
-            Launch(
-                kernel=kernel,
-                arg_types=tuple(map(argument_type, args)),
-                grid=_sizes(grid),
-                n_threads=int(np.prod(block)),
-                shared_bytes=shared_bytes,
-                work=work(kernel, args, self.positions),
-                operand=self.operand,
-                given=tuple(map(self._given, args)),
-            )
-        )
+        what = launch_of(kernel, grid, block, args, shared_bytes, self.positions, self.operand)
+        self.launches.append(replace(what, given=tuple(map(self._given, args))))
 
     def _given(self, arg: Any) -> Given:
         if not hasattr(arg, "address"):
@@ -205,7 +226,7 @@ class ImaginedOps(GpuOps):
         return Table(kept, self.card.alloc((n_rows, row_bytes(kept, n_cols)), np.uint8))
 
     def matmul(self, w: Planes, x: DeviceArray, **how: Any) -> None:
-        self.card.operand = f"{w.type.name} {w.n_rows} x {w.n_cols}"
+        self.card.operand = operand_of(w)
         super().matmul(w, x, **how)
         self.card.operand = ""
 

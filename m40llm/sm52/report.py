@@ -105,7 +105,7 @@ def report(
     n_context, n_prompt = min(n_context, longest - 1), min(n_prompt, longest)
     imagined = ImaginedModel(card, file, arch, hp, plan.best)
     steps = {"decode": imagined.decode(n_context), "prefill": imagined.prefill(n_prompt)}
-    rows = _rows(steps, card, tool, progress, count=count)
+    rows = projected(steps, card, tool, progress, count=count)
     for name, context in (("decode", n_context), ("prefill", 0)):
         mine = [row for row in rows if row.step == name]
         document[name] = _summary(steps[name], context, mine, is_whole=document["fits"])
@@ -118,10 +118,15 @@ def _card_layers(plan: CardPlan) -> int:
     return len(last.part.layers) if last.device == plan.card else 0
 
 
-def _rows(
-    steps: dict[str, Step], card: CardSpec, tool: Path | None, progress: Progress, *, count: bool
+def projected(
+    steps: dict[str, Step],
+    card: CardSpec,
+    tool: Path | None,
+    progress: Progress,
+    *,
+    count: bool = False,
 ) -> list[Row]:
-    """What takes longest first, step by step."""
+    """A row for each kind of launch in the steps: what takes longest first, step by step."""
     kinds = [(name, *kind) for name, step in steps.items() for kind in step.launches.items()]
     rows = []
     for i, (name, launch, n) in enumerate(kinds):

@@ -32,40 +32,23 @@ class Step:
     launches: Counter[Launch]
 
 
-class ImaginedModel:
-    """A model file on a card as it would lie there by a plan, whose last share is the card's. No
-    matrices are read."""
+class ImaginedSteps:
+    """Of a transformer over the ops of an imagined card; chunk: tokens of a prompt that are read at
+    a time."""
 
-    def __init__(
-        self, spec: CardSpec, file: GGUFFile, arch: Architecture, hp: HParams, plan: Plan
-    ) -> None:
-        self.card, self.plan = ImaginedCard(spec), plan
-        ops, part = ImaginedOps(self.card), plan.shares[-1].part
-        self._model = Transformer(
-            *(ops, arch, hp, load_weights(ops, file, arch, hp, part=part)),
-            n_seqs=plan.n_seqs,
-            max_seq_len=plan.max_seq_len,
-            max_tokens=plan.max_tokens,
-            max_logits=plan.max_logits,
-            freq_factors=rope_factors(file, hp, plan.max_seq_len),
-            kv_type=plan.kv_type,
-            part=part,
-        )
-        self._ends = StepEnds(self.card.alloc((1, words.N_WORDS), np.int64), n_seqs=1)
+    def __init__(self, card: ImaginedCard, model: Transformer, chunk: int) -> None:
+        self.card, self._model, self._chunk = card, model, chunk
 
     def decode(self, pos: int) -> Step:
-        """One token of one sequence, which has so many in the cache."""
+        """One token of one sequence, which has so many in the cache, up to its logits."""
         self.card.launches.clear()
-        begin_step(self._ends, stream=self.card)
         self._run(Batch.decode([(0, pos, 0)], 1))
-        self._choose_token()
         return Step(1, Counter(self.card.launches))
 
     def prefill(self, n_tokens: int) -> Step:
         """A prompt, in chunks as the engine reads it; logits of its last token."""
-        chunk = self.plan.max_tokens
-        starts = range(0, n_tokens, chunk)
-        pieces = [(0, first, [0] * min(chunk, n_tokens - first)) for first in starts]
+        starts = range(0, n_tokens, self._chunk)
+        pieces = [(0, first, [0] * min(self._chunk, n_tokens - first)) for first in starts]
         self.card.launches.clear()
         for piece in pieces:
             self._run(Batch.of(piece, logits="last" if piece is pieces[-1] else "none"))
@@ -80,6 +63,37 @@ class ImaginedModel:
         rows = model.layers(batch, None if has_embedding else np.zeros(shape, np.float32))
         if batch.logit_rows.size:
             model.logits(batch, rows)
+
+
+class ImaginedModel(ImaginedSteps):
+    """A model file on a card as it would lie there by a plan, whose last share is the card's. No
+    matrices are read."""
+
+    def __init__(
+        self, spec: CardSpec, file: GGUFFile, arch: Architecture, hp: HParams, plan: Plan
+    ) -> None:
+        card, self.plan = ImaginedCard(spec), plan
+        ops, part = ImaginedOps(card), plan.shares[-1].part
+        model = Transformer(
+            *(ops, arch, hp, load_weights(ops, file, arch, hp, part=part)),
+            n_seqs=plan.n_seqs,
+            max_seq_len=plan.max_seq_len,
+            max_tokens=plan.max_tokens,
+            max_logits=plan.max_logits,
+            freq_factors=rope_factors(file, hp, plan.max_seq_len),
+            kv_type=plan.kv_type,
+            part=part,
+        )
+        super().__init__(card, model, plan.max_tokens)
+        self._ends = StepEnds(card.alloc((1, words.N_WORDS), np.int64), n_seqs=1)
+
+    def decode(self, pos: int) -> Step:
+        """With the host's commands before it, and the choice of the token behind it."""
+        self.card.launches.clear()
+        begin_step(self._ends, stream=self.card)
+        self._run(Batch.decode([(0, pos, 0)], 1))
+        self._choose_token()
+        return Step(1, Counter(self.card.launches))
 
     def _choose_token(self) -> None:
         """All logits read and kept by the survey; then one block has work, the others return."""

@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from m40llm.device.gpu.bound import address
 from m40llm.kernels.contract import Kernel
 
 Args = Mapping[str, Any]
@@ -48,12 +49,12 @@ def _arrays(args: Args) -> dict[str, Any]:
 def _whole(args: Args, positions: Positions) -> Work:
     """Each array once; one that is read and written in place, twice."""
     arrays = _arrays(args)
-    required = {a.address for name, a in arrays.items() if name not in _OPTIONAL}
+    required = {address(a) for name, a in arrays.items() if name not in _OPTIONAL}
     return Work(
         sum(
             array.nbytes
             for name, array in arrays.items()
-            if name not in _OPTIONAL or array.address not in required
+            if name not in _OPTIONAL or address(array) not in required
         )
     )
 

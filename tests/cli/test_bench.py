@@ -25,8 +25,8 @@ def assert_refused(verb: str, args: list[str], words: str) -> None:
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--shape", ""], "shape: expected one of 135m, 1b, 8b, qwen3-8b, got ''"),
-        (["--shape", "7b"], "shape: expected one of 135m, 1b, 8b, qwen3-8b, got '7b'"),
+        (["--shape", ""], "shape: expected one of tiny, 135m, 1b, 8b, qwen3-8b, got ''"),
+        (["--shape", "7b"], "shape: expected one of tiny, 135m, 1b, 8b, qwen3-8b, got '7b'"),
         (["--type", "Q4"], "type: expected some of F32, F16"),
         (["--form", "fast"], "form: expected some of eager, graph, persistent, got 'fast'"),
         (["--kv", "0,"], "kv: expected numbers from 0, with commas, got '0,'"),
@@ -66,7 +66,7 @@ def test_a_model_on_the_emulator(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--shape", "7b"], "shape: expected one of 135m, 1b, 8b, qwen3-8b, got '7b'"),
+        (["--shape", "7b"], "shape: expected one of tiny, 135m, 1b, 8b, qwen3-8b, got '7b'"),
         (["--type", "Q4"], "type: expected some of F32, F16"),
         (["--tokens", "8"], "tokens: expected numbers from 9, with commas, got '8'"),
         (["--tokens", "16,"], "tokens: expected numbers from 9"),

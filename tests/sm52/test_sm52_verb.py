@@ -183,7 +183,7 @@ def test_without_a_compiler(run: Run, model: str, monkeypatch: pytest.MonkeyPatc
 def test_usage(run: Run, model: str) -> None:
     result = run("--model", model, "--card", "k80")
     assert result.exit_code == 2
-    assert "expected m40-24, m40-12, p40, titan-x, h100, got 'k80'" in result.stderr
+    assert "expected m40-24, m40-12, p40, titan-x, h100, h200, got 'k80'" in result.stderr
     assert run().exit_code == 2
 
 

@@ -45,13 +45,14 @@ class CudaCard:
         self._graph: Graph | None = None
         with _as_device_error(f"opening {self.name}"):
             self._context = Context(index)
+            self.device = self._context.device
             self._bind()
             self.capability: Capability = (
-                self._attribute("COMPUTE_CAPABILITY_MAJOR"),
-                self._attribute("COMPUTE_CAPABILITY_MINOR"),
+                self.attribute("COMPUTE_CAPABILITY_MAJOR"),
+                self.attribute("COMPUTE_CAPABILITY_MINOR"),
             )
-            self.n_sms = self._attribute("MULTIPROCESSOR_COUNT")
-            self.has_time_limit = bool(self._attribute("KERNEL_EXEC_TIMEOUT"))
+            self.n_sms = self.attribute("MULTIPROCESSOR_COUNT")
+            self.has_time_limit = bool(self.attribute("KERNEL_EXEC_TIMEOUT"))
             self.max_steps = 32 if self.has_time_limit else 1 << 20
             self._stream = call(driver.cuStreamCreate, NON_BLOCKING)
             self._staging = Staging(self._stream)
@@ -63,14 +64,18 @@ class CudaCard:
         return int(self._stream)
 
     @property
+    def target(self) -> str:
+        """What code is made for: "sm_52"."""
+        return self._modules.compiling.target
+
+    @property
     def about(self) -> str:
         with _as_device_error(f"asking for the name of {self.name}"):
-            name = call(driver.cuDeviceGetName, NAME_BYTES, self._context.device)
+            name = call(driver.cuDeviceGetName, NAME_BYTES, self.device)
             version = call(driver.cuDriverGetVersion)
         name = name.partition(b"\0")[0].decode(errors="replace")
-        target = self._modules.compiling.target
         return "{}, sm_{}{}, code for {}, driver {} (CUDA {}.{})".format(
-            *(name, *self.capability, target),
+            *(name, *self.capability, self.target),
             *(driver_release() or "of unknown release", version // 1000, version % 1000 // 10),
         )
 
@@ -210,9 +215,10 @@ class CudaCard:
                 self._context.bind()
             self._threads.add(thread)
 
-    def _attribute(self, name: str) -> int:
+    def attribute(self, name: str) -> int:
+        """A number of CUdevice_attribute, by the end of its name."""
         attribute = getattr(driver.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
-        return int(call(driver.cuDeviceGetAttribute, attribute, self._context.device))
+        return int(call(driver.cuDeviceGetAttribute, attribute, self.device))
 
 
 class _Memory:
