@@ -144,7 +144,7 @@ def hollow_model(
 ) -> Transformer:
     """As `synthetic_model`, over the ops of an imagined card: nothing is drawn."""
     weights = _weights(_HollowMaker(ops, hp, kind, 0), hp, silent)
-    return _transformer(ops, hp, weights, n_seqs, max_seq_len, max_tokens)
+    return _transformer(ops, hp, weights, n_seqs, max_seq_len, max_tokens, n_seqs)
 
 
 def synthetic_model(

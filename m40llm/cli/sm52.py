@@ -123,9 +123,10 @@ def sm52(
     if measured is not None and (given := [n for n, value in options.items() if value is not None]):
         raise typer.BadParameter(f"--{given[0]}: not beside --measured, whose file says it")
     if model is not None:
-        sizes = {"n_context": context, "n_prompt": prompt}
-        given = {name: _N_TOKENS if n is None else n for name, n in sizes.items()}
-        document = _projection(model, card or _CARDS[0], given | {"count": count}, fetch, chart)
+        how: dict[str, Any] = {"count": count}
+        for name, n in (("n_context", context), ("n_prompt", prompt)):
+            how[name] = _N_TOKENS if n is None else n
+        document = _projection(model, card or _CARDS[0], how, fetch, chart)
     else:
         assert measured is not None
         document = _comparison(measured, fetch)
