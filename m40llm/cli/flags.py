@@ -9,7 +9,6 @@ _AS_NAMED: Final = (
     *("speculate", "speculate_tokens", "lora", "lora_scale"),
     *("host", "port", "slots", "max_waiting", "chunk", "max_prompt", "api_key_file"),
     *("max_connections", "ray", "replicas", "max_replicas"),
-    *("out", "models", "measured"),
 )
 FLAGS: Final = {name: f"--{name.replace('_', '-')}" for name in _AS_NAMED} | {
     "temperature": "--temp",
