@@ -22,6 +22,7 @@ from m40llm.bench.shapes import SHAPES
 from m40llm.bench.synthetic import synthetic_model
 from m40llm.bench.timing import HostClock, Times, clock_of
 from m40llm.device import open_device
+from m40llm.device.emulator.card import EmulatedCard
 from m40llm.device.gpu.launches import Launches
 from m40llm.device.gpu.ops import GpuOps
 from m40llm.errors import DeviceError
@@ -106,6 +107,56 @@ def test_nothing_tells_whose_it_is(ops: GpuOps) -> None:
     for secret in (socket.gethostname(), getpass.getuser(), str(Path.home()), str(Path.cwd())):
         assert f'"{secret}' not in text
         assert len(secret) < 6 or secret not in text
+
+
+class TimedCard(EmulatedCard):
+    """A card whose events tell time: a microsecond passes from one to the next."""
+
+    name = "timed:0"
+
+    def __init__(self) -> None:
+        super().__init__(checks=False)
+        self._ms = 0.0
+
+    def event(self) -> Any:
+        self._ms += 1e-3
+        return self._ms
+
+    def elapsed_ms(self, start: float, stop: float) -> float:
+        return stop - start
+
+
+def test_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = {"name": "Timed", "n_sms": 2, "l2_bytes": 2**20}
+    monkeypatch.setattr(of_report, "facts_of", lambda card: facts)
+    monkeypatch.setattr(of_report, "_READ_BYTES", 2**18)
+    monkeypatch.setattr(of_report, "flops_per_s", lambda *args: (6.5e12, ""))
+    monkeypatch.setattr("m40llm.bench.timing.MAX_REPLAYS", 2)
+    said: list[str] = []
+    report = Report(GpuOps(TimedCard()), 600.0, say=said.append)
+    monkeypatch.setattr(report, "_model", lambda *args: None)
+    report.run()
+    found = report.document["ceilings"]
+    assert report.document["failed"] == []
+    assert report.document["clock"] == "CUDA events"
+    assert found["read_gb_per_s"] == pytest.approx(2**18 / 1e3)  # in a microsecond
+    assert found["fp32_tflop_per_s"] == 6.5
+    assert found["empty_launch_us"] == pytest.approx(1 / 128)  # two replays of 64
+    assert said == ["reads 262 GB/s, 6.50 TFLOP/s of FP32, 0.0 us for an empty launch of a graph"]
+
+
+def test_ceilings_that_are_wrong_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*args: Any) -> None:
+        raise DeviceError("reading: 8 blocks add up to 1, not 2")
+
+    monkeypatch.setattr(of_report, "facts_of", lambda card: {"name": "Timed"})
+    monkeypatch.setattr(of_report, "read_bytes_per_s", wrong)
+    report = Report(GpuOps(TimedCard()), 600.0, say=lambda line: None)
+    monkeypatch.setattr(report, "_model", lambda *args: None)
+    report.run()
+    [failure] = report.document["failed"]
+    assert failure["what"] == "ceilings"
+    assert set(report.document["ceilings"].values()) == {None}
 
 
 def test_paths_are_taken_out() -> None:
