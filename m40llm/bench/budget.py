@@ -40,10 +40,8 @@ class Budget:
 
     @contextmanager
     def spend(self, stage: str, reckoned: float = 0.0) -> Iterator[None]:
-        """What the stage takes beside the reckoned seconds is remembered, also if it fails."""
+        """What the stage takes beside the reckoned seconds is remembered, unless it fails."""
         begin = self._now()
-        try:
-            yield
-        finally:
-            beside = max(self._now() - begin - reckoned, 0.0)
-            self._seen[stage] = max(beside, self._seen.get(stage, 0.0))
+        yield
+        beside = max(self._now() - begin - reckoned, 0.0)
+        self._seen[stage] = max(beside, self._seen.get(stage, 0.0))

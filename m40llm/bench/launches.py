@@ -216,5 +216,5 @@ def _row(
         "us_p20": times.p20,
         "us_p80": times.p80,
         "n_in_turn": n_in_turn,
-        "is_cold": l2_bytes and n_in_turn * what.work.n_bytes > L2_FACTOR * l2_bytes,
+        "is_cold": n_in_turn * what.work.n_bytes > L2_FACTOR * l2_bytes if l2_bytes else None,
     }

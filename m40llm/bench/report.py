@@ -41,12 +41,13 @@ ON_CARD: Final = (  # what tells most comes first
 )
 ON_EMULATOR: Final = (("tiny", "Q8_0"),)
 _LITTLE: Final = Effort(2, 2, 2)
-TRIAL: Final = Sizes((8, 24), 16, 4, 2, _LITTLE, _LITTLE)  # on the emulator
+TRIAL: Final = Sizes((16, 24), 16, 4, 2, _LITTLE, _LITTLE)  # on the emulator
 EVENTS: Final = "CUDA events"
 HOST: Final = "the host's, of an emulator: these times say nothing of a card"
 # Seconds that a stage may take beside its work, before one was seen: kernels are compiled.
 GUESSES: Final = {"make": 20.0, "verify": 60.0, "launches": 10.0, "prefill": 10.0, "decode": 45.0}
 MEMORY_MARGIN: Final = 256 * 2**20
+MAX_LETTERS: Final = 500  # letters of a failure
 _READ_BYTES: Final = 2**30
 _N_SAMPLES: Final = 5
 
@@ -154,7 +155,7 @@ class Report:
         try:
             yield
         except Exception as error:  # on a card that nobody has seen, any
-            why = without_paths(f"{type(error).__name__}: {error}")
+            why = in_a_line(f"{type(error).__name__}: {error}")
             self.document["failed"].append({"what": what, "why": why})
             self._tell(f"{what}: failed: {why}")
             if not isinstance(error, M40LLMError):
@@ -165,9 +166,11 @@ class Report:
         self._say(line)
 
 
-def without_paths(text: str) -> str:
-    """Where somebody's files lie is nobody's business."""
-    return re.sub(r"(?<![\w<])(?:~|[A-Za-z]:)?[/\\][^\s:'\",;)]+", "<path>", text)
+def in_a_line(text: str) -> str:
+    """A failure in words that can be sent: where somebody's files lie is nobody's business."""
+    text = re.sub(r"(?<![\w<])(?:~|[A-Za-z]:)?[/\\][^\s:'\",;)]+", "<path>", text)
+    line = "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
+    return line if len(line) <= MAX_LETTERS else f"{line[: MAX_LETTERS - 3]}..."
 
 
 def _empty_launch_us(card: Any) -> float:

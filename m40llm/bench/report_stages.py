@@ -6,7 +6,7 @@ from typing import Any, Final
 from m40llm.bench.report_model import ModelBench, Sizes
 
 # In order; of each, how often it makes a decode step and a prefill, about.
-STAGES: Final = {"verify": (1, 2), "launches": (25, 0), "prefill": (0, 16), "decode": (150, 0)}
+STAGES: Final = {"verify": (2, 4), "launches": (25, 0), "prefill": (0, 16), "decode": (150, 0)}
 
 
 class Stages:

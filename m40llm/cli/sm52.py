@@ -167,6 +167,7 @@ def _comparison(measured: str, fetch: bool) -> dict[str, Any]:
     _check_compiler()
     from m40llm.bench.beside import beside, card_of_report
     from m40llm.bench.report_file import read_report
+    from m40llm.device.gpu.code_digest import code_digest
 
     report = read_report(Path(measured))
     card = card_of_report(report)
@@ -174,6 +175,8 @@ def _comparison(measured: str, fetch: bool) -> dict[str, Any]:
         name, known = report["card"]["name"], ", ".join(_CARDS)
         told = f"note: no data sheet of {name!r} here ({known})"
         status(f"{told}: there are measurements, but no projections")
+    elif report["software"]["code"] != code_digest():
+        status("note: other kernels were measured than these: what they launch else stands alone")
     with progress_bar() as progress:
         tool = None if card is None else _disassembler(progress, fetch=fetch)
         return beside(report, card, tool, progress)

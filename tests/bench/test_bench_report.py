@@ -15,13 +15,14 @@ from m40llm.bench import report as of_report
 from m40llm.bench.beside import beside
 from m40llm.bench.budget import Budget
 from m40llm.bench.launches import Effort, NotedStep, time_kinds
-from m40llm.bench.report import Report, without_paths
+from m40llm.bench.report import Report, in_a_line
 from m40llm.bench.report_file import read_report, write_report
 from m40llm.bench.report_model import ModelBench
 from m40llm.bench.shapes import SHAPES
 from m40llm.bench.synthetic import synthetic_model
 from m40llm.bench.timing import HostClock, Times, clock_of
 from m40llm.device import open_device
+from m40llm.device.emulator.card import EmulatedCard
 from m40llm.device.gpu.launches import Launches
 from m40llm.device.gpu.ops import GpuOps
 from m40llm.errors import DeviceError
@@ -72,7 +73,7 @@ def test_a_report(ops: GpuOps, tmp_path: Path) -> None:
     assert (model["shape"], model["type"]) == TINY[0]
     assert 0 <= model["largest_logit_error"] < 1e-3
     assert [(s["step"], s["n_context"]) for s in model["steps"]] == [
-        *(("decode", 8), ("decode", 24), ("prefill", 0))
+        *(("decode", 16), ("decode", 24), ("prefill", 0))
     ]
     for step in model["steps"]:
         of_step = [
@@ -83,7 +84,7 @@ def test_a_report(ops: GpuOps, tmp_path: Path) -> None:
         assert sum(row["count"] for row in of_step) == step["n_launches"] == 16
         assert step["tokens_per_s"] == pytest.approx(step["n_tokens"] / 10e-6)
         assert all((row["us"], row["us_p20"], row["us_p80"]) == (10, 9, 12) for row in of_step)
-    assert [row["kv"] for row in model["decode"]] == [8, 24]
+    assert [row["kv"] for row in model["decode"]] == [16, 24]
     assert model["prefill"]["tokens_per_s"] == pytest.approx(16e3 / model["prefill"]["ms"])
     assert any("prefill at " in line for line in said)
     write_report(document, tmp_path / "report.json")
@@ -108,9 +109,61 @@ def test_nothing_tells_whose_it_is(ops: GpuOps) -> None:
         assert len(secret) < 6 or secret not in text
 
 
+class TimedCard(EmulatedCard):
+    """A card whose events tell time: a microsecond passes from one to the next."""
+
+    name = "timed:0"
+
+    def __init__(self) -> None:
+        super().__init__(checks=False)
+        self._ms = 0.0
+
+    def event(self) -> Any:
+        self._ms += 1e-3
+        return self._ms
+
+    def elapsed_ms(self, start: float, stop: float) -> float:
+        return stop - start
+
+
+def test_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = {"name": "Timed", "n_sms": 2, "l2_bytes": 2**20}
+    monkeypatch.setattr(of_report, "facts_of", lambda card: facts)
+    monkeypatch.setattr(of_report, "_READ_BYTES", 2**18)
+    monkeypatch.setattr(of_report, "flops_per_s", lambda *args: (6.5e12, ""))
+    monkeypatch.setattr("m40llm.bench.timing.MAX_REPLAYS", 2)
+    said: list[str] = []
+    report = Report(GpuOps(TimedCard()), 600.0, say=said.append)
+    monkeypatch.setattr(report, "_model", lambda *args: None)
+    report.run()
+    found = report.document["ceilings"]
+    assert report.document["failed"] == []
+    assert report.document["clock"] == "CUDA events"
+    assert found["read_gb_per_s"] == pytest.approx(2**18 / 1e3)  # in a microsecond
+    assert found["fp32_tflop_per_s"] == 6.5
+    assert found["empty_launch_us"] == pytest.approx(1 / 128)  # two replays of 64
+    assert said == ["reads 262 GB/s, 6.50 TFLOP/s of FP32, 0.0 us for an empty launch of a graph"]
+
+
+def test_ceilings_that_are_wrong_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*args: Any) -> None:
+        raise DeviceError("reading: 8 blocks add up to 1, not 2")
+
+    monkeypatch.setattr(of_report, "facts_of", lambda card: {"name": "Timed"})
+    monkeypatch.setattr(of_report, "read_bytes_per_s", wrong)
+    report = Report(GpuOps(TimedCard()), 600.0, say=lambda line: None)
+    monkeypatch.setattr(report, "_model", lambda *args: None)
+    report.run()
+    [failure] = report.document["failed"]
+    assert failure["what"] == "ceilings"
+    assert set(report.document["ceilings"].values()) == {None}
+
+
 def test_paths_are_taken_out() -> None:
     told = "OSError: cannot read '/home/me/x.py', C:\\Users\\me, ~/cache; 3 GB/s of 2/3"
-    assert without_paths(told) == "OSError: cannot read '<path>', <path>, <path>; 3 GB/s of 2/3"
+    assert in_a_line(told) == "OSError: cannot read '<path>', <path>, <path>; 3 GB/s of 2/3"
+    assert in_a_line("one\n  two\x1b[31m") == "one two [31m"
+    assert in_a_line("x" * 501) == "x" * 497 + "..."
 
 
 def test_prefill_and_decode_that_differ_are_not_timed(ops: GpuOps) -> None:
@@ -122,7 +175,7 @@ def test_prefill_and_decode_that_differ_are_not_timed(ops: GpuOps) -> None:
     document, _ = reported(ops)
     [failure] = document["failed"]
     assert failure["what"] == "tiny F16, verify"
-    assert "prefill and decode differ by" in failure["why"]
+    assert "behind 16 tokens prefill and decode differ by" in failure["why"]
     [model] = document["models"]
     assert (model["steps"], model["launches"], model["decode"]) == ([], [], [])
     assert document["is_complete"]
@@ -234,7 +287,12 @@ def test_an_interruption_leaves_what_was_measured(
 
 
 def test_the_budget() -> None:
+    """A stage that fails says nothing of how long it takes."""
     now = [100.0]
+
+    def failing() -> None:
+        raise ZeroDivisionError
+
     budget = Budget(60.0, {"make": 20.0, "verify": 50.0}, now=lambda: now[0])
     assert budget.why_not("make", 40.0) == ""
     assert budget.why_not("make", 41.0) == "it may take 61 s, 60 s are left"
@@ -242,6 +300,9 @@ def test_the_budget() -> None:
         now[0] += 15.0
     assert (budget.spent, budget.left) == (15.0, 45.0)
     assert budget.why_not("make", 40.0) == ""  # 5 s beside what was reckoned
+    assert budget.why_not("verify") == "it may take 50 s, 45 s are left"
+    with pytest.raises(ZeroDivisionError), budget.spend("verify"):
+        failing()
     assert budget.why_not("verify") == "it may take 50 s, 45 s are left"
     with budget.spend("verify"):
         now[0] += 30.0

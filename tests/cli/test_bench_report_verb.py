@@ -35,7 +35,7 @@ def test_a_report_and_its_keys(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     document = json.loads(done.stdout)
     assert document == read_report(out)
-    assert "tiny F16: decode behind 8 tokens in 0.01 ms, 16 launches of 12 kinds" in done.stderr
+    assert "tiny F16: decode behind 16 tokens in 0.01 ms, 16 launches of 12 kinds" in done.stderr
     section = (DOCS / "cli.md").read_text(encoding="utf-8").split("\n## bench report")[1]
     section = section.split("\n## ")[0]
     named = set(re.findall(r"`(\w+)`", section))

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from m40llm.bench.report_file import write_report
 from m40llm.cli.app import app
+from m40llm.device.gpu.code_digest import code_digest
 from m40llm.sm52 import report as projections
 from m40llm.sm52.cards import CARDS
 from m40llm.sm52.code import Code
@@ -62,6 +63,13 @@ def test_table(run: Run, tmp_path: Path) -> None:
     ]
     assert scaled.split()[11:] == ["0.673", "to", "5.26", "no", "3.72", "memory"]
     assert lines[-1] == "left out: 8b F16: it needs 16.7 GB, 11.0 GB are free"
+
+
+@pytest.mark.parametrize("is_same", [True, False])
+def test_other_kernels(run: Run, tmp_path: Path, is_same: bool) -> None:
+    code = code_digest() if is_same else "0"
+    done = run("--measured", written(tmp_path, software={"m40llm": "0.1.0", "code": code}))
+    assert ("note: other kernels were measured than these" in done.stderr) != is_same
 
 
 def test_a_report_that_was_broken_off(run: Run, tmp_path: Path) -> None:
