@@ -1,4 +1,4 @@
-"""A card that a kernel has broken: who is asked is told, and the server goes on in a new process."""
+"""A card that a kernel has broken: who asks is told, and the server goes on in a new process."""
 
 import json
 import signal
