@@ -3,8 +3,9 @@
     python tests/kernels/budgets.py --write [NAME ...]   # accept what the kernels take now
 
 A budget is what the kernel took when it was last accepted. To take less is no failure, and becomes
-the budget when it is written. The assembler, Numba and LLVM make the same code of the same kernel
-every time, so there is no slack where their versions are those of the table; with others a little.
+the budget when it is written. What was compiled before in the same process has a little to say in
+the order of instructions (gemv-IQ4_NL-1x1: 141 of them in one run, 143 in another), hence some
+slack where the tools' versions are those of the table; with others more.
 """
 
 import argparse
@@ -35,15 +36,27 @@ REGISTER_UNIT: Final = 8  # a card gives a thread's registers out by eights (256
 
 @dataclass(frozen=True)
 class Slack:
-    """By how much a figure may miss its budget: registers a thread, parts of a length, a share."""
+    """By how much a figure may miss its budget: registers a thread, instructions of a loop and
+    parts of its length, and a share beyond what the same FFMAs have in the longest such loop."""
 
     registers: int
+    instructions: int
     length: float
     share: float
 
+    def longest(self, budget: "Figures") -> int:
+        """Of a hot loop, in instructions."""
+        n = budget.loop_instructions or 0
+        return n + max(self.instructions, int(n * self.length))
 
-SAME_TOOLS: Final = Slack(0, 0.0, 0.0)
-OTHER_TOOLS: Final = Slack(REGISTER_UNIT, 0.10, 0.05)
+    def least_share(self, budget: "Figures") -> float:
+        """Of FFMAs; the table's are rounded to a thousandth."""
+        n = budget.loop_instructions or 0
+        return (budget.ffma_share or 0.0) * n / max(self.longest(budget), 1) - self.share - 0.001
+
+
+SAME_TOOLS: Final = Slack(2, 2, 0.03, 0.0)
+OTHER_TOOLS: Final = Slack(REGISTER_UNIT, 2, 0.10, 0.05)
 
 
 @dataclass(frozen=True)
@@ -76,16 +89,15 @@ def figures_of(signature: Signature, assembled: Assembled, tool: Path | None) ->
 def regressions(name: str, budget: Figures, got: Figures, slack: Slack) -> list[str]:
     """What misses its budget, in words, with how to accept it."""
     missed = []
-    if _given(got.registers) > _given(budget.registers) + slack.registers:
+    if got.registers > _given(budget.registers) + slack.registers:
         missed.append("registers")
     if got.shared_bytes > budget.shared_bytes:
         missed.append("shared_bytes")
     if got.loop_instructions is not None:
         has_loop, had_loop = got.loop_instructions > 0, budget.loop_instructions > 0
-        longest = budget.loop_instructions * (1 + slack.length)
-        if has_loop != had_loop or got.loop_instructions > longest:
+        if has_loop != had_loop or got.loop_instructions > slack.longest(budget):
             missed.append("loop_instructions")
-        if got.ffma_share < budget.ffma_share - slack.share:
+        if got.ffma_share < slack.least_share(budget):
             missed.append("ffma_share")
     budgets, taken = asdict(budget), asdict(got)
     return [

@@ -45,9 +45,9 @@ def test_there_is_a_disassembler(disassembler: Path | None, offline_reason: Any)
 
 
 def test_what_is_said() -> None:
-    (told,) = regressions("gemv-Q4_K", BUDGET, replace(BUDGET, loop_instructions=101), SAME_TOOLS)
+    (told,) = regressions("gemv-Q4_K", BUDGET, replace(BUDGET, loop_instructions=104), SAME_TOOLS)
     assert told == (
-        "gemv-Q4_K: loop_instructions: budget 100, got 101; "
+        "gemv-Q4_K: loop_instructions: budget 100, got 104; "
         "to accept it: python tests/kernels/budgets.py --write 'gemv-Q4_K'"
     )
 
@@ -55,10 +55,19 @@ def test_what_is_said() -> None:
 def test_each_figure() -> None:
     assert missed() == []
     assert missed(registers=64) == [], "the card gives as many out for 60"
-    assert missed(registers=65) == ["registers"]
+    assert missed(registers=66) == [], "what is compiled before may move some"
+    assert missed(registers=67) == ["registers"]
     assert missed(shared_bytes=1025) == ["shared_bytes"]
-    assert missed(ffma_share=0.499) == ["ffma_share"]
+    assert missed(loop_instructions=103, ffma_share=0.485) == []
+    assert missed(ffma_share=0.484) == ["ffma_share"]
     assert missed(loop_instructions=130, ffma_share=0.4) == ["loop_instructions", "ffma_share"]
+
+
+def test_a_short_loop_may_have_two_more() -> None:
+    short = replace(BUDGET, loop_instructions=20)
+    assert regressions("gemv", short, replace(short, loop_instructions=22), SAME_TOOLS) == []
+    (told,) = regressions("gemv", short, replace(short, loop_instructions=23), SAME_TOOLS)
+    assert "loop_instructions: budget 20, got 23" in told
 
 
 def test_less_is_no_failure() -> None:
@@ -79,8 +88,8 @@ def test_without_a_disassembler_there_are_registers_and_shared_memory() -> None:
 def test_other_versions_of_the_tools_have_some_slack() -> None:
     assert slack_of(TOOLS) == SAME_TOOLS
     assert slack_of("numba 0.1") == OTHER_TOOLS
-    assert missed(OTHER_TOOLS, registers=72, loop_instructions=110, ffma_share=0.46) == []
-    over = {"registers": 73, "loop_instructions": 111, "ffma_share": 0.44}
+    assert missed(OTHER_TOOLS, registers=72, loop_instructions=110, ffma_share=0.41) == []
+    over = {"registers": 73, "loop_instructions": 111, "ffma_share": 0.40}
     assert missed(OTHER_TOOLS, **over) == list(over)
 
 
