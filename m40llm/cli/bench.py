@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from m40llm.cli import options as opt
-from m40llm.cli.bench_arguments import Shape, Types, gpu_ops, names, not_beside_model, numbers
+from m40llm.cli.bench_arguments import (
+    Shape,
+    Types,
+    check_compiler,
+    gpu_ops,
+    names,
+    not_beside_model,
+    numbers,
+)
 from m40llm.cli.guard import guarded
 from m40llm.cli.output import print_json, progress_bar, status, table
 from m40llm.errors import RequestError
@@ -90,6 +98,7 @@ def decode(
       m40llm bench decode --shape 135m --form eager,graph,persistent --json
       m40llm bench decode model.gguf --kv 0,1000
     """
+    check_compiler()
     from m40llm.device.decoder import FORMS
 
     forms = [] if form is None else names("form", form, FORMS)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from m40llm.errors import RequestError
+from m40llm.errors import DeviceError, RequestError
 
 if TYPE_CHECKING:
     from m40llm.device.gpu.ops import GpuOps
@@ -57,6 +57,14 @@ def as_gpu_ops(ops: Any) -> "GpuOps":
     if not isinstance(ops, GpuOps):
         raise RequestError(f"device: expected a CUDA card or the emulator, got {ops.name!r}")
     return ops
+
+
+def check_compiler() -> None:
+    """DeviceError where no kernel can be compiled: before modules are loaded that have some."""
+    from m40llm.device.numba_cuda import numba_cuda_problem
+
+    if problem := numba_cuda_problem():
+        raise DeviceError(f"kernels cannot be compiled: {problem}")
 
 
 def gpu_ops(device: str, progress: "Progress") -> "GpuOps":

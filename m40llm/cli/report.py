@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from m40llm.cli import options as opt
-from m40llm.cli.bench_arguments import gpu_ops
+from m40llm.cli.bench_arguments import check_compiler, gpu_ops
 from m40llm.cli.guard import guarded
 from m40llm.cli.output import print_json, progress_bar, status
 from m40llm.errors import DeviceError, RequestError
@@ -48,6 +48,7 @@ def report(
       m40llm bench report --minutes 3 --out m40.json
       m40llm bench report --device emulator --out trial.json
     """
+    check_compiler()
     from m40llm.bench.report import Report
     from m40llm.bench.report_file import check_place
 

@@ -5,10 +5,10 @@ from typing import Annotated, Any
 import typer
 
 from m40llm.cli import options as opt
+from m40llm.cli.bench_arguments import check_compiler
 from m40llm.cli.guard import guarded
 from m40llm.cli.output import print_json, progress_bar, status
 from m40llm.cli.sm52_shown import comparison_text, projection_text
-from m40llm.errors import DeviceError
 
 _CARDS = (
     "m40-24",
@@ -144,7 +144,7 @@ def _projection(
     from m40llm.hub import resolve
     from m40llm.pictures import save
 
-    _check_compiler()
+    check_compiler()
     from m40llm.sm52.cards import card_of
     from m40llm.sm52.chart import chart as drawing
     from m40llm.sm52.report import report
@@ -164,7 +164,7 @@ def _comparison(measured: str, fetch: bool) -> dict[str, Any]:
     """Of a report: where its card has no data sheet here, measurements alone, which is said."""
     from pathlib import Path
 
-    _check_compiler()
+    check_compiler()
     from m40llm.bench.beside import beside, card_of_report
     from m40llm.bench.report_file import read_report
     from m40llm.device.gpu.code_digest import code_digest
@@ -180,14 +180,6 @@ def _comparison(measured: str, fetch: bool) -> dict[str, Any]:
     with progress_bar() as progress:
         tool = None if card is None else _disassembler(progress, fetch=fetch)
         return beside(report, card, tool, progress)
-
-
-def _check_compiler() -> None:
-    """DeviceError where no kernel can be compiled."""
-    from m40llm.device.numba_cuda import numba_cuda_problem
-
-    if problem := numba_cuda_problem():
-        raise DeviceError(f"kernels cannot be compiled: {problem}")
 
 
 def _disassembler(progress: Any, *, fetch: bool) -> Any:

@@ -9,6 +9,7 @@ from m40llm.cli.bench_arguments import (
     Shape,
     Types,
     as_gpu_ops,
+    check_compiler,
     gpu_ops,
     names,
     not_beside_model,
@@ -56,6 +57,7 @@ def tune(
       m40llm bench tune model.gguf
       m40llm bench tune --shape 8b --tokens 512 --json
     """
+    check_compiler()
     sizes = numbers("tokens", tokens, 9)  # fewer are gemv's
     with progress_bar() as progress:
         if model is None:

@@ -93,3 +93,13 @@ def test_tuning_for_a_model_is_kept(
     assert all(row["tuned"] == row["choice"] for row in rows)
     [kept] = tmp_path.glob("tuned/*.kernel")
     assert f"kept {len(rows)} choices for this card: {kept}" in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["decode", "report", "tune"])
+def test_without_a_compiler(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said before a module is loaded that has kernels, which would be an ImportError."""
+    told = "numba-cuda is not installed: pip install numba-cuda"
+    monkeypatch.setattr("m40llm.device.numba_cuda.numba_cuda_problem", lambda: told)
+    result = CliRunner().invoke(app, ["bench", verb])
+    assert result.exit_code == 1
+    assert f"kernels cannot be compiled: {told}" in result.stderr
