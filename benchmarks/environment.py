@@ -5,11 +5,11 @@ import platform
 import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import m40llm
+from m40llm.bench.machine import version_of
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ def environment(card: Any) -> Environment:
         driver=None if is_emulator else _driver_version(card),
         n_sms=card.n_sms,
         python=platform.python_version(),
-        numpy=_version("numpy"),
-        numba=_version("numba"),
-        numba_cuda=_version("numba-cuda"),
-        torch=_version("torch"),
+        numpy=version_of("numpy"),
+        numba=version_of("numba"),
+        numba_cuda=version_of("numba-cuda"),
+        torch=version_of("torch"),
         m40llm=m40llm.__version__,
         commit=commit(),
         date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%MZ"),
@@ -91,10 +91,3 @@ def _answer(command: list[str]) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -34,10 +34,11 @@ def state_of(card: Any) -> dict[str, float | None] | None:
 def software() -> dict[str, str | None]:
     """Versions; code: a digest of the kernels and of what launches them."""
     found = {"m40llm": __version__, "code": code_digest(), "python": platform.python_version()}
-    return found | {name.replace("-", "_"): _version(name) for name in _PACKAGES}
+    return found | {name.replace("-", "_"): version_of(name) for name in _PACKAGES}
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """None where it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

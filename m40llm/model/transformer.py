@@ -1,7 +1,5 @@
 """The decoder-only transformer, written once over `Ops`, from token ids to logits."""
 
-from functools import cached_property
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -50,7 +48,7 @@ class Transformer(Layers):
         self._embedding_factor = arch.embedding_factor(hp)
         self._decoders: dict[int, Decoder | str] = {}
 
-    @cached_property
+    @property
     def decoder(self) -> Decoder | str:
         """What decodes all sequences on the device by itself; or why nothing does."""
         return self.decoder_of(self.kv.n_seqs)

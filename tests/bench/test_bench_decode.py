@@ -85,7 +85,8 @@ class WrongWhenResident:
 
 def test_a_wrong_token_is_noticed(ops: GpuOps) -> None:
     model = synthetic_model(ops, SMALL, "F16", n_seqs=1, max_seq_len=16)
-    vars(model)["decoder"] = WrongWhenResident(model.decoder)
+    wrong: Any = WrongWhenResident(model.decoder)
+    model._decoders[1] = wrong
     with pytest.raises(DeviceError, match="persistent gives other tokens"):
         time_decode(model, ("small", "F16"), "persistent", 0, 4, None)
 

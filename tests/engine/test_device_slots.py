@@ -79,7 +79,6 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     decoders = {n: GreedyDecoder(model, n) for n in (*SMALL, N_SLOTS)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model, "decoder_of", decoders.__getitem__)
-        patch.setitem(vars(model), "decoder", decoders[N_SLOTS])
         yield Engine(model, decode_form="graph")
 
 

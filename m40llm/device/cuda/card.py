@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from m40llm.device.cuda.array import DeviceArray
 from m40llm.device.cuda.context import Context
 from m40llm.device.cuda.driver import STREAM_WITHOUT_LEGACY_SYNC as NON_BLOCKING
-from m40llm.device.cuda.driver import DriverError, call
+from m40llm.device.cuda.driver import DriverError, call, release_of, text_of
 from m40llm.device.cuda.graph import Event, Graph
 from m40llm.device.cuda.modules import Modules, flatten
 from m40llm.device.cuda.requirements import driver_release
@@ -73,10 +73,9 @@ class CudaCard:
         with _as_device_error(f"asking for the name of {self.name}"):
             name = call(driver.cuDeviceGetName, NAME_BYTES, self.device)
             version = call(driver.cuDriverGetVersion)
-        name = name.partition(b"\0")[0].decode(errors="replace")
-        return "{}, sm_{}{}, code for {}, driver {} (CUDA {}.{})".format(
-            *(name, *self.capability, self.target),
-            *(driver_release() or "of unknown release", version // 1000, version % 1000 // 10),
+        return "{}, sm_{}{}, code for {}, driver {} (CUDA {})".format(
+            *(text_of(name), *self.capability, self.target),
+            *(driver_release() or "of unknown release", release_of(version)),
         )
 
     @property

@@ -27,6 +27,16 @@ def call(function: Callable[..., Any], *args: Any) -> Any:
     return values[0] if len(values) == 1 else tuple(values)
 
 
+def text_of(answer: bytes) -> str:
+    """A name that the driver has written, up to its end."""
+    return answer.partition(b"\0")[0].decode(errors="replace")
+
+
+def release_of(cuda_version: int) -> str:
+    """12090 as CUDA's releases are called: "12.9"."""
+    return f"{cuda_version // 1000}.{cuda_version % 1000 // 10}"
+
+
 def is_done(event: Any) -> bool:
     """Whether a CUevent has come."""
     (result,) = driver.cuEventQuery(event)

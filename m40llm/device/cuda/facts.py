@@ -6,7 +6,7 @@ from typing import Any, Final
 from cuda.bindings import driver
 
 from m40llm.device.cuda.card import NAME_BYTES, CudaCard
-from m40llm.device.cuda.driver import DriverError, call
+from m40llm.device.cuda.driver import DriverError, call, release_of, text_of
 from m40llm.device.cuda.requirements import driver_release, toolkit_major
 from m40llm.device.cuda.toolchain import compiler_version
 
@@ -29,12 +29,9 @@ _BUS_ID_BYTES: Final = 32
 def card_facts(card: CudaCard) -> dict[str, Any]:
     """Name, sizes, clocks, ECC and driver; None or "unknown" for what it does not say."""
     ecc = _attribute(card, "ECC_ENABLED")
-    version = call(driver.cuDriverGetVersion)
     compiler = compiler_version(toolkit_major())
     return {
-        "name": call(driver.cuDeviceGetName, NAME_BYTES, card.device)
-        .partition(b"\0")[0]
-        .decode(errors="replace"),
+        "name": text_of(call(driver.cuDeviceGetName, NAME_BYTES, card.device)),
         "capability": "{}.{}".format(*card.capability),
         "code_for": card.target,
         "n_sms": card.n_sms,
@@ -42,7 +39,7 @@ def card_facts(card: CudaCard) -> dict[str, Any]:
         "ecc": "unknown" if ecc is None else "on" if ecc else "off",
         **{key: _attribute(card, name) for key, name in _ATTRIBUTES.items()},
         "driver": driver_release(),
-        "cuda": f"{version // 1000}.{version % 1000 // 10}",
+        "cuda": release_of(call(driver.cuDriverGetVersion)),
         "compiler": None if compiler is None else "{}.{}".format(*compiler),
     }
 
@@ -55,7 +52,7 @@ def card_state(card: CudaCard) -> dict[str, float | None] | None:
         done = subprocess.run(
             [
                 *("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"),
-                f"--id={bus_id.partition(bytes(1))[0].decode()}",
+                f"--id={text_of(bus_id)}",
             ],
             capture_output=True,
             text=True,
