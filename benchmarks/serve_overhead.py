@@ -1,12 +1,14 @@
 """What HTTP adds to the time per token, with so many streams at once.
 
-    python benchmarks/serve_overhead.py [--streams 32] [--tokens 100] [--step-ms 10] [--out FILE]
+    python benchmarks/serve_overhead.py [--streams 32] [--tokens 100] [--repeats 5] [--step-ms 10]
+        [--out FILE]
     python benchmarks/serve_overhead.py --shape 8b --type Q4_K_M     # on a card
 
 With a slot for each stream, either a tiny model, whose every step is made to take so long besides,
 as that of a large one on a card does, while the host waits; or, on a card, drawn weights of a real
-shape. Measured twice: by listeners in the server's process, and by as many clients over HTTP in
-another one. One JSON document: the times per token of both, and what HTTP adds.
+shape. Measured in turns: by listeners in the server's process, and by as many clients over HTTP in
+another one. What counts is the time in which all streams make tokens. One JSON document: the times
+per token of each turn, their medians, and what HTTP adds.
 """
 
 import argparse
@@ -125,7 +127,7 @@ async def client(port: int, n_tokens: int) -> list[float]:
 
 
 def serve(pipe: Connection, path: Path, n_tokens: int, wanted: argparse.Namespace) -> None:
-    """In a process of its own: times by listeners first, then a server."""
+    """In a process of its own: a server, and times by listeners whenever they are asked for."""
     import uvicorn
 
     from m40llm.server.app import create_app
@@ -139,44 +141,55 @@ def serve(pipe: Connection, path: Path, n_tokens: int, wanted: argparse.Namespac
         opened = paced(path, n_streams, wanted.step_ms / 1e3)
     with opened as service:
         by_listeners(service, n_streams, 3)
-        pipe.send(tpot_ms(by_listeners(service, n_streams, n_tokens), n_tokens))
         app = create_app(service, Settings(names=("tiny",)))
         at = bound("127.0.0.1", 0)
         server = uvicorn.Server(config_of(app))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [at]})
         thread.start()
         pipe.send(at.getsockname()[1])
-        pipe.recv()
+        while pipe.recv() == "listen":
+            pipe.send(by_listeners(service, n_streams, n_tokens))
         server.should_exit = True
         thread.join()
 
 
 def tpot_ms(times: Times, n_tokens: int) -> float:
-    """Median over the streams. Tokens that come together are one event, those of no text none."""
-    each = [(own[-1] - own[0]) / (n_tokens - 1) for own in times]
-    return 1e3 * statistics.median(each)
+    """While all streams made tokens. Those that come together are one event, those of no text none:
+    the share of a stream's events that fell into that time is that of its tokens."""
+    begin, end = max(own[0] for own in times), min(own[-1] for own in times)
+    shares = [sum(begin <= at < end for at in own) / len(own) for own in times]
+    return 1e3 * (end - begin) / (n_tokens * statistics.mean(shares))
+
+
+def checked(times: Times, n_tokens: int) -> Times:
+    """Streams of an event for most of their tokens, and one that says why it ends."""
+    n_events = sorted({len(own) for own in times})
+    if n_events[0] < n_tokens / 2 or n_events[-1] > n_tokens + 1:
+        sys.exit(f"verification failed: {n_tokens} tokens a stream were {n_events} events")
+    return times
 
 
 def measure(wanted: argparse.Namespace) -> dict[str, Any]:
     n_streams, n_tokens = wanted.streams, wanted.tokens
     ours, theirs = multiprocessing.Pipe()
     spawn = multiprocessing.get_context("spawn")
+    engine, http = [], []
     with tempfile.TemporaryDirectory() as folder:
         words = vocabulary_of(shape_of(wanted.shape)) if wanted.shape else {}
         length = max(128, 2 * n_tokens)
         path = write_tiny_gguf(Path(folder) / "tiny.gguf", context_length=length, **words)
         process = spawn.Process(target=serve, args=(theirs, path, n_tokens, wanted), daemon=True)
         process.start()
-        engine_ms = ours.recv()
         port = ours.recv()
         asyncio.run(by_clients(port, n_streams, 3))
-        times = asyncio.run(by_clients(port, n_streams, n_tokens))
+        for _ in range(wanted.repeats):
+            ours.send("listen")
+            engine.append(tpot_ms(checked(ours.recv(), n_tokens), n_tokens))
+            heard = asyncio.run(by_clients(port, n_streams, n_tokens))
+            http.append(tpot_ms(checked(heard, n_tokens), n_tokens))
         ours.send("end")
         process.join()
-    n_events = sorted({len(own) for own in times})
-    if n_events[0] < n_tokens / 2 or n_events[-1] > n_tokens + 1:  # one says why it ends
-        sys.exit(f"verification failed: {n_tokens} tokens a stream were {n_events} events")
-    http_ms = tpot_ms(times, n_tokens)
+    engine_ms, http_ms = statistics.median(engine), statistics.median(http)
     what = {"shape": wanted.shape, "type": wanted.type} if wanted.shape else {}
     return {
         "streams": n_streams,
@@ -185,6 +198,8 @@ def measure(wanted: argparse.Namespace) -> dict[str, Any]:
         "engine_tpot_ms": round(engine_ms, 3),
         "http_tpot_ms": round(http_ms, 3),
         "http_adds": round(http_ms / engine_ms - 1, 4),
+        "engine_each_ms": [round(one, 3) for one in engine],
+        "http_each_ms": [round(one, 3) for one in http],
     }
 
 
@@ -192,6 +207,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--streams", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=100)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--step-ms", type=float, default=10.0, help="of the tiny model")
     parser.add_argument("--shape", choices=sorted(SHAPES), help="drawn weights, on a card")
     parser.add_argument("--type", default="Q4_K_M", help="of the drawn weights")

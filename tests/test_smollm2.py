@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from m40llm import LLM, SamplingParams
+from m40llm.device.gpu.ops import GpuOps
 from m40llm.engine.sampling import log_softmax
 from m40llm.testing.greedy import assert_same_greedy
 
@@ -89,6 +90,19 @@ def test_256_greedy_tokens_as_on_the_cpu(smollm2: Path, row: dict[str, Any]) -> 
         LLM.load(smollm2, device="cuda", max_seq_len=512, decode="host") as cuda,
     ):
         assert_same_greedy(cuda, cpu, row["prompt_ids"], 256, gap=0.05)
+
+
+@pytest.mark.gpu
+def test_a_card_with_room_for_a_part_of_it(smollm2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layers that do not fit run on the CPU, and what comes is the same."""
+    monkeypatch.setattr(GpuOps, "free_bytes", lambda self: 150_000_000)
+    row = GOLDENS["greedy"][0]
+    with (
+        LLM.load(smollm2, device="cpu", max_seq_len=2048) as cpu,
+        LLM.load(smollm2, device="cuda", max_seq_len=2048, gpu_layers="auto") as split,
+    ):
+        assert [share.device.partition(":")[0] for share in split.plan.shares] == ["cpu", "cuda"]
+        assert_same_greedy(split, cpu, row["prompt_ids"], 64, gap=0.05)
 
 
 def test_the_gpu_kernels_on_the_emulator(smollm2: Path) -> None:

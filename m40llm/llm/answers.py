@@ -186,12 +186,17 @@ class Answers:
             rows = embeddings(engine, ids, pooling, normalise, progress)
         return rows if many else rows[0]
 
-    def _open_engine(self) -> Engine:
+    def _loaded_engine(self) -> Engine:
+        """To read facts of, whoever works with it."""
         if self._engine is None:
             raise RequestError("the model was closed")
+        return self._engine
+
+    def _open_engine(self) -> Engine:
+        engine = self._loaded_engine()
         if self._is_lent:
             raise RequestError(_LENT)
-        return self._engine
+        return engine
 
     def lend(self) -> Lent:
         """For good, to who runs many requests at a time; those of this object are refused."""

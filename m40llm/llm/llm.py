@@ -157,7 +157,7 @@ class LLM(Answers):
     @property
     def decode_form(self) -> DecodeForm:
         """Who makes the tokens after the first; "auto" has been settled."""
-        return self._open_engine().decode_form
+        return self._loaded_engine().decode_form
 
     @property
     def transformer(self) -> Model:

@@ -278,14 +278,15 @@ def test_the_command_without_the_extra(tiny_path: Path, args: tuple[str, ...], c
         assert ran.stderr == f"error: the server needs {', '.join(lacking)}; run: {told}\n"
 
 
-def test_the_command_serves_a_model(tiny_path: Path) -> None:
-    """The whole: a real model on the CPU, two answers that agree, and an end."""
-    command = ["-m", "m40llm", "serve", str(tiny_path), "--port", "0", "--json", "--device", "cpu"]
+@pytest.mark.parametrize("device", ["cpu", "emulator"])
+def test_the_command_serves_a_model(device: str, tiny_path: Path) -> None:
+    """The whole: a real model, two answers that agree, and an end."""
+    command = ["-m", "m40llm", "serve", str(tiny_path), "--device", device, "--port", "0", "--json"]
     environment = os.environ | {"M40LLM_API_KEYS": "secret"}
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, *command], env=environment, **pipes) as process:
         head = json.loads(process.stdout.readline())  # type: ignore[union-attr]
-        assert (head["model"], head["device"], head["slots"]) == ("tiny", "cpu", 4)
+        assert (head["model"], head["device"], head["slots"]) == ("tiny", device, 4)
         asked: dict[str, Any] = {**ASKED, "max_tokens": 8, "temperature": 0}
         how: Any = {"headers": {"authorization": "Bearer secret"}, "timeout": 60}
         url = f"{head['url']}/v1/chat/completions"
@@ -300,5 +301,5 @@ def test_the_command_serves_a_model(tiny_path: Path) -> None:
     assert process.returncode == 0
     assert said[0] == said[1]
     assert [len(one["embedding"]) for one in embedded["data"]] == [64, 64]
-    assert f"serving tiny at {head['url']} on cpu: 4 slots of 128 tokens" in err
+    assert f"serving tiny at {head['url']} on {device}: 4 slots of 128 tokens" in err
     assert "secret" not in err
