@@ -195,3 +195,9 @@ BIAS: Final = {
 def has_offset(type: GGMLType) -> bool:
     """Whether something meets the sum of x over a run: a minimum or a bias."""
     return type in BIAS or SCALES[type].has_minimum
+
+
+def sum_factor(type: GGMLType) -> float:
+    """What staged sums of x are multiplied by: -bias, exactly, so that the products of a run with
+    quants as they are stored can begin with it; 1 for what meets a minimum."""
+    return -float(BIAS.get(type, -1))

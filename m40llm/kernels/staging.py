@@ -8,7 +8,7 @@ A lane multiplies a load of quants, a unit of 4 to 32 columns, four columns (a g
 
 A warp's load of a group is 512 contiguous bytes; the pitch keeps the stores of 8 neighbouring
 threads, whose groups differ, out of each other's banks. Numbers are multiplied by the powers of
-two that unpack.py asks for, sums by RESULT_SCALE.
+two that unpack.py asks for, sums by RESULT_SCALE and what scales.sum_factor says.
 """
 
 from functools import cache
@@ -19,7 +19,7 @@ from numba import cuda, float32, int64, uint32
 
 from m40llm.kernels.intrinsics import load_float4_readonly, store_float4_shared
 from m40llm.kernels.reduce import FULL_MASK, WARP_SIZE
-from m40llm.kernels.scales import has_offset
+from m40llm.kernels.scales import has_offset, sum_factor
 from m40llm.kernels.unpack import LANES, RESULT_SCALE, factors_of
 
 N_WARPS: Final = 8
@@ -50,7 +50,7 @@ def stage_of(type: GGMLType, n_tokens: int, chunk_cols: int) -> Any:
     n_groups, pitch, token_slots = shape.n_groups, shape.pitch, shape.token_slots
     token_sums, has_sums = shape.token_sums, has_offset(type)
     sum_groups = lane.n_groups // lane.n_halves
-    factors = factors_of(type)
+    factors, sum_scale = factors_of(type), sum_factor(type) * RESULT_SCALE
 
     @cuda.jit(device=True, forceinline=True)
     def stage(x: Any, first_col: Any, n_cols: Any, staged: Any, sums: Any) -> None:
@@ -75,7 +75,7 @@ def stage_of(type: GGMLType, n_tokens: int, chunk_cols: int) -> Any:
                         distance *= 2
                     if inside and group % sum_groups == 0:
                         sums[uint32(token * token_sums + quad // sum_groups)] = total * float32(
-                            RESULT_SCALE
+                            sum_scale
                         )
 
     return stage

@@ -62,7 +62,10 @@ def multiply_rows(type: GGMLType, n_tokens: int, n_rows: int, chunk_cols: int) -
             first_unit = first_col // lane_cols
             for unit in range(lane, n_here // lane_cols, WARP_SIZE):
                 load(quants, highs, scales, rows, first_unit + unit, words, high, packed)
-                multiply_one(words, high, packed, first_unit + unit, unit, staged, sums, acc)
+                block, place = uint32(uint32(unit) >> uint32(5)), uint32(lane)
+                multiply_one(
+                    words, high, packed, first_unit + unit, block, place, staged, sums, acc
+                )
 
     return multiply
 

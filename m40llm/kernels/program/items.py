@@ -199,9 +199,10 @@ def span_of(form: Form, type: GGMLType) -> Any:
         mark: Any,
     ) -> None:  # fmt: skip
         lane = uint32(cuda.threadIdx.x & 31)
-        staged_unit = uint32(span * n_col_lanes + lane // uint32(n_row_lanes))
-        unit = uint32(items.first_span * n_col_lanes + staged_unit)
-        multiply(now, high, packed, unit, staged_unit, staged, sums, acc)
+        column = lane // uint32(n_row_lanes)
+        unit = uint32(int32(items.first_span + span) * n_col_lanes + column)
+        block, place = span // n_row_lanes, uint32(span % n_row_lanes * n_col_lanes + column)
+        multiply(now, high, packed, unit, uint32(block), place, staged, sums, acc)
         if is_items_last(items, chunk, span):
             totals(acc)
             leave(items, chunk, group, acc[0], results, mark)

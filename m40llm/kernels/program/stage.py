@@ -37,7 +37,7 @@ from m40llm.kernels.program.form import (
     max_stage_cols,
 )
 from m40llm.kernels.reduce import FULL_MASK, WARP_SIZE, warp_sum
-from m40llm.kernels.scales import has_offset
+from m40llm.kernels.scales import has_offset, sum_factor
 from m40llm.kernels.unpack import LANES, RESULT_SCALE, factors_of
 from m40llm.kernels.views import UNSEEN, array_at
 
@@ -124,6 +124,7 @@ def _put_of(type: GGMLType, n_seqs: int) -> Any:
     token_slots, token_sums, has_sums = shape.token_slots, shape.token_sums, has_offset(type)
     sum_groups = lane.n_groups // lane.n_halves
     factors, n_groups = factors_of(type), lane.n_groups
+    sum_scale = sum_factor(type) * RESULT_SCALE
 
     @cuda.jit(device=True, forceinline=True)
     def put(
@@ -136,7 +137,7 @@ def _put_of(type: GGMLType, n_seqs: int) -> Any:
         if has_sums:
             total = float32(0)
             if inside:
-                total = float32(RESULT_SCALE) * ((x0 + x1) + (x2 + x3))
+                total = float32(sum_scale) * ((x0 + x1) + (x2 + x3))
             distance = 1
             while distance < sum_groups:
                 total += cuda.shfl_xor_sync(FULL_MASK, total, distance)
