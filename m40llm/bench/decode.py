@@ -16,6 +16,7 @@ from m40llm.device.decoder import Answer, Decoder, Form, SlotRequest
 from m40llm.errors import DeviceError, RequestError
 from m40llm.model.batch import Batch
 from m40llm.model.transformer import Transformer
+from m40llm.model.weights import LayerWeights
 from m40llm.progress import Progress
 
 N_CHECKED: Final = 8  # tokens that are compared with the slow ways
@@ -100,16 +101,26 @@ def time_decode(
 
 
 def step_bytes(model: Transformer, seq_len: int) -> int:
-    """What a step must read: each weight once, and each sequence's keys and values."""
+    """What a step must read: each weight once, of experts the most that its tokens can use, and
+    each sequence's keys and values."""
     total = 0
     for layer in model.weights.layers:
-        matrices = (*layer.attn_qkv, *layer.ffn_gate_up, layer.attn_output, layer.ffn_down)
         norms = [layer.attn_norm, layer.ffn_norm, layer.attn_q_norm, layer.attn_k_norm]
         norms += [layer.post_attention_norm, layer.post_ffw_norm]
-        total += sum(map(_matrix_bytes, matrices))
+        total += sum(map(_matrix_bytes, (*layer.attn_qkv, layer.attn_output)))
+        total += _ffn_bytes(model, layer)
         total += sum(4 * norm.size for norm in norms if norm is not None)
     total += _matrix_bytes(model.weights.output)
     return total + 4 * model.kv.n_seqs * seq_len * model.hp.kv_dim * model.hp.n_layers
+
+
+def _ffn_bytes(model: Transformer, layer: LayerWeights) -> int:
+    experts, hp = layer.experts, model.hp
+    if experts is None:
+        return sum(map(_matrix_bytes, (*layer.ffn_gate_up, layer.ffn_down)))
+    n_used = min(model.kv.n_seqs * hp.n_experts_used, hp.n_experts)
+    of_all = sum(map(_matrix_bytes, (*experts.gate_up, *experts.all_down)))
+    return _matrix_bytes(experts.router) + of_all * n_used // hp.n_experts
 
 
 def _matrix_bytes(w: Any) -> int:

@@ -9,6 +9,7 @@ from m40llm.cli import options as opt
 from m40llm.cli.bench_arguments import (
     Shape,
     Types,
+    as_gpu_ops,
     check_compiler,
     gpu_ops,
     names,
@@ -176,11 +177,13 @@ def _rows_of_model(name: str, what: _What, device: str) -> "list[Row]":
     with (
         progress_bar() as progress,
         LLM.load(
-            name, device=device, max_seq_len=what.max_seq_len, progress=progress, decode="eager"
+            name, device=device, cublas=False,
+            max_seq_len=what.max_seq_len, progress=progress, decode="host",
         ) as llm,
-    ):
+    ):  # fmt: skip
         model = llm.transformer
         assert isinstance(model, Transformer), "one device has all layers"
+        as_gpu_ops(model.ops)
         fill_cache(model, np.random.default_rng(0))
         rate = _read_rate(model.ops)
         of_model = llm.path.name, model.weights.layers[0].attn_output.type.name

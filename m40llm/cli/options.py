@@ -73,7 +73,7 @@ KVType = Annotated[
         "--kv-type",
         metavar="f16|q8_0",
         help="What keys and values are cached in: f16 (FP32 on cpu), or q8_0, about half as large "
-        "(docs/parity_and_kv_layout.md); tokens are then made as by --decode host.  "
+        "(docs/parity_and_kv_layout.md), which --decode persistent does not read.  "
         "[default: f16, or what --fit chooses]",
         callback=_check_kv_type,
         show_default=False,

@@ -98,11 +98,13 @@ class OpsStep:
                  row at position -1 is idle: it appends nothing, and its logits are nobody's
     logits       float32[n_seqs, vocab_size], where it puts them
     max_seq_len  positions that a sequence has
+    no_program   why no decode program makes it, in one launch
     """
 
     run: Callable[[Buffer, Buffer, Buffer], None]
     logits: Buffer
     max_seq_len: int
+    no_program: str
 
 
 class Decoder(Protocol):

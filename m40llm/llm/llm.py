@@ -91,7 +91,7 @@ class LLM(Answers):
                        are distributed as without it (docs/speculative.md)
         speculate_tokens  how many at a time, 1 to 64 (None: 15 of "ngram", 4 of a model)
         kv_type        the KV cache's: "f16" (cpu: FP32) or "q8_0", about half as large, which
-                       decodes in the host's loop (docs/parity_and_kv_layout.md); None: "f16", or
+                       "persistent" does not read (docs/parity_and_kv_layout.md); None: "f16", or
                        what `fit` chooses
         gpu_layers     so many of the model's last layers, and the output, on the device, the others
                        on `cpu` (docs/memory.md); "auto": as many as fit in its memory; None is
@@ -108,7 +108,7 @@ class LLM(Answers):
         choice = None if decode is None else checked_choice(decode)
         cache = None if kv_type is None else checked_kv_type(kv_type)
         if cache is None and choice in FORMS:
-            cache = "f16"  # which these need, whatever `fit` would rather have
+            cache = "f16"  # their fastest, whatever `fit` would rather have
         n_layers, n_slots = checked_gpu_layers(gpu_layers), checked_slots(slots)
         path = hub.resolve(checked_name(path_or_alias), progress=progress)
         with (

@@ -25,7 +25,7 @@ def decoder_of(
     found = reason or _of_program(model, n_seqs)
     if not isinstance(found, str):
         return found
-    return _why_no_ops(model, n_seqs) or _of_ops(model, n_seqs, forward)
+    return _why_no_ops(model, n_seqs) or _of_ops(model, n_seqs, forward, found)
 
 
 def _of_program(model: "Transformer", n_seqs: int) -> Decoder | str:
@@ -58,11 +58,13 @@ def _why_no_ops(model: "Transformer", n_rows: int) -> str:
     return ""
 
 
-def _of_ops(model: "Transformer", n_rows: int, forward: Callable[["Rows"], None]) -> Decoder | str:
+def _of_ops(
+    model: "Transformer", n_rows: int, forward: Callable[["Rows"], None], no_program: str
+) -> Decoder | str:
     def step(token_ids: Buffer, seq: Buffer, pos: Buffer) -> None:
         rows = model.workspace.rows(int(token_ids.shape[0]))
         forward(replace(rows, token_ids=token_ids, seq=seq, pos=pos))
 
     return model.ops.ops_decoder(
-        OpsStep(step, model.workspace.logits[:n_rows], model.kv.max_seq_len)
+        OpsStep(step, model.workspace.logits[:n_rows], model.kv.max_seq_len, no_program)
     )

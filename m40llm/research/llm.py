@@ -39,7 +39,7 @@ class LLM(plain.LLM):
     @property
     def decode_form(self) -> DecodeForm:
         """Who makes the tokens after the first: with edits, or kernels of yours, the host."""
-        engine = self._open_engine()
+        engine = self._loaded_engine()
         is_host = engine.must_host or engine.model.hooks is not None
         return "host" if is_host else super().decode_form
 

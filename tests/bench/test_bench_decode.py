@@ -1,6 +1,7 @@
 """`m40llm bench decode` on a small shape: what it prints, what it refuses, what it would notice."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,11 @@ from m40llm.device.decoder import Answer
 from m40llm.device.gpu.ops import GpuOps
 from m40llm.errors import DeviceError, RequestError
 from m40llm.gguf.blocks import dequantize, row_bytes
+from m40llm.llm import LLM
 from m40llm.model.hparams import HParams
 from m40llm.model.rope_params import RopeParams
+from m40llm.model.transformer import Transformer
+from m40llm.testing import write_tiny_gguf
 
 SMALL = HParams(
     arch="llama",
@@ -61,6 +65,21 @@ def test_a_shape_with_norms_of_q_and_k(ops: GpuOps) -> None:
     plain = synthetic_model(ops, SMALL, "F16", n_seqs=1, max_seq_len=16)
     n_norms = 2 * SMALL.n_layers * SMALL.head_dim
     assert step_bytes(model, 5) == step_bytes(plain, 5) + 4 * n_norms
+
+
+def test_of_experts_as_many_are_read_as_are_used(tmp_path: Path) -> None:
+    shape: dict[str, Any] = {"n_layers": 1, "n_experts": 4, "n_experts_used": 2}
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", arch="mixtral", tensor_type="F16", **shape)
+    expert, read = 2 * 3 * 64 * 128, []
+    for slots in (1, 2, 3):
+        with LLM.load(path, device="emulator", slots=slots) as llm:
+            assert isinstance(llm.transformer, Transformer)
+            read.append(step_bytes(llm.transformer, 0))
+    assert np.diff(read).tolist() == [2 * expert, 0]  # there are no more than four
+    hp = llm.hparams
+    others = 2 * (2 * 64 * (hp.q_dim + hp.kv_dim) + hp.vocab_size * 64)
+    of_f32 = 4 * (4 * 64 + 2 * 64)  # the router, the norms
+    assert read[0] == 2 * expert + others + of_f32
 
 
 class WrongWhenResident:

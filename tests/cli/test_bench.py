@@ -51,13 +51,20 @@ def test_the_largest_batch_is_the_decoders() -> None:
     assert MAX_BATCH == MAX_SLOTS
 
 
-def test_a_model_on_the_emulator(tmp_path: Path) -> None:
-    path = write_tiny_gguf(tmp_path / "tiny.gguf", head_dim=64, context_length=64)
+def test_a_model_on_the_cpu_is_refused(tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf")
+    args = [str(path), "--device", "cpu", "--tokens", "4"]
+    assert_refused("decode", args, "device: expected a CUDA card or the emulator, got 'cpu'")
+
+
+@pytest.mark.parametrize(("arch", "form"), [("llama", "persistent"), ("mixtral", "graph")])
+def test_a_model_on_the_emulator(arch: str, form: str, tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", arch=arch, head_dim=64, context_length=64)
     args = ["bench", "decode", str(path), "--device", "emulator", "--tokens", "4", "--json"]
-    done = runner.invoke(app, [*args, "--kv", "2", "--form", "persistent"])
+    done = runner.invoke(app, [*args, "--kv", "2"])
     assert done.exit_code == 0, done.output
     [row] = json.loads(done.stdout)["rows"]
-    assert (row["form"], row["kv"], row["n_tokens"], row["n_seqs"]) == ("persistent", 2, 4, 1)
+    assert (row["form"], row["kv"], row["n_tokens"], row["n_seqs"]) == (form, 2, 4, 1)
     assert row["tokens_per_s"] > 0
     assert "device: emulator\n" in done.stderr
     assert row["read_share"] is None

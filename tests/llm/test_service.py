@@ -279,6 +279,7 @@ def test_closing_waits_so_long_and_no_longer(path: Path) -> None:
 def test_a_model_that_is_served_answers_nothing_by_itself(path: Path) -> None:
     llm = LLM.load(path, device="cpu")
     with Service(llm):
+        assert llm.decode_form == "host"  # which may be read
         with pytest.raises(RequestError, match="Service"):
             llm.generate("ab")
         with pytest.raises(RequestError, match="Service"):

@@ -5,16 +5,12 @@ multiplied by gemm, and models with experts or soft caps. What the host's loop e
 token is here recorded once, and the token is chosen on the card.
 """
 
-from typing import Final
-
 from m40llm.device.decoder import STEPPED, Form, OpsStep
 from m40llm.device.gpu.card import Card
 from m40llm.device.gpu.decode import state_words
 from m40llm.device.gpu.decode_state import new_state
 from m40llm.device.gpu.decoder import MAX_BIAS, CardDecoder
 from m40llm.kernels.program.ends import MAX_SLOTS, N_BLOCKS, StepEnds, begin_step, end_step
-
-NOT_PERSISTENT: Final = "a step of this model, with so many sequences, is many launches"
 
 
 def why_no_ops(step: OpsStep) -> str:
@@ -37,7 +33,7 @@ class OpsDecoder(CardDecoder):
         self._ends = StepEnds(code, n_seqs)
 
     def why_not(self, form: Form) -> str:
-        return NOT_PERSISTENT if form == "persistent" else ""
+        return self._ops.no_program if form == "persistent" else ""
 
     def make_way(self) -> None:
         """Steps that are enqueued one by one are in nobody's way."""
