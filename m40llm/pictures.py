@@ -20,8 +20,13 @@ def new_figure(what: str, size: tuple[float, float]) -> Any:
 
 
 def save(figure: Any, path: str | Path) -> tuple[Path, Path]:
-    """The picture as NAME.png and NAME.svg, whichever of them, or neither, `path` ends in."""
+    """The picture as NAME.png and NAME.svg, whichever of them, or neither, `path` ends in.
+
+    RequestError where there is no such folder.
+    """
     stem = Path(path)
+    if not stem.parent.is_dir():
+        raise RequestError(f"{path}: cannot be written: there is no folder {stem.parent}")
     stem = stem.with_suffix("") if stem.suffix in (".png", ".svg") else stem
     paths = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.svg")
     for one in paths:
