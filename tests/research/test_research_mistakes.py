@@ -209,4 +209,6 @@ def test_pictures_go_where_there_is_a_folder(tmp_path: Path) -> None:
     figure = plots.nll_strip(np.ones(1), ["a", "b"])
     with pytest.raises(RequestError, match="cannot be written: there is no folder"):
         plots.save(figure, tmp_path / "none" / "nll")
+    with pytest.raises(RequestError, match="expected the name of a picture"):
+        plots.save(figure, ".")
     assert not list(tmp_path.iterdir())
