@@ -142,8 +142,10 @@ def _projection(
     """Of a model; how: arguments of sm52.report.report."""
     from m40llm.gguf import open_gguf
     from m40llm.hub import resolve
-    from m40llm.pictures import save
+    from m40llm.pictures import check_place, save
 
+    if chart is not None:
+        check_place(chart)
     check_compiler()
     from m40llm.sm52.cards import card_of
     from m40llm.sm52.chart import chart as drawing

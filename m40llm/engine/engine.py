@@ -195,7 +195,7 @@ class Engine:
         for row, proposal in zip(rows, [*proposals, None], strict=True):
             if request.ids:
                 self._note_cached(request)
-            check_finite(row)
+            check_finite(row, self.model.hooks is not None)
             token_id = choose(request.chain, row, request.ids, proposal)
             is_accepted = proposal is not None and token_id == proposal.token_id
             request.clock.n_accepted += is_accepted
@@ -218,7 +218,7 @@ class Engine:
     def logits_after(self, ids: list[int]) -> NDArray[np.float32]:
         """Logits float32[vocab_size] after the ids, of which what is cached is kept."""
         logits = self.prefill(ids, self._n_shared(ids))
-        check_finite(logits)
+        check_finite(logits, self.model.hooks is not None)
         return logits
 
     def form_of(self, request: Request) -> Form | None:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from m40llm.engine.sampling import log_softmax
 from m40llm.engine.sampling_params import SamplingParams
-from m40llm.errors import ModelFileError
+from m40llm.errors import ModelFileError, RequestError
 
 StopReason = Literal["stop", "length", "context", "cancelled"]
 
@@ -53,9 +53,12 @@ def logprob_of(logits: NDArray[np.float32], params: SamplingParams, token_id: in
     return TokenLogprob(token_id, float(logprobs[token_id]), top)
 
 
-def check_finite(logits: NDArray[np.float32]) -> None:
-    """ModelFileError for logits that nothing can be chosen from."""
+def check_finite(logits: NDArray[np.float32], is_edited: bool = False) -> None:
+    """ModelFileError for logits that nothing can be chosen from; RequestError where the caller has
+    changed what they are computed from."""
     if not np.isfinite(logits).all():
+        if is_edited:
+            raise RequestError("edits: the logits are not finite numbers; an edit has made them so")
         raise ModelFileError(
             "the model's logits are not finite numbers: its weights are damaged or overflow"
         )

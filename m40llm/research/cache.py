@@ -43,12 +43,14 @@ class Cache:
 
     def write(self, layer: int, k: ArrayLike, v: ArrayLike, at: int | slice = slice(None)) -> None:
         """Keys and values of a layer at one position or several: [n_kv_heads, (n,) head_dim]."""
-        where = np.arange(len(self.ids))[at]
+        where = self._where(at)
         pair = self.read(layer)
         for cache, values in zip(pair, (k, v), strict=True):
             try:
+                if np.asarray(values).dtype.kind not in "biuf":
+                    raise TypeError(f"expected numbers, got {values!r}")
                 cache[:, where] = values
-            except ValueError as error:
+            except (TypeError, ValueError) as error:
                 raise RequestError(f"cache.write: {error}") from None
         self._kv.write(self._layer(layer), 0, *pair)
 
@@ -64,10 +66,34 @@ class Cache:
         return Snapshot(tuple(self.ids), tuple(self.read(layer) for layer in layers))
 
     def restore(self, snapshot: Snapshot) -> None:
-        """The cache as it was when it was forked."""
+        """The cache as it was when it was forked. RequestError for one of another shape."""
+        self._check(snapshot)
         for layer, pair in enumerate(snapshot.layers):
             self._kv.write(layer, 0, *pair)
         self._engine.adopt(list(snapshot.ids))
+
+    def _where(self, at: int | slice) -> Any:
+        n_tokens = len(self.ids)
+        try:
+            return np.arange(n_tokens)[at]
+        except (IndexError, TypeError, ValueError):
+            raise RequestError(
+                f"cache.write: expected a position, 0 to {n_tokens - 1}, or a slice, got {at!r}"
+            ) from None
+
+    def _check(self, snapshot: Snapshot) -> None:
+        if not isinstance(snapshot, Snapshot):
+            raise RequestError(f"cache.restore: expected what fork has returned, got {snapshot!r}")
+        n_tokens, n_layers = len(snapshot.ids), self._engine.model.hp.n_layers
+        n_heads, _, head_dim = self._kv.prefix(0, 0, 0)[0].shape
+        shapes = [array.shape for pair in snapshot.layers for array in pair]
+        is_ours = shapes == 2 * n_layers * [(n_heads, n_tokens, head_dim)]
+        if not is_ours or n_tokens > self._engine.max_seq_len:
+            theirs = sorted({str(list(shape)) for shape in shapes})
+            raise RequestError(
+                f"cache.restore: expected {n_layers} layers of [{n_heads}, n, {head_dim}], n up to "
+                f"{self._engine.max_seq_len}, got {len(snapshot.layers)} of {', '.join(theirs)}"
+            )
 
     def _layer(self, layer: int) -> int:
         n_layers = self._engine.model.hp.n_layers

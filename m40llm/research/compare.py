@@ -3,6 +3,7 @@
 Two devices, two files of one model, or the same file before and after a change of yours.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from m40llm.errors import RequestError
 from m40llm.llm.answers import Prompt
+from m40llm.research.selection import check_single
 
 if TYPE_CHECKING:
     from m40llm.research.llm import LLM
@@ -40,16 +42,22 @@ class Comparison:
         return "\n".join(lines)
 
 
-def compare(a: "LLM", b: "LLM", prompt: Prompt, sites: str = "*") -> Comparison:
+def compare(a: "LLM", b: "LLM", prompt: Prompt, sites: str | Sequence[str] = "*") -> Comparison:
     """Traces the prompt through both; a text is encoded by a. Scores count where they are finite.
 
-    RequestError where a site has another shape in the one than in the other.
+    RequestError where a site has another shape in the one than in the other, or none is in both.
     """
+    for name, model in (("a", a), ("b", b)):
+        if not hasattr(model, "trace"):
+            raise RequestError(f"{name}: expected a model, as LLM.load returns it, got {model!r}")
+    check_single(prompt)
     with a.trace(prompt, keep=sites) as ours:
         pass
     with b.trace(ours.prompts[0], keep=sites) as theirs:
         pass
     found = [site for site in ours.kept if site in theirs.kept]
+    if not found:
+        raise RequestError(f"sites: {sites!r} names nothing that both models have")
     rows = []
     for site in found:
         x, y = ours[site].astype(np.float64), theirs[site].astype(np.float64)

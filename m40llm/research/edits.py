@@ -16,16 +16,20 @@ from m40llm.research.selection import At, Heads, Ints, Selection, checked_heads,
 Floats = NDArray[np.float32]
 
 
+Change = Callable[[Floats, Ints, int | None], Floats]
+
+
 @dataclass(frozen=True)
 class Edit:
     """A change of the selected part of a site: [rows, ...], or [rows, heads, ...] of some heads.
 
-    change  (that part, the how-manieth of the selected positions each row is) -> its new values
+    change  (that part, the how-manieth of the selected positions each row is, how many of these
+            there are, as far as that is known) -> its new values
     """
 
     what: str
     selection: Selection
-    change: Callable[[Floats, Ints], Floats]
+    change: Change
 
     def apply(self, site: str, values: Floats, pos: Ints, n_tokens: int | None) -> bool:
         """Changes the values in place; whether any were meant   pos: of the rows."""
@@ -36,7 +40,11 @@ class Edit:
         index: Any = rows if heads is None else np.ix_(rows, np.array(heads))
         before = values[index]
         try:
-            values[index] = self.change(before, which)
+            values[index] = self.change(before, which, self.selection.count(n_tokens))
+        except _KindError as error:
+            raise RequestError(
+                f"{self.what} at {site}: expected a function that returns numbers, got {error}"
+            ) from None
         except _ShapeError as error:
             raise RequestError(
                 f"{self.what} at {site}: expected values of shape {list(before.shape)}, or what "
@@ -49,10 +57,14 @@ class _ShapeError(Exception):
     """Values of this shape do not fit what is selected."""
 
 
-def _fitted(values: Floats, part: Floats, which: Ints) -> Floats:
+class _KindError(Exception):
+    """What a function has returned is no numbers."""
+
+
+def _fitted(values: Floats, part: Floats, which: Ints, n_selected: int | None) -> Floats:
     """The values of a part's rows: all the same, or one of each selected position."""
     has_rows = values.ndim == part.ndim and len(values) > 1
-    if has_rows and which.max() >= len(values):
+    if has_rows and (which.max() >= len(values) or n_selected not in (None, len(values))):
         raise _ShapeError(list(values.shape))
     try:
         return np.broadcast_to(values[which] if has_rows else values, part.shape)
@@ -62,7 +74,10 @@ def _fitted(values: Floats, part: Floats, which: Ints) -> Floats:
 
 def _returned(values: ArrayLike, part: Floats) -> Floats:
     """What a function of the caller's has made of a part."""
-    made = np.asarray(values, np.float32)
+    try:
+        made = _numbers(values)
+    except (TypeError, ValueError):
+        raise _KindError(repr(values)) from None
     try:
         return np.broadcast_to(made, part.shape)
     except ValueError:
@@ -87,17 +102,17 @@ class Edits:
     def replace(self, site: str, values: ArrayLike, *, head: Heads = None, at: At = None) -> Self:
         """Values in the place of what is computed there."""
         new = _checked_values("replace", values)
-        return self._add("replace", site, lambda x, which: _fitted(new, x, which), head, at)
+        return self._add("replace", site, lambda *of: _fitted(new, *of), head, at)
 
     def add(self, site: str, values: ArrayLike, *, head: Heads = None, at: At = None) -> Self:
         """Values, a vector for instance, beside what is computed there."""
         more = _checked_values("add", values)
-        return self._add("add", site, lambda x, which: x + _fitted(more, x, which), head, at)
+        return self._add("add", site, lambda x, *of: x + _fitted(more, x, *of), head, at)
 
     def scale(self, site: str, factor: float, *, head: Heads = None, at: At = None) -> Self:
         """So many times what is computed there; 0 takes it out."""
         times = _checked_values("scale", factor)
-        return self._add("scale", site, lambda x, which: x * _fitted(times, x, which), head, at)
+        return self._add("scale", site, lambda x, *of: x * _fitted(times, x, *of), head, at)
 
     def ablate(
         self, site: str, mean: ArrayLike | None = None, *, head: Heads = None, at: At = None
@@ -117,13 +132,13 @@ class Edits:
         shape, or what broadcasts to it."""
         if not callable(function):
             raise RequestError(f"change: expected a function, got {function!r}")
-        return self._add("change", site, lambda x, _: _returned(function(x), x), head, at)
+        return self._add("change", site, lambda x, *_: _returned(function(x), x), head, at)
 
     def _add(
         self,
         what: str,
         site: str,
-        change: Callable[[Floats, Ints], Floats],
+        change: Change,
         head: Heads,
         at: At,
     ) -> Self:
@@ -185,6 +200,14 @@ class Chain:
 
 def _checked_values(what: str, values: ArrayLike) -> Floats:
     try:
-        return np.array(values, np.float32)
+        return _numbers(values)
     except (TypeError, ValueError):
         raise RequestError(f"{what}: expected numbers, got {values!r}") from None
+
+
+def _numbers(values: ArrayLike) -> Floats:
+    """A copy. TypeError or ValueError for what is none: NumPy would make NaN of None."""
+    given = np.asarray(values)
+    if given.dtype.kind not in "biuf":
+        raise TypeError
+    return given.astype(np.float32)

@@ -27,7 +27,13 @@ from m40llm.research.lens import (
     lens_sites,
 )
 from m40llm.research.patching import Patching, patched
-from m40llm.research.selection import At, kept_positions
+from m40llm.research.selection import (
+    At,
+    check_position,
+    check_single,
+    kept_positions,
+    matching,
+)
 from m40llm.research.steering import SteeringVector
 from m40llm.research.steps import Choose, RawStep, checked_token
 from m40llm.research.trace import Trace
@@ -63,6 +69,8 @@ class LLM(plain.LLM):
         ids = [self.tokenizer.encode(one) if isinstance(one, str) else one for one in many]
         checked = [engine.check_ids(one, f"prompt {n}") for n, one in enumerate(ids)]
         trace = Trace(self.sites(), self.hparams, checked, self._run_trace)
+        if not isinstance(keep, str | Sequence):
+            raise RequestError(f"keep: expected sites, or globs of sites, got {keep!r}")
         return trace.keep(*([keep] if isinstance(keep, str) else keep), at=at)
 
     def _run_trace(self, trace: Trace) -> None:
@@ -124,6 +132,8 @@ class LLM(plain.LLM):
         """
         if not is_whole(max_tokens) or max_tokens < 1:
             raise RequestError(f"max_tokens: expected at least 1, got {max_tokens!r}")
+        if choose is not None and not callable(choose):
+            raise RequestError(f"choose: expected a function, got {choose!r}")
         engine, n_vocab = self._open_engine(), self.hparams.vocab_size
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         ids = engine.check_ids(ids)
@@ -131,7 +141,7 @@ class LLM(plain.LLM):
             with self._take_turn():
                 use(engine, None)
                 logits = engine.logits_after(ids)
-            token_id = choose(logits, ids) if choose else int(logits.argmax())
+            token_id = choose(logits, list(ids)) if choose else int(logits.argmax())
             step = RawStep(checked_token(token_id, n_vocab), logits)
             yield step
             if step.token_id in engine.stop_ids:
@@ -142,6 +152,7 @@ class LLM(plain.LLM):
         """What the residual stream would say behind each layer: the logit lens."""
         if not is_whole(top) or not 1 <= top <= self.hparams.vocab_size:
             raise RequestError(f"top: expected 1 to {self.hparams.vocab_size}, got {top!r}")
+        check_single(prompt)
         with self.trace(prompt, keep=lens_sites(self.hparams.n_layers), at=at) as trace:
             pass
         where = kept_positions(at, len(trace.prompts[0]))
@@ -162,6 +173,8 @@ class LLM(plain.LLM):
 
         token, other  ids, or texts of one token each
         """
+        check_single(prompt)
+        check_position(at)
         of, than = self._token_id(token), None if other is None else self._token_id(other)
         sites = attribution_sites(self.hparams.n_layers, heads)
         with self.trace(prompt, keep=sites, at=at) as trace:
@@ -178,17 +191,21 @@ class LLM(plain.LLM):
         at: int = -1,
     ) -> SteeringVector:
         """The mean of what a site has at a position of the first prompts, less that of the second:
-        a vector for `edits.add`."""
+        a vector for `edits.add`. RequestError for a glob of several sites, and for a site whose
+        rows are as long as the text."""
+        check_position(at)
+        names = matching(site, self.sites())
+        if len(names) != 1 or names[0].endswith((".scores", ".pattern")):
+            raise RequestError(f"site: expected one, with rows of a fixed size, got {site!r}")
         means = []
         for prompts in (positive, negative):
             if not is_many(prompts):
                 raise RequestError(f"prompts: expected a list of them, got {prompts!r}")
             with self.trace(prompts, keep=site, at=at) as trace:
                 pass
-            [name] = trace.kept
-            rows = [trace[name, n][0] for n in range(len(prompts))]
+            rows = [trace[names[0], n][0] for n in range(len(prompts))]
             means.append(np.array(rows, np.float64).mean(axis=0))
-        return SteeringVector(name, np.asarray(means[0] - means[1], np.float32))
+        return SteeringVector(names[0], np.asarray(means[0] - means[1], np.float32))
 
     def patch(
         self,

@@ -13,7 +13,7 @@ Doubles = NDArray[np.float64]
 
 def logprobs(logits: NDArray[Any]) -> Doubles:
     """log softmax over the last axis   [..., vocab_size]"""
-    wide = np.asarray(logits, np.float64)
+    wide = _checked(logits)
     shifted = wide - wide.max(axis=-1, keepdims=True)
     result: Doubles = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     return result
@@ -21,10 +21,15 @@ def logprobs(logits: NDArray[Any]) -> Doubles:
 
 def nll(logits: NDArray[Any], ids: Sequence[int]) -> Doubles:
     """[n - 1]: -log p(ids[i + 1] | ids[: i + 1]), nats   logits [n, vocab_size]"""
-    n = len(ids)
-    if logits.shape[0] != n:
-        raise RequestError(f"nll: expected logits of {n} positions, got {logits.shape[0]}")
-    result: Doubles = -logprobs(logits)[np.arange(n - 1), np.asarray(ids[1:], np.int64)]
+    n, log_p, told = len(ids), logprobs(logits), np.asarray(ids)
+    if log_p.ndim != 2:
+        raise RequestError(f"nll: expected logits of [n, vocab_size], got {list(log_p.shape)}")
+    if len(log_p) != n:
+        raise RequestError(f"nll: expected logits of {n} positions, got {len(log_p)}")
+    n_vocab = log_p.shape[1]
+    if told.dtype.kind not in "iu" or told.min() < 0 or told.max() >= n_vocab:
+        raise RequestError(f"nll: expected token ids, 0 to {n_vocab - 1}, got {ids!r}")
+    result: Doubles = -log_p[np.arange(n - 1), told[1:]]
     return result
 
 
@@ -34,3 +39,10 @@ def entropy(logits: NDArray[Any]) -> Doubles:
     told = np.where(np.isneginf(log_p), 0.0, log_p)  # what never comes adds nothing
     result: Doubles = -(np.exp(log_p) * told).sum(axis=-1)
     return result
+
+
+def _checked(logits: Any) -> Doubles:
+    wide = np.asarray(logits)
+    if wide.dtype.kind not in "iuf" or not wide.ndim or not wide.size:
+        raise RequestError(f"logits: expected numbers of [..., vocab_size], got {logits!r}")
+    return wide.astype(np.float64)

@@ -27,7 +27,9 @@ def check_kernel(
 ) -> None:
     """RequestError, with the smallest case that was found and why, where the kernel is wrong."""
     if not callable(launch):
-        raise RequestError(f"launch: expected a function such as m40llm.kernels' {name}")
+        raise RequestError(
+            f"launch: expected a function such as m40llm.kernels' {name}, got {launch!r}"
+        )
     told, targets = progress or silent, targets_of(name)
     for n, target in enumerate(targets):
         mine = target.with_ops(SimpleNamespace(**vars(target.ops) | {name: launch}))
@@ -50,7 +52,7 @@ def check_kernel(
 
 def check_in_use(ops: Any, name: str) -> None:
     """RequestError for an op that cannot be replaced, or that nobody calls."""
-    if name not in OURS:
+    if not isinstance(name, str) or name not in OURS:
         raise RequestError(f"name: expected one of {', '.join(OURS)}, got {name!r}")
     if ops.products is not None and name in ("gemm", "gemv"):
         raise RequestError(f"name: {name} is not in use: cuBLAS makes the products")

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from m40llm.errors import RequestError
 from m40llm.llm.answers import Prompt
 from m40llm.progress import Progress
+from m40llm.research.selection import check_single
 from m40llm.research.trace import Trace
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ def patched(
     progress: Progress | None,
 ) -> Patching:
     """See LLM.patch."""
+    check_single(clean)
+    check_single(corrupted)
     with llm.trace(clean, keep=sites).keep("logits", at=-1) as source:
         pass
     with llm.trace(corrupted, keep="logits", at=-1) as plain:
@@ -64,6 +67,8 @@ def patched(
     if best == worst:
         raise RequestError(f"patch: both prompts have the same logit difference, {best:g}")
     kept = [site for site in source.kept if site != "logits"]
+    if not kept:
+        raise RequestError(f"sites: expected some before the logits, got {sites!r}")
     effects = np.empty((len(kept), n_tokens))
     for row, site in enumerate(kept):
         for at in range(n_tokens):

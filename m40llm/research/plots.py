@@ -22,7 +22,10 @@ _MOST_TOKENS = 64
 
 def attention_map(pattern: NDArray[Any], tokens: Sequence[str], title: str = "") -> Any:
     """A head's pattern as a heat map: who looks (rows) at whom (columns)   [t, t]"""
-    n = _checked(tokens, pattern.shape)
+    shape = np.shape(pattern)
+    if len(shape) != 2 or shape[0] != shape[1]:
+        raise RequestError(f"pattern: expected one head's, [t, t], got {list(shape)}")
+    n = _checked(tokens, shape)
     fig, axes = _figure(n, n, title)
     image = axes.imshow(pattern, cmap="Blues", vmin=0, vmax=1)
     _label(axes, tokens, tokens)

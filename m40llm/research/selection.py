@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from m40llm.engine.scalars import is_whole
 from m40llm.errors import RequestError
+from m40llm.llm.arguments import is_many
 from m40llm.model.hparams import HParams
 
 At = int | slice | Sequence[int] | None  # positions; None: all
@@ -37,6 +39,10 @@ class Selection:
         rows = np.flatnonzero(is_it.any(axis=1))
         return rows, is_it[rows].argmax(axis=1)
 
+    def count(self, n_tokens: int | None) -> int | None:
+        """How many positions are meant; None for all of a text that is still being written."""
+        return n_tokens if self.at is None else positions(self.at, n_tokens).size
+
 
 def positions(at: At, n_tokens: int | None) -> Ints:
     """The positions that are meant, of so many; None: of a text that is still being written."""
@@ -45,8 +51,8 @@ def positions(at: At, n_tokens: int | None) -> Ints:
     if isinstance(at, slice):
         if n_tokens is None:
             raise RequestError(f"at: expected positions while text is generated, got {at}")
-        return np.arange(n_tokens)[at]
-    wanted = np.atleast_1d(np.asarray(at))
+        return _sliced(at, n_tokens)
+    wanted = _listed(at)
     if wanted.size == 0 or wanted.ndim != 1 or not np.issubdtype(wanted.dtype, np.integer):
         raise RequestError(f"at: expected a position, a slice or several positions, got {at!r}")
     lowest, end = (0, None) if n_tokens is None else (-n_tokens, n_tokens)
@@ -54,6 +60,36 @@ def positions(at: At, n_tokens: int | None) -> Ints:
         expected = "0 or above" if end is None else f"{lowest} to {end - 1}"
         raise RequestError(f"at: expected {expected}, got {at!r}")
     return np.where(wanted < 0, wanted + (n_tokens or 0), wanted).astype(np.int64)
+
+
+def _sliced(at: slice, n_tokens: int) -> Ints:
+    try:
+        found = np.arange(n_tokens)[at]
+    except (TypeError, ValueError) as error:
+        raise RequestError(f"at: {at} is no slice of positions: {error}") from None
+    if not found.size:
+        raise RequestError(f"at: {at} has none of the {n_tokens} positions")
+    return found
+
+
+def _listed(values: Any) -> NDArray[Any]:
+    """One or several as an array of one dimension; what is no such list is an empty one."""
+    try:
+        return np.atleast_1d(np.asarray(values))
+    except ValueError:  # lists of lists of several lengths
+        return np.zeros(0)
+
+
+def check_single(prompt: Any) -> None:
+    """RequestError for a list of prompts, where one is wanted."""
+    if is_many(prompt):
+        raise RequestError(f"prompt: expected a text or token ids, got a list of {len(prompt)}")
+
+
+def check_position(at: Any) -> None:
+    """RequestError for several positions, where one is wanted."""
+    if not is_whole(at):
+        raise RequestError(f"at: expected one position, got {at!r}")
 
 
 def kept_positions(at: At, n_tokens: int) -> Ints:
@@ -79,7 +115,7 @@ def checked_heads(heads: Heads, sites: Sequence[str], hp: HParams) -> tuple[int,
     """RequestError for heads of a site that has none, or that the model has not."""
     if heads is None:
         return None
-    wanted = np.atleast_1d(np.asarray(heads))
+    wanted = _listed(heads)
     for site in sites:
         name = site.rpartition(".")[2]
         if name not in (*_OF_HEADS, *_OF_KV_HEADS):

@@ -8,15 +8,20 @@
         print(llm.generate("That film was").text)
 """
 
+import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from m40llm.errors import RequestError
+
+# Of what np.load says: of another file, of one cut short, and (TypeError) of an .npy or no path.
+_BROKEN = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -31,19 +36,35 @@ class SteeringVector:
     values: NDArray[np.float32]
 
     def save(self, path: str | Path) -> None:
-        """As an .npz of `site` and `values`."""
+        """As an .npz of `site` and `values`, whole or not at all. RequestError where no file can be
+        written."""
         path = Path(path)
-        with path.open("wb") as file:
-            np.savez(file, site=np.array(self.site), values=self.values)
+        if path.is_dir() or not path.parent.is_dir():
+            raise RequestError(f"{path}: cannot be written: there is no such folder, or it is one")
+        with NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            try:
+                np.savez(file, site=np.array(self.site), values=self.values)
+                file.flush()
+                os.chmod(file.name, 0o644)
+                os.replace(file.name, path)
+            except BaseException:
+                os.unlink(file.name)
+                raise
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """What `save` has written. RequestError for another file."""
         try:
             with np.load(Path(path), allow_pickle=False) as found:
-                site, values = str(found["site"]), found["values"]
-        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+                site, values = found["site"], found["values"]
+        except FileNotFoundError:
+            raise RequestError(f"{path}: there is no such file") from None
+        except _BROKEN as error:
             raise RequestError(f"{path}: no steering vector: {error}") from None
+        if site.ndim or site.dtype.kind != "U" or not values.size or not values.ndim:
+            raise RequestError(
+                f"{path}: expected the name of a site, and an array of values for it"
+            )
         if values.dtype != np.float32 or not np.isfinite(values).all():
             raise RequestError(f"{path}: expected finite float32 values, got {values.dtype}")
-        return cls(site, values)
+        return cls(str(site), values)

@@ -7,6 +7,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from m40llm.engine.scalars import is_whole
 from m40llm.errors import RequestError
 from m40llm.model.hparams import HParams
 from m40llm.model.sites import Memory
@@ -66,17 +67,17 @@ class Trace(Edits):
     def __getitem__(self, key: str | tuple[str, int]) -> Any:
         """trace[site], of the only prompt, or trace[site, n] of the n-th: float32[positions, ...];
         the shape of a row is that of sites.py."""
-        site, n = key if isinstance(key, tuple) else (key, None)
+        site, n = key if isinstance(key, tuple) and len(key) == 2 else (key, None)
         if not self._has_run:
             raise RequestError("trace: nothing is there before the `with` block has ended")
-        if site not in self._wanted:
+        if not isinstance(site, str) or site not in self._wanted:
             raise RequestError(
                 f"trace: {site!r} was not kept; inside the block: trace.keep({site!r})"
             )
         if n is None and len(self.prompts) != 1:
             raise RequestError(f"trace: of {len(self.prompts)} prompts, say which: trace[site, n]")
-        if n is not None and not 0 <= n < len(self.prompts):
-            raise RequestError(f"trace: expected prompt 0 to {len(self.prompts) - 1}, got {n}")
+        if n is not None and (not is_whole(n) or not 0 <= n < len(self.prompts)):
+            raise RequestError(f"trace: expected prompt 0 to {len(self.prompts) - 1}, got {n!r}")
         return self._whole(site, n or 0)
 
     def to_xarray(self, n: int = 0) -> Any:
@@ -118,6 +119,7 @@ class Trace(Edits):
         traceback: TracebackType | None,
     ) -> None:
         if kind is None:
+            self._pieces.clear()  # of a pass that has failed
             self._run(self)
             self._has_run = True
 
@@ -143,6 +145,11 @@ class Trace(Edits):
             chosen, _ = self._wanted[site].rows(pos, self._n_tokens)
             kept = _copied(memory, buffer, chosen) if is_there else values[chosen]
             self._pieces[-1][site].append(kept)
+
+    def _add(self, what: str, *edit: Any) -> Self:
+        if self._has_run:
+            raise RequestError(f"{what}: the pass has run; say it inside the `with` block")
+        return super()._add(what, *edit)
 
     def _is_for_prompts(self) -> bool:
         return True

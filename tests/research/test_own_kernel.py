@@ -89,6 +89,8 @@ def test_each_can_be_checked() -> None:
 def test_what_cannot_be_replaced(llm: LLM, granite: LLM) -> None:
     with pytest.raises(RequestError, match="name: expected one of add_rows, "):
         granite.use_kernel("norm", launching(scale_kernel))
+    with pytest.raises(RequestError, match=r"name: expected one of add_rows, .* got \['scale"):
+        granite.use_kernel(["scale"], launching(scale_kernel))  # type: ignore[arg-type]
     with pytest.raises(
         RequestError, match="device: expected cuda or emulator, cpu runs no kernels"
     ):

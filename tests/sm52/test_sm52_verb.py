@@ -187,6 +187,15 @@ def test_usage(run: Run, model: str) -> None:
     assert run().exit_code == 2
 
 
+def test_a_chart_of_nowhere_is_said_before_anything_is_projected(
+    run: Run, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(report, "code_of")  # which a projection would ask for
+    for place, said in ((tmp_path / "none" / "where", "no folder"), (Path(), "name of a picture")):
+        result = run("--model", model, "--chart", str(place))
+        assert (result.exit_code, said in result.stderr) == (1, True), result.output
+
+
 def test_chart(run: Run, model: str, tmp_path: Path) -> None:
     result = run("--model", model, "--chart", str(tmp_path / "where"))
     assert result.exit_code == 0, result.output
