@@ -3,10 +3,9 @@
     python benchmarks/lookup.py smollm2 [--device cuda] [--tokens 160] [--repeats 3] [--out FILE]
 
 Chat, greedy, `speculate="ngram"` as it is by default. In turns: without proposals in the host's
-loop, with them, and, on a card, by the form of decode that it takes by itself. Verified: the
-answers
-are the same, token by token up to the first that a rounding decides otherwise, which is said. A
-JSON line each.
+loop, with them, and, on a card, by the form of decode that it takes by itself. How far the answers
+are the same, token by token up to the first that a rounding decides otherwise, is said. A JSON line
+each.
 """
 
 import argparse
@@ -18,6 +17,7 @@ from dataclasses import asdict
 from typing import Any
 
 from environment import environment
+from speculate import n_same
 
 from m40llm import LLM, SamplingParams
 
@@ -68,11 +68,6 @@ def about(llm: LLM) -> dict[str, Any]:
     return asdict(environment(ops.card))
 
 
-def same(a: list[int], b: list[int]) -> str:
-    n = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    return f"{n} of {len(a)}"
-
-
 def measure(llms: dict[str, LLM], kind: str, wanted: argparse.Namespace) -> dict[str, Any]:
     messages = [{"role": "user", "content": PROMPTS[kind]}]
     params = SamplingParams(temperature=0, max_tokens=wanted.tokens)
@@ -93,7 +88,11 @@ def measure(llms: dict[str, LLM], kind: str, wanted: argparse.Namespace) -> dict
             f"{name}_tokens_per_s": round(statistics.median(each), 1)
             for name, each in rates.items()
         },
-        **{f"same_as_{name}": same(plain, answers[name].ids) for name in answers if name != "host"},
+        **{
+            f"same_as_{name}": f"{n_same(plain, answer.ids)} of {len(plain)}"
+            for name, answer in answers.items()
+            if name != "host"
+        },
     }
 
 

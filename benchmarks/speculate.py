@@ -78,7 +78,8 @@ def timed(engine: Engine, prompt: list[int]) -> tuple[list[int], float]:
 
 
 def n_same(a: list[int], b: list[int]) -> int:
-    return int(np.cumprod(np.equal(a, b)).sum())
+    """Tokens up to the first that differs."""
+    return int(np.cumprod([x == y for x, y in zip(a, b, strict=False)]).sum())
 
 
 def rows(ops: Any, a: argparse.Namespace) -> Any:

@@ -20,7 +20,7 @@ LEVELS = [  # from the top down; a room may import lower levels and itself, noth
     {"device"},
     {"kernels", "reference"},
     {"gguf", "pictures"},
-    {"errors", "progress"},
+    {"errors", "progress", "whole_file"},
 ]
 LEVEL_OF = {room: depth for depth, rooms in enumerate(LEVELS) for room in rooms}
 ONLY_BLOCKS = {"kernels", "reference"}  # of what lies below: errors and gguf.blocks alone

@@ -6,12 +6,12 @@ what is wrong with it. docs/cli.md has its keys.
 
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from m40llm.bench.shapes import SHAPES, TYPES
 from m40llm.errors import RequestError
+from m40llm.whole_file import whole_file
 
 FORMAT: Final = "m40llm card report"
 VERSION: Final = 1
@@ -90,15 +90,8 @@ def check_place(path: Path) -> None:
 def write_report(document: dict[str, Any], path: Path) -> None:
     """Whole or not at all; OSError where it cannot be written."""
     text = json.dumps(document, indent=1, allow_nan=False) + "\n"
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-        try:
-            file.write(text)
-            file.flush()
-            os.chmod(file.name, 0o644)  # it is to be sent
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    with whole_file(path) as file:
+        file.write(text.encode())
 
 
 def read_report(path: Path) -> dict[str, Any]:

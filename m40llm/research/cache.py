@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from m40llm.engine.engine import Engine
 from m40llm.engine.scalars import is_whole
 from m40llm.errors import RequestError
+from m40llm.research.selection import numbers
 
 KeysValues = tuple[NDArray[Any], NDArray[Any]]
 
@@ -47,10 +48,8 @@ class Cache:
         pair = self.read(layer)
         for cache, values in zip(pair, (k, v), strict=True):
             try:
-                if np.asarray(values).dtype.kind not in "biuf":
-                    raise TypeError(f"expected numbers, got {values!r}")
-                cache[:, where] = values
-            except (TypeError, ValueError) as error:
+                cache[:, where] = numbers(values)
+            except ValueError as error:
                 raise RequestError(f"cache.write: {error}") from None
         self._kv.write(self._layer(layer), 0, *pair)
 

@@ -11,11 +11,18 @@ from m40llm.errors import RequestError
 from m40llm.model.batch import Batch
 from m40llm.model.hparams import HParams
 from m40llm.model.sites import Hooks, Memory
-from m40llm.research.selection import At, Heads, Ints, Selection, checked_heads, matching, positions
+from m40llm.research.selection import (
+    At,
+    Heads,
+    Ints,
+    Selection,
+    checked_heads,
+    matching,
+    numbers,
+    positions,
+)
 
 Floats = NDArray[np.float32]
-
-
 Change = Callable[[Floats, Ints, int | None], Floats]
 
 
@@ -75,8 +82,8 @@ def _fitted(values: Floats, part: Floats, which: Ints, n_selected: int | None) -
 def _returned(values: ArrayLike, part: Floats) -> Floats:
     """What a function of the caller's has made of a part."""
     try:
-        made = _numbers(values)
-    except (TypeError, ValueError):
+        made = numbers(values)
+    except ValueError:
         raise _KindError(repr(values)) from None
     try:
         return np.broadcast_to(made, part.shape)
@@ -200,14 +207,6 @@ class Chain:
 
 def _checked_values(what: str, values: ArrayLike) -> Floats:
     try:
-        return _numbers(values)
-    except (TypeError, ValueError):
-        raise RequestError(f"{what}: expected numbers, got {values!r}") from None
-
-
-def _numbers(values: ArrayLike) -> Floats:
-    """A copy. TypeError or ValueError for what is none: NumPy would make NaN of None."""
-    given = np.asarray(values)
-    if given.dtype.kind not in "biuf":
-        raise TypeError
-    return given.astype(np.float32)
+        return numbers(values)
+    except ValueError as error:
+        raise RequestError(f"{what}: {error}") from None

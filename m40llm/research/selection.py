@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from m40llm.engine.scalars import is_whole
 from m40llm.errors import RequestError
@@ -78,6 +78,17 @@ def _listed(values: Any) -> NDArray[Any]:
         return np.atleast_1d(np.asarray(values))
     except ValueError:  # lists of lists of several lengths
         return np.zeros(0)
+
+
+def numbers(values: ArrayLike) -> NDArray[np.float32]:
+    """A copy. ValueError for what is none: NumPy would make NaN of None."""
+    try:
+        given = np.asarray(values)
+    except ValueError:  # lists of several lengths
+        given = np.array(None)
+    if given.dtype.kind not in "biuf":
+        raise ValueError(f"expected numbers, got {values!r}")
+    return given.astype(np.float32)
 
 
 def check_single(prompt: Any) -> None:

@@ -8,17 +8,16 @@
         print(llm.generate("That film was").text)
 """
 
-import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from m40llm.errors import RequestError
+from m40llm.whole_file import whole_file
 
 # Of what np.load says: of another file, of one cut short, and (TypeError) of an .npy or no path.
 _BROKEN = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)
@@ -41,15 +40,8 @@ class SteeringVector:
         path = Path(path)
         if path.is_dir() or not path.parent.is_dir():
             raise RequestError(f"{path}: cannot be written: there is no such folder, or it is one")
-        with NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            try:
-                np.savez(file, site=np.array(self.site), values=self.values)
-                file.flush()
-                os.chmod(file.name, 0o644)
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        with whole_file(path) as file:
+            np.savez(file, site=np.array(self.site), values=self.values)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -8,11 +8,12 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import platformdirs
+
+from m40llm.whole_file import whole_file
 
 Entry = tuple[dict[str, Any], bytes]
 """(what is known of the code, the code)."""
@@ -50,13 +51,8 @@ def write_whole(path: Path, data: bytes) -> None:
     """Store so that a reader sees all of it or nothing; a full or read-only disk is no error."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            try:
-                file.write(data)
-                file.flush()
-                os.replace(file.name, path)
-            except OSError:
-                os.unlink(file.name)
+        with whole_file(path, 0o600) as file:
+            file.write(data)
 
 
 def _digest(header: bytes, code: bytes) -> bytes:

@@ -6,8 +6,8 @@
   has multiplied. An unconditional load prevents that (a warp without a next span loads what it has
   once more), together with two sets of registers that take turns: two spans in a round of the loop,
   each load held back until the set before it has come. With more than one sequence such a round is
-  so long that its fetching costs what it saves: there the next span's weights are copied, xor a
-  zero that the assembler cannot know.
+  very long, and seems to cost more than it saves (LOG.md): there the next span's weights are
+  copied, xor a zero that the assembler cannot know.
 
 What decides between ways through a loop is read from the words each time: a condition in a register
 would be the same all through the loop, and LLVM would make a loop for each.
