@@ -9,14 +9,15 @@ each.
 """
 
 import argparse
-import json
 import statistics
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from environment import environment
+from rows import hand_over
 from speculate import n_same
 
 from m40llm import LLM, SamplingParams
@@ -103,7 +104,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=160)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--kinds", default=",".join(PROMPTS))
-    parser.add_argument("--out")
+    parser.add_argument("--out", type=Path)
     wanted = parser.parse_args()
     with models(wanted) as llms:
         for kind in wanted.kinds.split(","):
@@ -113,10 +114,7 @@ def main() -> None:
                 **measure(llms, kind, wanted),
             }
             row |= about(llms["host"])
-            print(json.dumps(row), flush=True)
-            if wanted.out:
-                with open(wanted.out, "a", encoding="utf-8") as out:
-                    out.write(json.dumps(row) + "\n")
+            hand_over(row, wanted.out)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,15 @@ from pathlib import Path
 from typing import Any
 
 
+def hand_over(row: dict[str, Any], out: Path | None) -> None:
+    """Prints a row, and appends it to a file of results where one is wanted."""
+    line = json.dumps(row)
+    print(line, flush=True)
+    if out:
+        with out.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows that have a time. SystemExit, with what is wrong, for a file that has none."""
     try:

@@ -27,6 +27,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+from rows import hand_over
 
 from m40llm import SamplingParams, Service, StreamItem
 from m40llm.llm.results import Completion
@@ -369,10 +370,7 @@ def main() -> None:
         seed=wanted.seed,
         args=args,
     )
-    print(json.dumps(row, indent=1))
-    if wanted.out:
-        with wanted.out.open("a") as out:
-            out.write(json.dumps(row) + "\n")
+    hand_over(row, wanted.out)
     sys.exit(1 if row["n_wrong"] else 0)
 
 

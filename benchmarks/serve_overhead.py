@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from gguf import TokenType
+from rows import hand_over
 
 from m40llm import SamplingParams, Service, StreamItem
 from m40llm.bench.shapes import SHAPES, shape_of
@@ -213,11 +214,7 @@ def main() -> None:
     parser.add_argument("--type", default="Q4_K_M", help="of the drawn weights")
     parser.add_argument("--out", type=Path)
     wanted = parser.parse_args()
-    row = measure(wanted)
-    print(json.dumps(row))
-    if wanted.out:
-        with wanted.out.open("a") as out:
-            out.write(json.dumps(row) + "\n")
+    hand_over(measure(wanted), wanted.out)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,14 @@ many are the same. A JSON line each.
 """
 
 import argparse
-import json
 import time
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from environment import environment
+from rows import hand_over
 
 from m40llm.bench.decode import likely_form
 from m40llm.bench.shapes import shape_of
@@ -135,15 +136,11 @@ def main() -> None:
     parser.add_argument("--batch-invariant", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--form", choices=DECODE_FORMS, help="of decode; else the likely fastest")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--out", help="a file to append to")
+    parser.add_argument("--out", type=Path, help="a file to append to")
     a = parser.parse_args()
     ops, _ = open_device(a.device)
     for n in map(int, a.at_once.split(",")):
-        line = json.dumps(measured(ops, a, n))
-        print(line, flush=True)
-        if a.out:
-            with open(a.out, "a") as file:
-                file.write(line + "\n")
+        hand_over(measured(ops, a, n), a.out)
 
 
 if __name__ == "__main__":

@@ -12,14 +12,15 @@ token up to the first that a rounding decides otherwise, which is said.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from environment import environment
+from rows import hand_over
 
 from m40llm.bench.decode import likely_form
 from m40llm.bench.shapes import TYPES, shape_of
@@ -128,14 +129,11 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=4, help="proposals at a time")
     parser.add_argument("--right", default="0,0.5,0.7,0.8,0.9,1", help="of each proposal")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--out", help="a file to append to")
+    parser.add_argument("--out", type=Path, help="a file to append to")
     a = parser.parse_args()
     ops, _ = open_device(a.device)
     for row in rows(ops, a):
-        print(line := json.dumps(row), flush=True)
-        if a.out:
-            with open(a.out, "a") as file:
-                file.write(line + "\n")
+        hand_over(row, a.out)
 
 
 if __name__ == "__main__":

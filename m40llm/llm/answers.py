@@ -13,7 +13,7 @@ from m40llm.engine.engine import Engine
 from m40llm.engine.sampling_params import SamplingParams
 from m40llm.errors import RequestError
 from m40llm.llm.adapters import Adapters, use
-from m40llm.llm.arguments import is_many
+from m40llm.llm.arguments import Prompt, ids_of, is_many
 from m40llm.llm.constraint import Constraints
 from m40llm.llm.embed import Pooling, embeddings
 from m40llm.llm.results import Completion
@@ -24,7 +24,6 @@ from m40llm.model.hparams import HParams
 from m40llm.progress import Progress
 from m40llm.text import Tokenizer
 
-Prompt = str | Sequence[int]
 Messages = Sequence[Mapping[str, Any]]
 Params = SamplingParams | None
 Name = str | None  # of an adapter
@@ -83,7 +82,7 @@ class Answers:
         progress: Progress | None = None,
     ) -> TextStream:
         """As `generate`, one StreamItem a token as it comes."""
-        prompt_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        prompt_ids = ids_of(prompt, self.tokenizer)
         return self._start(prompt_ids, params, lora, reuse_prefix=False, progress=progress)
 
     @overload
@@ -149,14 +148,12 @@ class Answers:
             return answer.completion
         return calls.parsed(answer.completion, items, tools, tool_choice, at_once=has_schema)
 
-    def logits(
-        self, ids: Sequence[int], *, progress: Progress | None = None
-    ) -> NDArray[np.float32]:
-        """Raw logits after each of the ids: float32[n, vocab_size]."""
+    def logits(self, prompt: Prompt, *, progress: Progress | None = None) -> NDArray[np.float32]:
+        """Raw logits after each token of a text, or of ids: float32[n, vocab_size]."""
         engine = self._open_engine()
         with self._take_turn():
             use(engine, None)
-            checked = engine.check_ids(ids, "ids")
+            checked = engine.check_ids(ids_of(prompt, self.tokenizer), "ids")
             out = np.empty((len(checked), self.hparams.vocab_size), np.float32)
             at = 0
             for piece in engine.logits(checked, progress):
@@ -180,7 +177,7 @@ class Answers:
         """
         engine, many = self._open_engine(), is_many(prompt)
         prompts: Any = prompt if many else [prompt]
-        ids = [self.tokenizer.encode(one) if isinstance(one, str) else one for one in prompts]
+        ids = [ids_of(one, self.tokenizer) for one in prompts]
         with self._take_turn():
             use(engine, None)
             rows = embeddings(engine, ids, pooling, normalise, progress)

@@ -8,8 +8,10 @@ import numpy as np
 
 from m40llm.engine.scalars import is_whole
 from m40llm.errors import RequestError
+from m40llm.text import Tokenizer
 
 MAX_SLOTS = 128
+Prompt = str | Sequence[int]
 
 
 def checked_name(name: Any) -> str:
@@ -30,3 +32,8 @@ def is_many(prompt: Any) -> bool:
     if isinstance(prompt, str) or not isinstance(prompt, Sequence):
         return False
     return bool(prompt) and not isinstance(prompt[0], int | np.integer)
+
+
+def ids_of(prompt: Prompt, tokenizer: Tokenizer) -> Sequence[int]:
+    """A prompt's token ids, not yet checked where it came as such."""
+    return tokenizer.encode(prompt) if isinstance(prompt, str) else prompt

@@ -85,7 +85,8 @@ class LLM(Answers):
                        "persistent" (docs/persistent.md): cuda and emulator only. The three give
                        the same tokens, and probabilities apart from the host's by rounding.
                        "auto" is the fastest that works, measured when a card first meets a model
-                       of this shape; None is "auto" on a card, and "host" elsewhere
+                       of this shape; None is "auto" on a card, and "host" elsewhere. Beside
+                       `speculate` both stand for "host"
         speculate      "ngram", or a smaller model of the same vocabulary: it proposes tokens, of
                        which the model checks several at once, in the host's loop; the answers
                        are distributed as without it (docs/speculative.md)

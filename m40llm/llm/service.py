@@ -11,7 +11,8 @@ from m40llm.engine.sampling_params import SamplingParams
 from m40llm.engine.scalars import is_number, is_whole
 from m40llm.engine.step import Step
 from m40llm.errors import BusyError, RequestError
-from m40llm.llm.answers import Lent, Prompt
+from m40llm.llm.answers import Lent
+from m40llm.llm.arguments import Prompt, ids_of
 from m40llm.llm.embed import Pooling, checked_pooling
 from m40llm.llm.listeners import Listener, Told, VectorListener, VectorsTold
 from m40llm.llm.llm import LLM
@@ -138,7 +139,7 @@ class Service:
         """
         lent, tokenizer = self._runner.open(), self.llm.tokenizer
         adapter = lent.adapters.named(lora)
-        ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        ids = ids_of(prompt, tokenizer)
         good = checked(lent.engine, tokenizer, ids, params, lent.constraints)
         answer = good.answer(tokenizer, lent.load_s)
         told = Told(answer, listen, self._note_seconds)

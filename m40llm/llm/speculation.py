@@ -68,8 +68,8 @@ def _check(wanted: Any, n_tokens: Any, decode: DecodeChoice | None) -> None:
     if not isinstance(wanted, str | Path):
         kind = type(wanted).__name__
         raise RequestError(f"speculate: expected 'ngram' or a model file, got {kind}")
-    if decode not in (None, "host"):
-        raise RequestError(f"decode: expected 'host' beside speculate, got {decode!r}")
+    if decode not in (None, "auto", "host"):
+        raise RequestError(f"decode: expected 'host' or 'auto' beside speculate, got {decode!r}")
     if n_tokens is None:
         return
     if not is_whole(n_tokens) or not 1 <= n_tokens <= MAX_PROPOSALS:

@@ -105,6 +105,7 @@ class Edits:
         self._of_site: dict[str, list[Edit]] = {}
         self._n_tokens: int | None = None  # of the prompt; None: the text is being written
         self._pos = np.zeros(0, np.int32)
+        self.is_over = False  # what is said now, no pass would hear
 
     def replace(self, site: str, values: ArrayLike, *, head: Heads = None, at: At = None) -> Self:
         """Values in the place of what is computed there."""
@@ -149,6 +150,7 @@ class Edits:
         head: Heads,
         at: At,
     ) -> Self:
+        self._check_open(what)
         found = matching(site, self._sites)
         selection = Selection(at, checked_heads(head, found, self._hp))
         if at is not None and not self._is_for_prompts():
@@ -156,6 +158,10 @@ class Edits:
         for name in found:
             self._of_site.setdefault(name, []).append(Edit(what, selection, change))
         return self
+
+    def _check_open(self, what: str) -> None:
+        if self.is_over:
+            raise RequestError(f"{what}: the `with` block has ended; say it inside")
 
     def _is_for_prompts(self) -> bool:
         """Whether the number of tokens is known before a pass begins."""
@@ -171,17 +177,16 @@ class Edits:
     def visit(
         self, site: str, memory: Memory, buffer: Any, rows: NDArray[np.int32] | None = None
     ) -> None:
-        pos = self._pos if rows is None else self._pos[rows]
-        values = memory.read(buffer)
-        if self._changed(site, values, pos):
-            memory.write(buffer, values)
+        self._edited(site, memory, buffer, self._pos if rows is None else self._pos[rows])
 
-    def _changed(self, site: str, values: Floats, pos: NDArray[np.int32]) -> bool:
-        """Makes the site's changes, and says whether there were any."""
-        is_changed = False
+    def _edited(self, site: str, memory: Memory, buffer: Any, pos: NDArray[np.int32]) -> Floats:
+        """The site's values with its changes, which are made in memory too."""
+        values, is_changed = memory.read(buffer), False
         for edit in self._of_site.get(site, ()):
             is_changed |= edit.apply(site, values, pos, self._n_tokens)
-        return is_changed
+        if is_changed:
+            memory.write(buffer, values)
+        return values
 
 
 class Chain:

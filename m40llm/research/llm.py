@@ -12,8 +12,7 @@ from m40llm.engine.scalars import is_whole
 from m40llm.errors import RequestError
 from m40llm.llm import llm as plain
 from m40llm.llm.adapters import use
-from m40llm.llm.answers import Prompt
-from m40llm.llm.arguments import is_many
+from m40llm.llm.arguments import Prompt, ids_of, is_many
 from m40llm.model.sites import Hooks, sites_of
 from m40llm.progress import Progress
 from m40llm.research.cache import Cache
@@ -66,7 +65,7 @@ class LLM(plain.LLM):
         """
         engine = self._open_engine()
         many: Any = prompts if is_many(prompts) else [prompts]
-        ids = [self.tokenizer.encode(one) if isinstance(one, str) else one for one in many]
+        ids = [ids_of(one, self.tokenizer) for one in many]
         checked = [engine.check_ids(one, f"prompt {n}") for n, one in enumerate(ids)]
         trace = Trace(self.sites(), self.hparams, checked, self._run_trace)
         if not isinstance(keep, str | Sequence):
@@ -135,8 +134,7 @@ class LLM(plain.LLM):
         if choose is not None and not callable(choose):
             raise RequestError(f"choose: expected a function, got {choose!r}")
         engine, n_vocab = self._open_engine(), self.hparams.vocab_size
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        ids = engine.check_ids(ids)
+        ids = engine.check_ids(ids_of(prompt, self.tokenizer))
         for _ in range(min(max_tokens, engine.max_seq_len - len(ids) + 1)):
             with self._take_turn():
                 use(engine, None)
@@ -251,8 +249,11 @@ class LLM(plain.LLM):
         resident one, has no sites.
         """
         edits = Edits(self.sites(), self.hparams)
-        with _hooked(self._open_engine(), edits):
-            yield edits
+        try:
+            with _hooked(self._open_engine(), edits):
+                yield edits
+        finally:
+            edits.is_over = True
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m40llm.errors import RequestError
-from m40llm.llm.answers import Prompt
+from m40llm.llm.arguments import Prompt
 from m40llm.progress import Progress
 from m40llm.research.selection import check_single
 from m40llm.research.trace import Trace

@@ -8,7 +8,7 @@ import numpy as np
 from jinja2 import Environment, Template
 
 from m40llm import __version__
-from m40llm.llm.answers import Prompt
+from m40llm.llm.arguments import Prompt
 from m40llm.progress import Progress, silent
 from m40llm.research.lens import Attribution, Lens
 

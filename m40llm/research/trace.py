@@ -37,7 +37,6 @@ class Trace(Edits):
         self._wanted: dict[str, Selection] = {}
         self._on_device: set[str] = set()
         self._pieces: list[dict[str, list[Any]]] = []
-        self._has_run = False
 
     def keep(self, *sites: str, at: At = None, on_device: bool = False) -> Self:
         """Keeps what these sites, or globs of sites, have at these positions, in the order of the
@@ -47,8 +46,7 @@ class Trace(Edits):
                    which torch, JAX and CuPy read where it lies (DLPack), of a prompt
                    that goes through in one piece; scores and patterns are the host's, always
         """
-        if self._has_run:
-            raise RequestError("keep: the pass has run; say it inside the `with` block")
+        self._check_open("keep")
         for ids in self.prompts:
             positions(at, len(ids))
         for pattern in sites:
@@ -68,7 +66,7 @@ class Trace(Edits):
         """trace[site], of the only prompt, or trace[site, n] of the n-th: float32[positions, ...];
         the shape of a row is that of sites.py."""
         site, n = key if isinstance(key, tuple) and len(key) == 2 else (key, None)
-        if not self._has_run:
+        if not self.is_over:
             raise RequestError("trace: nothing is there before the `with` block has ended")
         if not isinstance(site, str) or site not in self._wanted:
             raise RequestError(
@@ -108,7 +106,7 @@ class Trace(Edits):
         return np.concatenate(pieces)
 
     def __enter__(self) -> Self:
-        if self._has_run:
+        if self.is_over:
             raise RequestError("trace: this one has run; make another")
         return self
 
@@ -121,7 +119,7 @@ class Trace(Edits):
         if kind is None:
             self._pieces.clear()  # of a pass that has failed
             self._run(self)
-            self._has_run = True
+            self.is_over = True
 
     def begin_prompt(self, n: int) -> None:
         """What follows is of this one: pieces of it, in order."""
@@ -138,18 +136,11 @@ class Trace(Edits):
         pos = self._pos if rows is None else self._pos[rows]
         is_there, values = site in self._on_device, np.empty(0, np.float32)
         if not is_there or super().wants(site):
-            values = memory.read(buffer)
-            if self._changed(site, values, pos):
-                memory.write(buffer, values)
+            values = self._edited(site, memory, buffer, pos)
         if site in self._wanted:
             chosen, _ = self._wanted[site].rows(pos, self._n_tokens)
             kept = _copied(memory, buffer, chosen) if is_there else values[chosen]
             self._pieces[-1][site].append(kept)
-
-    def _add(self, what: str, *edit: Any) -> Self:
-        if self._has_run:
-            raise RequestError(f"{what}: the pass has run; say it inside the `with` block")
-        return super()._add(what, *edit)
 
     def _is_for_prompts(self) -> bool:
         return True

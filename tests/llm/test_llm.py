@@ -75,6 +75,11 @@ def test_logits_of_more_tokens_than_one_forward_takes(llm: LLM) -> None:
     np.testing.assert_allclose(logits[:50], llm.logits(ids[:50]), atol=1e-4)
 
 
+def test_logits_of_a_text_are_those_of_its_tokens(llm: LLM) -> None:
+    text = "once upon a time"
+    np.testing.assert_array_equal(llm.logits(text), llm.logits(llm.tokenizer.encode(text)))
+
+
 def test_chat_uses_the_template_and_remembers_its_prefix(llm: LLM) -> None:
     messages = [{"role": "user", "content": "hi"}]
     prompt = llm.tokenizer.apply_chat_template(messages)

@@ -236,12 +236,18 @@ def test_logprobs_are_those_of_the_plain_answer(load: Load, plain: LLM) -> None:
         ({"speculate_tokens": 4}, "speculate_tokens: expected speculate beside it"),
         ({"speculate": 4}, "speculate: expected 'ngram' or a model file, got int"),
         ({"speculate": "nowhere.gguf"}, "nowhere.gguf"),
-        ({"speculate": "ngram", "decode": "persistent"}, "decode: expected 'host' beside"),
+        ({"speculate": "ngram", "decode": "persistent"}, "expected 'host' or 'auto' beside speculate, got 'persistent'"),
     ],
 )
 def test_refused(path: Path, keywords: dict[str, Any], told: str) -> None:
     with pytest.raises(RequestError, match=told):
         LLM.load(path, device="cpu", **keywords)
+
+
+@pytest.mark.parametrize("decode", [None, "auto", "host"])
+def test_proposals_are_checked_in_the_hosts_loop(path: Path, decode: str | None) -> None:
+    with LLM.load(path, device="emulator", speculate="ngram", decode=decode) as llm:
+        assert llm.decode_form == "host"
 
 
 def test_another_vocabulary_is_refused(path: Path, tmp_path: Path) -> None:

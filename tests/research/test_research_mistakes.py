@@ -39,7 +39,7 @@ def test_keys_of_a_trace(llm: LLM) -> None:
     for key in (("embd", 0, 0), ["embd"]):
         with pytest.raises(RequestError, match="was not kept"):
             t[key]
-    with pytest.raises(RequestError, match="scale: the pass has run"):
+    with pytest.raises(RequestError, match="scale: the `with` block has ended"):
         t.scale("embd", 0)
 
 
@@ -87,6 +87,13 @@ def test_edits_of_nothing(edit: Callable[[Edits], Any], message: str, llm: LLM) 
     with pytest.raises(RequestError, match=message), llm.trace(IDS, keep="logits") as t:
         edit(t)
     np.testing.assert_array_equal(llm.logits(IDS), before)
+
+
+def test_edits_after_their_block_are_not_lost_in_silence(llm: LLM) -> None:
+    with llm.edited() as edits:
+        edits.scale("embd", 1)
+    with pytest.raises(RequestError, match="scale: the `with` block has ended; say it inside"):
+        edits.scale("embd", 0)
 
 
 def test_edits_that_overflow_are_not_taken_for_a_damaged_file(llm: LLM) -> None:

@@ -255,7 +255,7 @@ def test_what_cannot_be_traced(llm: LLM) -> None:
             t.keep("norm", at=8)
     with pytest.raises(RequestError, match="'norm' was not kept"):
         t["norm"]
-    with pytest.raises(RequestError, match="the pass has run"):
+    with pytest.raises(RequestError, match="the `with` block has ended"):
         t.keep("norm")
     with llm.trace([IDS, IDS], keep="embd") as two:
         pass
