@@ -3,6 +3,9 @@
 The kinds answer one question: whose turn is it to act?
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 
@@ -16,6 +19,17 @@ class ModelFileError(M40LLMError):
 
 class UnsupportedModelError(ModelFileError):
     """The model file is sound, but it holds something that m40llm does not run."""
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """What is wrong with a model file names the file: a model may have others beside it."""
+    try:
+        yield
+    except ModelFileError as error:
+        if str(path) in str(error):
+            raise
+        raise type(error)(f"{path}: {error}") from error
 
 
 class RequestError(M40LLMError):

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from m40llm.engine.engine import Engine
-from m40llm.errors import RequestError
+from m40llm.errors import RequestError, naming
 from m40llm.gguf import open_gguf
 from m40llm.model.lora import Adapter, load_adapter
 
@@ -42,7 +42,7 @@ class Adapters:
             raise RequestError(f"scale: expected -{MAX_SCALE:g} to {MAX_SCALE:g}, got {scale!r}")
         model = engine.model
         most = max(model.workspace.max_tokens, model.workspace.max_logits)
-        with open_gguf(Path(path)) as file:
+        with naming(path), open_gguf(Path(path)) as file:
             self._of[name] = load_adapter(
                 model.ops_of, file, model.arch, model.hp, max_tokens=most, scale=scale
             )

@@ -9,6 +9,7 @@ from m40llm.device import Ops, open_device
 from m40llm.device.decoder import STEPPED
 from m40llm.engine.decode_step import DecodeChoice, no_form
 from m40llm.engine.engine import Engine
+from m40llm.errors import naming
 from m40llm.gguf import GGUFFile, open_gguf
 from m40llm.llm.fit import GpuLayers, plan_memory
 from m40llm.llm.plan import Plan
@@ -40,9 +41,11 @@ def opened(path: Path) -> Iterator[ModelFile]:
     """A model file, closed at the end; its mapping lives as long as the weights that view it."""
     file = open_gguf(path)
     try:
-        arch, hp = architecture_of(file), HParams.from_gguf(file)
-        check_tensors(file, arch, hp)
-        yield ModelFile(file, arch, hp, build_tokenizer(file))
+        with naming(path):
+            arch, hp = architecture_of(file), HParams.from_gguf(file)
+            check_tensors(file, arch, hp)
+            model = ModelFile(file, arch, hp, build_tokenizer(file))
+        yield model
     finally:
         file.close()
 

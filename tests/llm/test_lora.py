@@ -122,4 +122,15 @@ def test_refused_by_name(llm: LLM, model: Path) -> None:
         llm.load_lora(None)  # type: ignore[arg-type]
     with pytest.raises(ModelFileError, match="adapter"):
         llm.load_lora(model)
+
+
+def test_of_several_files_the_one_that_does_not_fit_is_named(
+    llm: LLM, model: Path, tmp_path: Path
+) -> None:
+    wider = write_tiny_gguf(tmp_path / "wider.gguf", n_embd=128)
+    with (
+        LLM.load(wider, device="cpu") as other,
+        pytest.raises(ModelFileError, match=r"first\.gguf: tensor .*a model of another size"),
+    ):
+        other.load_lora(model.with_name("first.gguf"))
     assert ids(llm, None)

@@ -236,7 +236,10 @@ def test_logprobs_are_those_of_the_plain_answer(load: Load, plain: LLM) -> None:
         ({"speculate_tokens": 4}, "speculate_tokens: expected speculate beside it"),
         ({"speculate": 4}, "speculate: expected 'ngram' or a model file, got int"),
         ({"speculate": "nowhere.gguf"}, "nowhere.gguf"),
-        ({"speculate": "ngram", "decode": "persistent"}, "expected 'host' or 'auto' beside speculate, got 'persistent'"),
+        (
+            {"speculate": "ngram", "decode": "persistent"},
+            "expected 'host' or 'auto' beside speculate, got 'persistent'",
+        ),
     ],
 )
 def test_refused(path: Path, keywords: dict[str, Any], told: str) -> None:
