@@ -102,15 +102,15 @@ def work(label: str, shape: str, kind: str, batch: str, tokens: str, device: str
     from m40llm.device import open_device
 
     ops: Any = open_device(device)[0]
-    rate = None if device == "emulator" else read_bytes_per_s(ops.card)
     n_seqs, n_tokens = int(batch), int(tokens)
     sizes = {"n_seqs": n_seqs, "max_seq_len": n_tokens + MARGIN}
     model = synthetic_model(ops, shape_of(shape), kind, **sizes)
-    what = model, (shape, kind), likely_form(model), 0, n_tokens, rate
-    time_decode(*what, n_repeats=1)  # verified, and all is compiled
+    what = model, (shape, kind), likely_form(model), 0, n_tokens
+    time_decode(*what, None, n_repeats=1)  # verified, and all is compiled
     print(READY, flush=True)
     if sys.stdin.readline().strip() == GO:
-        row = time_decode(*what, n_repeats=N_REPEATS).as_json()
+        rate = None if device == "emulator" else read_bytes_per_s(ops.card)
+        row = time_decode(*what, rate, n_repeats=N_REPEATS).as_json()
         about = {"bench": "decode_variants", "variant": label}
         print(json.dumps({**about, **row, **asdict(environment(ops.card))}), flush=True)
 
