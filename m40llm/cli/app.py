@@ -1,5 +1,6 @@
 """The verbs, put together."""
 
+import inspect
 from collections.abc import Callable
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from m40llm.cli.info import info
 from m40llm.cli.lens import lens
 from m40llm.cli.logits import logits
 from m40llm.cli.perplexity import perplexity
+from m40llm.cli.prompt import TextCommand
 from m40llm.cli.pull import pull
 from m40llm.cli.quantize import quantize
 from m40llm.cli.report import report
@@ -49,7 +51,8 @@ VERBS: dict[Callable[..., None], str] = {
     doctor: "Show what this machine has and lacks.",
 }
 for verb, summary in VERBS.items():
-    app.command(short_help=summary)(verb)
+    has_text = "prompt" in inspect.signature(verb).parameters and verb is not tokenize
+    app.command(short_help=summary, cls=TextCommand if has_text else None)(verb)
 bench_app.command(short_help="Pick the tiles of matrix products by measurement.")(tune)
 bench_app.command(short_help="Measure all that tells of this card, as one file.")(report)
 app.add_typer(bench_app, name="bench", short_help="Measure this card with a model.")

@@ -2,14 +2,27 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
+from typer.core import TyperCommand
 
 from m40llm.errors import RequestError
 
 if TYPE_CHECKING:
     from m40llm.text import Tokenizer
+
+
+class TextCommand(TyperCommand):
+    """A verb with -p: who says the text without it is told where it belongs."""
+
+    allow_extra_args = True
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        rest = super().parse_args(ctx, args)
+        if rest and not ctx.resilient_parsing:
+            ctx.fail(f"unexpected {rest[0]!r}: a text needs -p, a file of it -f")
+        return rest
 
 
 def read_text(prompt: str | None, file: str | None) -> str:

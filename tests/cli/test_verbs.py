@@ -91,6 +91,11 @@ def test_text_from_stdin_and_file(run: Run, fake_llm: Any, tiny_model: str, tmp_
         (["generate", "m.gguf", "-p", "a", "--max-seq-len", "0"], "--max-seq-len"),
         (["generate", "m.gguf", "-p", "\udcff"], "not valid UTF-8"),
         (["generate"], "MODEL"),
+        (["generate", "m.gguf", "Once upon"], "unexpected 'Once upon': a text needs -p"),
+        (
+            ["perplexity", "m.gguf", "text.txt"],
+            "unexpected 'text.txt': a text needs -p, a file of it -f",
+        ),
         (["tokenize", "m.gguf", "12"], "ids need --decode"),
         (["tokenize", "m.gguf", "--decode"], "at least one token id"),
         (["tokenize", "m.gguf", "--decode", "one"], "expected a token id, got 'one'"),
