@@ -94,7 +94,7 @@ def test_text_from_stdin_and_file(run: Run, fake_llm: Any, tiny_model: str, tmp_
         (["generate", "m.gguf", "Once upon"], "unexpected 'Once upon': a text needs -p"),
         (
             ["perplexity", "m.gguf", "text.txt"],
-            "unexpected 'text.txt': a text needs -p, a file of it -f",
+            "'text.txt': a text needs -p, a file of it -f",
         ),
         (["tokenize", "m.gguf", "12"], "ids need --decode"),
         (["tokenize", "m.gguf", "--decode"], "at least one token id"),
