@@ -18,7 +18,7 @@ from m40llm.device.cpu.matmul import DenseMatrix, PackedMatrix, gather_rows, mat
 from m40llm.device.cpu.prepare import prepare
 from m40llm.device.cpu.vectors import MAX_VECTORS
 from m40llm.device.decoder import ModelParts, OpsStep
-from m40llm.device.host_memory import available_bytes
+from m40llm.device.host_memory import available_bytes, lazy_bytes
 from m40llm.device.instructions import Instruction
 from m40llm.device.ops import Cache, MatrixData, Q8Cache, RopeTable
 from m40llm.gguf.blocks import dequantize, row_bytes
@@ -93,7 +93,7 @@ class CpuOps:
     def empty(self, shape: tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
         """Aligned to cache lines, so that no vector of 32 bytes lies in two of them."""
         n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-        memory = np.empty(n_bytes + _LINE, np.uint8)
+        memory = lazy_bytes(n_bytes + _LINE)
         first = -memory.ctypes.data % _LINE
         return np.asarray(memory[first : first + n_bytes].view(dtype).reshape(shape))
 
