@@ -11,6 +11,7 @@ what one takes, and 4 s each (H100). The card must hold all of their weights.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -77,8 +78,9 @@ def in_turn(processes: Sequence["subprocess.Popen[str]"]) -> Iterator[str]:
         ready = [_line_of(process) == READY for process in processes]
         for process, is_ready in zip(processes, ready, strict=True):
             if is_ready and process.stdin:
-                process.stdin.write(GO + "\n")
-                process.stdin.flush()
+                with contextlib.suppress(BrokenPipeError):  # it has ended since
+                    process.stdin.write(GO + "\n")
+                    process.stdin.flush()
             yield _line_of(process) if is_ready else ""
             process.wait()
     finally:

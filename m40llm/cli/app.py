@@ -51,7 +51,7 @@ VERBS: dict[Callable[..., None], str] = {
     doctor: "Show what this machine has and lacks.",
 }
 for verb, summary in VERBS.items():
-    has_text = "prompt" in inspect.signature(verb).parameters and verb is not tokenize
+    has_text = "prompt" in inspect.signature(verb).parameters
     app.command(short_help=summary, cls=TextCommand if has_text else None)(verb)
 bench_app.command(short_help="Pick the tiles of matrix products by measurement.")(tune)
 bench_app.command(short_help="Measure all that tells of this card, as one file.")(report)

@@ -13,20 +13,19 @@ from decode_variants import Variant, in_turn
 REPOSITORY = Path(__file__).parents[2]
 WORKER = """
 import pathlib, sys, time
-log = pathlib.Path(sys.argv[1])
+log = pathlib.Path(sys.argv[1]).open("a", buffering=1)
 time.sleep(float(sys.argv[2]))
 if len(sys.argv) > 3: sys.exit("broken")
-log.write_text(log.read_text() + "ready ")
+log.write("ready\\n")
 print("ready", flush=True)
 if sys.stdin.readline() == "go\\n":
-    log.write_text(log.read_text() + "go ")
+    log.write("go\\n")
     print(sys.argv[2], flush=True)
 """
 
 
 def test_nobody_times_before_all_are_ready(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    log.write_text("")
     given = (["0"], ["0.3"], ["0.1", "breaks"])
     processes = [
         subprocess.Popen(
@@ -39,7 +38,7 @@ def test_nobody_times_before_all_are_ready(tmp_path: Path) -> None:
         for args in given
     ]
     assert list(in_turn(processes)) == ["0", "0.3", ""]
-    assert log.read_text() == "ready ready go go "
+    assert log.read_text().split() == ["ready", "ready", "go", "go"]
     assert all(process.returncode is not None for process in processes)
 
 

@@ -122,6 +122,7 @@ def test_refused_by_name(llm: LLM, model: Path) -> None:
         llm.load_lora(None)  # type: ignore[arg-type]
     with pytest.raises(ModelFileError, match="adapter"):
         llm.load_lora(model)
+    assert ids(llm, None)
 
 
 def test_of_several_files_the_one_that_does_not_fit_is_named(
@@ -133,4 +134,3 @@ def test_of_several_files_the_one_that_does_not_fit_is_named(
         pytest.raises(ModelFileError, match=r"first\.gguf: tensor .*a model of another size"),
     ):
         other.load_lora(model.with_name("first.gguf"))
-    assert ids(llm, None)

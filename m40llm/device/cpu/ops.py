@@ -91,7 +91,8 @@ class CpuOps:
         return self.matrix(ggml_type, n_rows, n_cols, data)
 
     def empty(self, shape: tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
-        """Aligned to cache lines, so that no vector of 32 bytes lies in two of them."""
+        """Aligned to cache lines, so that no vector of 32 bytes lies in two of them; a large one
+        takes memory as it is filled."""
         n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
         memory = lazy_bytes(n_bytes + _LINE)
         first = -memory.ctypes.data % _LINE
